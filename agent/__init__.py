@@ -1,0 +1,1 @@
+"""One board: runs its programs, profiles itself, answers requests."""

@@ -1,0 +1,1 @@
+"""An ONNX graph in, a bundle out."""

@@ -1,0 +1,1 @@
+"""Settings of known boards, one TOML file each."""

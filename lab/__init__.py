@@ -1,0 +1,1 @@
+"""Many boards on one machine."""

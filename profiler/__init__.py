@@ -1,0 +1,1 @@
+"""Numbers about a board and its links, with their spread and their source."""

@@ -1,0 +1,123 @@
+"""What a bundle is: the words of its `manifest.json`.
+
+A bundle is a folder:
+
+    manifest.json     this record
+    <name>.onnx       sub-graphs without weights, which name their blobs as external data
+    blobs/<sha256>    weights, each distinct tensor once
+
+Segments stand in execution order, and a cut lies before each of them but the first: cut i is the set
+of tensors that segments 0..i-1 and the inputs hand to segments i and later.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from shoal.records import Blob, Sha256, TensorSpec, check_name
+
+FORMAT = "shoal-bundle"
+VERSION = 1
+WHOLE = "whole"
+"""Name of the segment that is the model in one piece."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One ONNX sub-graph that runs without talking to anyone."""
+
+    name: str
+    model: Blob
+    """The ONNX file, `<name>.onnx` in the bundle."""
+    weights: tuple[Blob, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kind: str
+    """Segments of one kind have the same operators and shapes, and so cost the same."""
+    flops: int
+    """Floating-point operations of one run at the sample sizes; an estimate."""
+    work_bytes: int
+    """Memory that one run needs beyond weights, at the sample sizes; an estimate."""
+
+    def __post_init__(self) -> None:
+        check_name("segment", self.name)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes of its distinct weights."""
+        return sum(blob.size_bytes for blob in set(self.weights))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """The tensors that cross from the segments before `index` to those from `index` on."""
+
+    index: int
+    tensors: tuple[TensorSpec, ...]
+    size_bytes: int
+    """At the sample sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """How one way of running the bundle compared with the original model."""
+
+    strategy: str
+    verified: bool
+    max_abs_err: float
+    max_rel_err: float
+    """max |got - want| over max |want|."""
+    samples: int
+    reason: str
+    """Why it is not verified; empty if it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a bundle but the bytes of its blobs."""
+
+    format: str
+    version: int
+    name: str
+    producer: str
+    source_sha256: Sha256
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    sample_sizes: Mapping[str, int]
+    """What each named dimension was when bytes and operations were counted."""
+    batch: str | None
+    """The named dimension that leads every input and output and can be divided; None if none can."""
+    whole: Segment
+    segments: tuple[Segment, ...]
+    cuts: tuple[Cut, ...]
+    verification: tuple[Verification, ...]
+
+    def __post_init__(self) -> None:
+        check_name("bundle", self.name)
+        if not self.segments or len(self.cuts) != len(self.segments) - 1:
+            raise ValueError(
+                f"bundle {self.name}: expected one cut fewer than segments, got "
+                f"{len(self.cuts)} cuts and {len(self.segments)} segments"
+            )
+        names = [segment.name for segment in (*self.segments, self.whole)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"bundle {self.name}: expected distinct segment names, got {names}")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Segment]:
+        """Return all segments, the whole included, by name."""
+        return {segment.name: segment for segment in (*self.segments, self.whole)}
+
+    @cached_property
+    def blobs(self) -> Mapping[Sha256, Blob]:
+        """Return every blob of the bundle, segment files included, by digest."""
+        found = {}
+        for segment in self.by_name.values():
+            for blob in (segment.model, *segment.weights):
+                found[blob.sha256] = blob
+        return found
+
+    def verified(self, strategy: str) -> bool:
+        """Say whether export proved `strategy` against the original model."""
+        return any(v.strategy == strategy and v.verified for v in self.verification)

@@ -1,0 +1,189 @@
+"""What is said over MQTT, as records.  Who may say what, and where, stands in `wire.py`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from shoal.program import Plan
+from shoal.records import Address, BoardId, Profile, Sha256, check_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What an agent found out about the machine it runs on."""
+
+    machine: str
+    """As `uname -m` says it."""
+    model: str
+    cores: int
+    """Cores that this process may use."""
+    memory_bytes: int
+    system: str
+    python: str
+    onnxruntime: str
+    providers: tuple[str, ...]
+    """Execution providers of this onnxruntime, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """An agent has started; a larger incarnation of a board is the newer one."""
+
+    incarnation: int
+    version: str
+    address: Address
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """Whether a board is there.  `lost` is its last will, so only a hint: heartbeats decide."""
+
+    incarnation: int
+    state: Literal["online", "left", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """This incarnation of the board is alive."""
+
+    incarnation: int
+    sequence: int
+    in_flight: int
+    """Requests that it leads and has not answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSource:
+    """A bundle, and where its manifest and blobs are served over HTTP."""
+
+    name: str
+    manifest: Sha256
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What the coordinator wants of one board; the newest one is the whole truth."""
+
+    coordinator: int
+    """Incarnation of the coordinator that wrote it."""
+    version: int
+    """Grows with each message to this board."""
+    bundle: BundleSource | None
+    peers: Mapping[BoardId, Address]
+    """The other boards of the cluster; links to these are profiled."""
+    plans: tuple[Plan, ...]
+    """The plans to be ready for, newest first; any other is dropped."""
+    committed: int
+    """Epoch under which new requests run; 0: hold them until the next message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """How far a board is with one epoch."""
+
+    epoch: int
+    phase: Literal["preparing", "ready", "failed"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What one board has made of what was desired of it."""
+
+    incarnation: int
+    version: int
+    """Of the desired message that it has acted on."""
+    epochs: tuple[Readiness, ...]
+    activity: str
+    """What it is doing, in words for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What a lead saw of its requests since its last telemetry."""
+
+    incarnation: int
+    epoch: int
+    answered: int
+    failed: int
+    retried: int
+    latency_median_s: float
+    latency_p95_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """An exchange with `peer` failed; the board that says so may be wrong about whose fault it is."""
+
+    incarnation: int
+    epoch: int
+    peer: BoardId
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinator:
+    """The coordinator of the cluster, and where it takes and serves bundles."""
+
+    incarnation: int
+    state: Literal["online", "left", "lost"]
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What the operator wants the cluster to serve, and by which measure it is planned."""
+
+    bundle: BundleSource
+    objective: Literal["latency", "throughput"]
+    max_boards: int
+    """Use at most so many boards; 0: all."""
+
+    def __post_init__(self) -> None:
+        check_name("model", self.bundle.name)
+        if self.max_boards < 0:
+            raise ValueError(f"deployment: expected max_boards of 0 or more, got {self.max_boards}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """One plan that was weighed."""
+
+    strategy: str
+    boards: tuple[BoardId, ...]
+    latency_s: float
+    throughput_per_s: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the coordinator decided last, why, and what else it could have done."""
+
+    epoch: int
+    """Of the plan in force after it; 0: none."""
+    wanted: int
+    """Of the plan being prepared; 0: none."""
+    objective: str
+    reason: str
+    alternatives: tuple[Alternative, ...]
+    waiting_for: tuple[str, ...]
+    """What keeps it from a plan, in words."""
+
+
+Message = (
+    Birth
+    | Presence
+    | Heartbeat
+    | Desired
+    | Reported
+    | Profile
+    | Telemetry
+    | Alarm
+    | Coordinator
+    | Deployment
+    | Plan
+    | Decision
+)

@@ -1,0 +1,172 @@
+"""The small records that all parts share: tensors, blobs, addresses, measurements, profiles."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+BoardId = NewType("BoardId", str)
+Sha256 = NewType("Sha256", str)
+
+Dim = int | str
+"""A fixed size, or the name of a size that a request chooses."""
+
+ITEM_BYTES: Mapping[str, int] = {
+    "bool": 1,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+}
+"""Bytes of one element, by numpy name; these are the types that may cross the wire."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can name a board, a cluster or a model, else raise ValueError.
+
+    Names become MQTT topic levels and file names, so they hold letters, digits, `.`, `_`, `-` only.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{what}: expected 1 to 64 letters, digits, '.', '_' or '-', starting with a letter "
+            f"or digit, got {name!r}"
+        )
+    return name
+
+
+def check_sha256(what: str, digest: str) -> Sha256:
+    """Return `digest` if it is 64 lower-case hex digits, else raise ValueError."""
+    if not _SHA256.fullmatch(digest):
+        raise ValueError(f"{what}: expected 64 lower-case hex digits, got {digest!r:.80}")
+    return Sha256(digest)
+
+
+def check_positive(what: str, value: float) -> None:
+    """Raise ValueError unless `value` is finite and above zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what}: expected a finite number above 0, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, element type (numpy's word) and shape of a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise ValueError(
+                f"tensor {self.name}: expected a type of {sorted(ITEM_BYTES)}, got {self.dtype!r}"
+            )
+        for dim in self.shape:
+            if isinstance(dim, int) and dim < 0:
+                raise ValueError(f"tensor {self.name}: expected sizes of 0 or more, got {dim}")
+
+    def size_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Return the tensor's bytes when named dimensions have `sizes`; KeyError if one lacks."""
+        count = 1
+        for dim in self.shape:
+            count *= dim if isinstance(dim, int) else sizes[dim]
+        return count * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Bytes named by their SHA-256."""
+
+    sha256: Sha256
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        check_sha256("blob", self.sha256)
+        if self.size_bytes < 0:
+            raise ValueError(f"blob {self.sha256}: expected 0 bytes or more, got {self.size_bytes}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a board listens: tensors on `data_port`, requests on `http_port`."""
+
+    host: str
+    data_port: int
+    http_port: int
+
+    def __post_init__(self) -> None:
+        for port in (self.data_port, self.http_port):
+            if not 0 < port < 65536:
+                raise ValueError(f"address {self.host}: expected ports 1 to 65535, got {port}")
+
+    @property
+    def http_url(self) -> str:
+        """Return the base URL of the board's HTTP server."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.http_port}"
+
+
+class Source(str, Enum):
+    """Where a number comes from."""
+
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long one run of a segment takes on a board, at the bundle's sample sizes."""
+
+    median_s: float
+    spread_s: float
+    """Median absolute deviation of the runs, in seconds."""
+    runs: int
+
+    def __post_init__(self) -> None:
+        check_positive("timing median_s", self.median_s)
+        if not (math.isfinite(self.spread_s) and self.spread_s >= 0 and self.runs >= 1):
+            raise ValueError(f"timing: expected spread_s >= 0 and runs >= 1, got {self!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkProfile:
+    """What one board measured towards a peer."""
+
+    rtt_s: float
+    """Median time of a small message there and back, software included."""
+    goodput_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        check_positive("link rtt_s", self.rtt_s)
+        check_positive("link goodput_bytes_per_s", self.goodput_bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a board measured about itself and its links for one bundle."""
+
+    bundle: Sha256
+    segments: Mapping[str, Timing]
+    """By segment name; a segment that the board cannot hold is missing."""
+    links: Mapping[BoardId, LinkProfile]
+    memory_bytes: int
+    """What the board lets programs use for weights and activations."""
+    slowdown: float
+    """Service time over profiled time just now; the timings include it already."""
+    source: Source
+
+    def __post_init__(self) -> None:
+        check_positive("profile slowdown", self.slowdown)
+        if self.memory_bytes < 0:
+            raise ValueError(f"profile memory_bytes: expected >= 0, got {self.memory_bytes}")
