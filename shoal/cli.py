@@ -10,8 +10,19 @@ from shoal import __version__
 from shoal.errors import ShoalError
 
 COMMANDS: Final = {
+    "demo": "shoal.lab.demo:demo",
     "export": "shoal.exporter.cli:export",
     "inspect": "shoal.exporter.cli:inspect",
+    "broker": "shoal.coordinator.broker:broker",
+    "coordinator": "shoal.coordinator.cli:coordinator",
+    "agent": "shoal.agent.cli:agent",
+    "deploy": "shoal.coordinator.cli:deploy",
+    "undeploy": "shoal.coordinator.cli:undeploy",
+    "status": "shoal.coordinator.cli:status",
+    "plan": "shoal.coordinator.cli:plan",
+    "explain": "shoal.coordinator.cli:explain",
+    "infer": "shoal.coordinator.cli:infer",
+    "watch": "shoal.coordinator.cli:watch",
 }
 
 

@@ -10,10 +10,13 @@ Segments stand in execution order, and a cut lies before each of them but the fi
 of tensors that segments 0..i-1 and the inputs hand to segments i and later.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from shoal.encoding import build
+from shoal.errors import ModelError, WireError
 from shoal.records import Blob, Sha256, TensorSpec, check_name
 
 FORMAT = "shoal-bundle"
@@ -118,6 +121,31 @@ class Manifest:
                 found[blob.sha256] = blob
         return found
 
+    @cached_property
+    def tensor_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of every tensor that can cross a cut, in or out, at the sample sizes."""
+        borders = (segment.inputs + segment.outputs for segment in self.by_name.values())
+        specs = (*self.inputs, *self.outputs, *(spec for border in borders for spec in border))
+        return {spec.name: spec.size_bytes(self.sample_sizes) for spec in specs}
+
     def verified(self, strategy: str) -> bool:
         """Say whether export proved `strategy` against the original model."""
         return any(v.strategy == strategy and v.verified for v in self.verification)
+
+
+def parse(text: bytes, where: str) -> Manifest:
+    """Return the manifest in `text`, the content of a `manifest.json`.
+
+    Raises ModelError, which names `where`, if it is none or of another version than `VERSION`.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: expected a manifest in JSON, got {text[:40]!r}") from error
+    found = (body.get("format"), body.get("version")) if isinstance(body, dict) else (None, None)
+    if found != (FORMAT, VERSION):
+        raise ModelError(f"{where}: expected {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
+    try:
+        return build(Manifest, body, where)
+    except WireError as error:
+        raise ModelError(str(error)) from error

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from shoal.program import Plan
 from shoal.records import Address, BoardId, Profile, Sha256, check_name
+
+HEARTBEAT_S: Final = 0.25
+"""Agents send a heartbeat so often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,5 +120,12 @@ class Plan:
 
     def shape(self) -> tuple[object, ...]:
         """Return what makes two plans the same work, whatever their epoch and prediction."""
-        lanes = tuple(tuple(sorted(lane.programs.items(), key=lambda i: i[0])) for lane in self.lanes)
-        return (self.bundle, self.strategy, self.lead, lanes)
+        return shape_of(self.bundle, self.strategy, self.lead, self.lanes)
+
+
+def shape_of(
+    bundle: Sha256 | None, strategy: str, lead: BoardId, lanes: tuple[Lane, ...]
+) -> tuple[object, ...]:
+    """Return `Plan.shape` of a plan that would be made of these."""
+    programs = tuple(tuple(sorted(lane.programs.items(), key=lambda item: item[0])) for lane in lanes)
+    return (bundle, strategy, lead, programs)

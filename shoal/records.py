@@ -156,6 +156,7 @@ class LinkProfile:
 class Profile:
     """What a board measured about itself and its links for one bundle."""
 
+    incarnation: int
     bundle: Sha256
     segments: Mapping[str, Timing]
     """By segment name; a segment that the board cannot hold is missing."""

@@ -80,6 +80,11 @@ def topic(cluster: str, message: type[Message], board: BoardId | None = None) ->
     return f"{ROOT}/{cluster}/{path.format(board=board)}"
 
 
+def route_of(message: type[Message]) -> Route:
+    """Return the row of a message."""
+    return _ROUTE_OF[message]
+
+
 def every(cluster: str) -> str:
     """Return the filter that matches all topics of a cluster."""
     return f"{ROOT}/{cluster}/#"

@@ -1,0 +1,296 @@
+"""Takes requests through the lanes of the plan in force, and never lets go of one before its answer.
+
+A request is tried until it is answered, its tensors turn out not to fit, or its time is up.  An attempt
+that fails in another board bars its lane for a moment; the request then takes another lane, or waits for
+the next plan, or at last runs in one piece on this board if its memory allows.  The number of requests
+that wait is bounded: beyond it, new ones are refused at once.
+"""
+
+import asyncio
+import logging
+import math
+import secrets
+import statistics
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from shoal.agent.executor import Executor
+from shoal.agent.peers import ExchangeError
+from shoal.errors import BoardError, ShoalError
+from shoal.manifest import Manifest
+from shoal.messages import Telemetry
+from shoal.program import Lane, Plan
+from shoal.records import BoardId
+from shoal.session import Array
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 256
+BARRED_S: Final = 1.0
+"""A lane that failed is not used for so long, unless there is no other."""
+RESORT_S: Final = 3.0
+"""A request that no lane answers for so long runs in one piece on this board, if it fits."""
+PATIENCE: Final = 8.0
+"""An attempt may take so many times what is predicted for the requests before it, and more:"""
+LEAST_ATTEMPT_S: Final = 3.0
+
+
+class OverloadedError(ShoalError):
+    """Too many requests wait already."""
+
+
+class ExpiredError(ShoalError):
+    """The request's time was up before it could be answered."""
+
+
+class MovedError(ShoalError):
+    """This board is no longer the lead: the request belongs to another one now."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _LaneUse:
+    in_flight: int = 0
+    barred_until_s: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Serving:
+    """The plan in force and how its lanes are used."""
+
+    plan: Plan
+    manifest: Manifest
+    lanes: list[_LaneUse] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lanes = [_LaneUse() for _ in self.plan.lanes]
+
+
+Resort = Callable[[Mapping[str, Array]], Awaitable[dict[str, Array]]]
+
+
+class Dispatcher:
+    """The requests of this board."""
+
+    def __init__(
+        self,
+        board: BoardId,
+        executor: Executor,
+        on_failure: Callable[[int, ExchangeError], None],
+        resort: Resort,
+    ) -> None:
+        """`on_failure` hears of exchanges that fail; `resort` runs a request in one piece here."""
+        self._board = board
+        self._executor = executor
+        self._on_failure = on_failure
+        self._resort = resort
+        self._serving: _Serving | None = None
+        self._changed = asyncio.Condition()
+        self.in_flight = 0
+        self._answered: deque[float] = deque(maxlen=4096)
+        self._failed = 0
+        self._retried = 0
+
+    async def serve(self, plan: Plan | None, manifest: Manifest | None) -> None:
+        """Run new requests under `plan` from now on; None: hold them."""
+        async with self._changed:
+            if plan is None or manifest is None:
+                self._serving = None
+            elif self._serving is None or self._serving.plan != plan:
+                self._serving = _Serving(plan=plan, manifest=manifest)
+            self._changed.notify_all()
+
+    @property
+    def plan(self) -> Plan | None:
+        """Return the plan in force."""
+        return self._serving.plan if self._serving else None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Return the manifest of the model that is served."""
+        return self._serving.manifest if self._serving else None
+
+    async def next_plan(self, after: int, deadline_s: float) -> Plan | None:
+        """Return the plan in force as soon as its epoch is not `after`; None at `deadline_s`."""
+
+        def other() -> bool:
+            return self._serving is not None and self._serving.plan.epoch != after
+
+        async with self._changed:
+            try:
+                left_s = max(0.0, deadline_s - time.monotonic())
+                await asyncio.wait_for(self._changed.wait_for(other), left_s)
+            except asyncio.TimeoutError:
+                return None
+            return self._serving.plan if self._serving else None
+
+    def telemetry(self, incarnation: int) -> Telemetry | None:
+        """Return what happened since the last call; None if nothing did."""
+        if not (self._answered or self._failed or self._retried) or self._serving is None:
+            return None
+        seconds = sorted(self._answered) or [0.0]
+        report = Telemetry(
+            incarnation=incarnation,
+            epoch=self._serving.plan.epoch,
+            answered=len(self._answered),
+            failed=self._failed,
+            retried=self._retried,
+            latency_median_s=statistics.median(seconds),
+            latency_p95_s=seconds[math.ceil(0.95 * len(seconds)) - 1],
+        )
+        self._answered.clear()
+        self._failed = self._retried = 0
+        return report
+
+    async def infer(self, inputs: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
+        """Return the outputs for `inputs`.
+
+        Raises ModelError if the inputs do not fit, OverloadedError at once if too many wait, MovedError if
+        another board is the lead, ExpiredError at `deadline_s` (of time.monotonic).
+        """
+        if self.in_flight >= MAX_WAITING:
+            raise OverloadedError(f"{self._board}: {MAX_WAITING} requests wait already; try again later")
+        self.in_flight += 1
+        begun_s = time.monotonic()
+        try:
+            outputs = await self._divided(inputs, deadline_s)
+        except MovedError:
+            raise
+        except BaseException:
+            self._failed += 1
+            raise
+        finally:
+            self.in_flight -= 1
+        self._answered.append(time.monotonic() - begun_s)
+        return outputs
+
+    async def _divided(self, inputs: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
+        """Divide a batch among the lanes where the model allows it, and put the answers together."""
+        serving = self._serving
+        if serving is None or serving.manifest.batch is None or len(serving.plan.lanes) < 2:
+            return await self._answer(inputs, deadline_s)
+        rows = next(iter(inputs.values())).shape[0]
+        shares = _shares(rows, serving.plan.lanes)
+        if len(shares) < 2:
+            return await self._answer(inputs, deadline_s)
+        tasks = [
+            asyncio.ensure_future(
+                self._answer({name: array[start:stop] for name, array in inputs.items()}, deadline_s)
+            )
+            for start, stop in shares
+        ]
+        try:
+            parts = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    async def _answer(self, inputs: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
+        """Try until there is an answer."""
+        resort_s = time.monotonic() + RESORT_S
+        last: ShoalError | None = None
+        while True:
+            if last is not None and time.monotonic() >= resort_s:
+                try:
+                    return await self._resort(inputs)
+                except BoardError as error:
+                    resort_s = time.monotonic() + RESORT_S
+                    last = error
+            serving, index = await self._lane(deadline_s, last)
+            use = serving.lanes[index]
+            try:
+                return await self._attempt(serving, index, inputs, deadline_s)
+            except BoardError as error:
+                last = error
+                self._retried += 1
+                use.barred_until_s = time.monotonic() + BARRED_S
+                log.warning("epoch %d, lane %d: %s; trying again", serving.plan.epoch, index, error)
+                if isinstance(error, ExchangeError):
+                    self._on_failure(serving.plan.epoch, error)
+            finally:
+                async with self._changed:
+                    use.in_flight -= 1
+                    self._changed.notify_all()
+
+    async def _attempt(
+        self, serving: _Serving, index: int, inputs: Mapping[str, Array], deadline_s: float
+    ) -> dict[str, Array]:
+        plan = serving.plan
+        ahead = serving.lanes[index].in_flight
+        limit_s = LEAST_ATTEMPT_S + PATIENCE * plan.predicted.latency_s * (1 + ahead)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor.threads,
+            self._executor.lead,
+            plan.epoch,
+            index,
+            secrets.token_bytes(16),
+            inputs,
+            min(deadline_s, time.monotonic() + limit_s),
+            [spec.name for spec in serving.manifest.outputs],
+        )
+
+    async def _lane(self, deadline_s: float, last: ShoalError | None) -> tuple[_Serving, int]:
+        """Wait for room in a lane of the plan in force, and take it.
+
+        A lane that has just failed is taken again only when its bar ends; a new plan ends it at once.
+        """
+        async with self._changed:
+            while True:
+                now_s = time.monotonic()
+                serving = self._serving
+                if serving is not None:
+                    if self._board != serving.plan.lead:
+                        raise MovedError(f"{serving.plan.lead} is the lead")
+                    best = _emptiest(serving, now_s)
+                    if best is not None:
+                        serving.lanes[best].in_flight += 1
+                        return serving, best
+                if now_s >= deadline_s:
+                    raise ExpiredError(f"no answer in time: {last or 'no plan is in force'}")
+                until_s = deadline_s
+                if serving is not None:
+                    bars_s = [u.barred_until_s for u in serving.lanes if u.barred_until_s > now_s]
+                    until_s = min([deadline_s, *bars_s])
+                try:
+                    await asyncio.wait_for(self._changed.wait(), until_s - now_s)
+                except asyncio.TimeoutError:
+                    continue
+
+
+def _capacity(lane: Lane) -> int:
+    """Return how many requests may be under way in a lane: one for each board, and one that travels."""
+    return len(lane.programs) + 1
+
+
+def _emptiest(serving: _Serving, now_s: float) -> int | None:
+    """Return the lane that should finish a new request first; None if none has room."""
+    ready = [
+        (use.in_flight + 1) / lane.weight
+        if use.in_flight < _capacity(lane) and use.barred_until_s <= now_s
+        else math.inf
+        for lane, use in zip(serving.plan.lanes, serving.lanes, strict=True)
+    ]
+    best = min(range(len(ready)), key=ready.__getitem__)
+    return best if math.isfinite(ready[best]) else None
+
+
+def _shares(rows: int, lanes: tuple[Lane, ...]) -> list[tuple[int, int]]:
+    """Return ranges of rows in proportion to the lanes' weights; empty ranges are left out.
+
+    Each row goes to the lane that would finish it first.
+    """
+    counts = [0] * len(lanes)
+    for _ in range(rows):
+        first = min(range(len(lanes)), key=lambda i: (counts[i] + 1) / lanes[i].weight)
+        counts[first] += 1
+    shares, start = [], 0
+    for count in counts:
+        if count:
+            shares.append((start, start + count))
+            start += count
+    return shares

@@ -1,0 +1,223 @@
+"""Runs programs: this board's part of each attempt at a request.
+
+The lead calls `lead` for an attempt it begins; on the other boards the first tensor of an attempt begins
+it.  Several attempts are under way at once, each in a thread: while one waits for bytes, another computes.
+Only one computes at a time, since one run already uses all the threads that the board gives.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoal import frames
+from shoal.agent.peers import ExchangeError, Inbox, Peers
+from shoal.errors import BoardError, ModelError, ShoalError
+from shoal.frames import Header, Kind
+from shoal.program import Exchange, Plan, Program, Run
+from shoal.records import BoardId
+from shoal.session import Array, Session
+
+log = logging.getLogger(__name__)
+
+MAX_LED: Final = 64
+MAX_ATTEMPTS: Final = 32
+"""So many attempts that others lead may be under way on this board."""
+BACKSTOP_S: Final = 60.0
+"""An attempt that another board leads ends after so long, should nobody end it before."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """A plan that this board is ready for."""
+
+    plan: Plan
+    sessions: Mapping[str, Session]
+    active: int = 0
+    """Attempts under way."""
+    last_uses: dict[int, dict[str, int]] = field(default_factory=dict)
+    """By lane: after which step each tensor is no longer needed."""
+
+
+class Executor:
+    """What runs on this board."""
+
+    def __init__(self, board: BoardId, on_run: Callable[[str, float], None]) -> None:
+        """`on_run` hears of every run of a segment and how many seconds it took."""
+        self.alone = threading.Lock()
+        """Held while a segment runs, so that runs do not disturb one another."""
+        self._board = board
+        self._on_run = on_run
+        self._held: dict[int, Held] = {}
+        self._lock = threading.Lock()
+        self.threads = ThreadPoolExecutor(MAX_LED, thread_name_prefix="lead")
+        """For attempts that this board leads, apart from those of others so that neither starves."""
+        self._followers = ThreadPoolExecutor(MAX_ATTEMPTS, thread_name_prefix="follow")
+        self._attempts = 0
+        self.peers: Peers
+
+    def connect(self, peers: Peers) -> None:
+        """Use these connections; they call `begin` back."""
+        self.peers = peers
+
+    def hold(self, plan: Plan, sessions: Mapping[str, Session]) -> None:
+        """Be ready for `plan` from now on."""
+        with self._lock:
+            self._held[plan.epoch] = Held(plan=plan, sessions=sessions)
+
+    def drop(self, epoch: int) -> bool:
+        """Take no new attempt under `epoch`; return True once none is under way and it is dropped."""
+        with self._lock:
+            held = self._held.get(epoch)
+            if held is None:
+                return True
+            if held.active:
+                return False
+            del self._held[epoch]
+            return True
+
+    def epochs(self) -> dict[int, Plan]:
+        """Return the plans that this board is ready for."""
+        with self._lock:
+            return {epoch: held.plan for epoch, held in self._held.items()}
+
+    def lead(
+        self,
+        epoch: int,
+        lane: int,
+        attempt: bytes,
+        inputs: Mapping[str, Array],
+        deadline_s: float,
+        wanted: Sequence[str],
+    ) -> dict[str, Array]:
+        """Run an attempt that this board begins and return the tensors `wanted`.
+
+        Raises ExchangeError if another board failed, ModelError if the inputs do not fit.
+        """
+        held = self._enter(epoch)
+        try:
+            program = held.plan.lanes[lane].programs[self._board]
+            others = frozenset(held.plan.lanes[lane].programs) - {self._board}
+            inbox, _ = self.peers.open(attempt, others) if others else (Inbox(others), True)
+            header = Header(kind=Kind.TENSOR, attempt=attempt, epoch=epoch, lane=lane)
+            try:
+                return self._run(held, program, header, dict(inputs), inbox, deadline_s, wanted)
+            except ShoalError as error:
+                self._tell(attempt, others, error)
+                raise
+            finally:
+                if others:
+                    self.peers.close(attempt)
+        finally:
+            self._leave(held)
+
+    def begin(self, header: Header, peer: BoardId) -> Inbox:
+        """Start this board's part of an attempt that `peer` took here.  Raises BoardError if it cannot."""
+        held = self._enter(header.epoch)
+        try:
+            if self._attempts >= MAX_ATTEMPTS:
+                raise BoardError(f"{self._board}: {MAX_ATTEMPTS} requests are under way already")
+            if header.lane >= len(held.plan.lanes):
+                raise BoardError(f"{self._board}: epoch {header.epoch} has no lane {header.lane}")
+            programs = held.plan.lanes[header.lane].programs
+            if self._board not in programs or peer not in programs:
+                raise BoardError(f"{self._board}: lane {header.lane} is not for {self._board} and {peer}")
+            others = frozenset(programs) - {self._board}
+            inbox, new = self.peers.open(header.attempt, others)
+            if new:
+                with self._lock:
+                    self._attempts += 1
+                    held.active += 1
+                self._followers.submit(self._follow, held, programs[self._board], header, inbox, others)
+            return inbox
+        finally:
+            self._leave(held)
+
+    def _follow(
+        self, held: Held, program: Program, header: Header, inbox: Inbox, others: frozenset[BoardId]
+    ) -> None:
+        """Run this board's part; whatever goes wrong is told to the others."""
+        try:
+            self._run(held, program, header, {}, inbox, time.monotonic() + BACKSTOP_S, ())
+        except ShoalError as error:
+            log.info("attempt %s ended: %s", header.attempt.hex()[:8], error)
+            self._tell(header.attempt, others, error)
+        except Exception:
+            log.exception("attempt %s failed", header.attempt.hex()[:8])
+            self._tell(header.attempt, others, BoardError(f"{self._board}: internal error, see its log"))
+        finally:
+            self.peers.close(header.attempt)
+            with self._lock:
+                self._attempts -= 1
+            self._leave(held)
+
+    def _run(
+        self,
+        held: Held,
+        program: Program,
+        header: Header,
+        tensors: dict[str, Array],
+        inbox: Inbox,
+        deadline_s: float,
+        wanted: Sequence[str],
+    ) -> dict[str, Array]:
+        last_use = held.last_uses.get(header.lane)
+        if last_use is None:
+            last_use = held.last_uses[header.lane] = _last_uses(program, held.sessions)
+        for position, step in enumerate(program.steps):
+            if isinstance(step, Run):
+                session = held.sessions[step.segment]
+                with self.alone:
+                    begun_s = time.perf_counter()
+                    made = session.run(tensors)
+                    took_s = time.perf_counter() - begun_s
+                self._on_run(step.segment, took_s)
+                tensors |= made
+            elif step.kind == "send":
+                self.peers.send(
+                    step.peer,
+                    frames.tensors(
+                        [tensors[name] for name in step.tensors],
+                        attempt=header.attempt,
+                        epoch=header.epoch,
+                        lane=header.lane,
+                        tag=step.tag,
+                    ),
+                )
+            else:
+                arrays = inbox.take(step.tag, len(step.tensors), step.peer, deadline_s)
+                tensors |= dict(zip(step.tensors, arrays, strict=True))
+            for name in [n for n in tensors if last_use.get(n, -1) <= position and n not in wanted]:
+                del tensors[name]
+        return {name: tensors[name] for name in wanted}
+
+    def _tell(self, attempt: bytes, others: frozenset[BoardId], error: ShoalError) -> None:
+        kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT
+        gone = {error.peer} if isinstance(error, ExchangeError) else set()
+        self.peers.abort(attempt, others - gone, kind, str(error))
+
+    def _enter(self, epoch: int) -> Held:
+        with self._lock:
+            held = self._held.get(epoch)
+            if held is None:
+                raise BoardError(f"{self._board}: not ready for epoch {epoch}, but for {sorted(self._held)}")
+            held.active += 1
+            return held
+
+    def _leave(self, held: Held) -> None:
+        with self._lock:
+            held.active -= 1
+
+
+def _last_uses(program: Program, sessions: Mapping[str, Session]) -> dict[str, int]:
+    """Return the last step that needs each tensor."""
+    uses: dict[str, int] = {}
+    for position, step in enumerate(program.steps):
+        if isinstance(step, Run):
+            uses |= dict.fromkeys(sessions[step.segment].inputs, position)
+        elif isinstance(step, Exchange) and step.kind == "send":
+            uses |= dict.fromkeys(step.tensors, position)
+    return uses

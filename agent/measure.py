@@ -1,0 +1,221 @@
+"""What this board knows about itself: its profile, kept true while it works and while it idles."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from shoal.agent.executor import Executor
+from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.sessions import Sessions
+from shoal.encoding import from_json, to_json
+from shoal.errors import BoardError, ModelError, WireError
+from shoal.manifest import Manifest, Segment
+from shoal.profiler import links, segments
+from shoal.profiler.statistics import Drift, differs, observed, window
+from shoal.records import BoardId, LinkProfile, Profile, Sha256, Source, Timing
+
+log = logging.getLogger(__name__)
+
+LINK_PERIOD_S: Final = 10.0
+LINK_BAND: Final = 0.25
+"""A link is said to have changed if it differs by more."""
+PING_TIMEOUT_S: Final = 5.0
+CANARY_PERIOD_S: Final = 3.0
+CANARY_SHARE: Final = 0.005
+"""Of the time, so much at most goes into looking whether an idle board is still as fast."""
+CANARY_LEAST_S: Final = 2e-4
+"""A segment that runs shorter says little about the board's speed."""
+
+
+class Measurer:
+    """Measures the board for the deployed bundle, and says so whenever that changes."""
+
+    def __init__(
+        self,
+        incarnation: int,
+        state_dir: Path,
+        executor: Executor,
+        sessions: Sessions,
+        peers: Peers,
+        changed: Callable[[Profile], None],
+    ) -> None:
+        self._incarnation = incarnation
+        self._state_dir = state_dir
+        self._executor = executor
+        self._sessions = sessions
+        self._peers = peers
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._timings: Mapping[str, Timing] = {}
+        self._drift = Drift()
+        self._links: dict[BoardId, LinkProfile] = {}
+        self._ran_s = 0.0
+        self._bundle: Sha256 | None = None
+        self._canary: tuple[Segment, Callable[[], object]] | None = None
+        self._memory_bytes = sessions.memory_bytes
+
+    @property
+    def profile(self) -> Profile | None:
+        """Return what is known now; None before the first measurement."""
+        with self._lock:
+            if self._bundle is None:
+                return None
+            slowdown = self._drift.slowdown
+            return Profile(
+                incarnation=self._incarnation,
+                bundle=self._bundle,
+                segments={
+                    name: replace(t, median_s=t.median_s * slowdown, spread_s=t.spread_s * slowdown)
+                    for name, t in self._timings.items()
+                },
+                links=dict(self._links),
+                memory_bytes=self._memory_bytes,
+                slowdown=slowdown,
+                source=Source.MEASURED,
+            )
+
+    def profiled(self, bundle: Sha256) -> bool:
+        """Say whether the segments of `bundle` have been timed."""
+        return self._bundle == bundle
+
+    def ran(self, segment: str, took_s: float) -> None:
+        """Hear of a run in service, and notice when the board has become slower or faster."""
+        self._ran_s = time.monotonic()
+        timing = self._timings.get(segment)
+        if timing is not None:
+            self._judge(lambda drift: observed(drift, timing.median_s, took_s, self._ran_s))
+
+    def _judge(self, judge: Callable[[Drift], Drift]) -> None:
+        with self._lock:
+            before = self._drift
+            self._drift = after = judge(before)
+        if after.slowdown != before.slowdown:
+            log.info("now %.2f times as slow as profiled", after.slowdown)
+            self._publish()
+
+    def measure(self, bundle: Sha256, manifest: Manifest) -> None:
+        """Time the segments of `bundle`, whose blobs are here, unless that was done before.
+
+        Blocks for some seconds; call it in a thread.
+        """
+        timings = self._remembered(bundle)
+        if timings is None:
+            timings = {}
+            for timings in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
+                log.debug("profiled %d segments", len(timings))
+            if not timings:
+                raise BoardError("no segment of the bundle fits this board's memory")
+            self._remember(bundle, timings)
+        canary = self._choose_canary(manifest, timings)
+        with self._lock:
+            self._bundle, self._timings, self._drift = bundle, timings, Drift()
+            self._canary = canary
+            held = canary[0].weight_bytes if canary else 0
+            self._memory_bytes = max(0, self._sessions.memory_bytes - held)
+        self._publish()
+
+    async def watch_speed(self) -> None:
+        """Now and then time a segment while the board idles, for ever."""
+        while True:
+            canary = self._canary
+            timing = self._timings.get(canary[0].name) if canary else None
+            rest_s = max(CANARY_PERIOD_S, timing.median_s / CANARY_SHARE if timing else 0.0)
+            await asyncio.sleep(rest_s if self._drift.streak == 0 else rest_s / 4)
+            idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
+            if canary is not None and timing is not None and idle:
+                await asyncio.to_thread(self._look, canary[1], timing.median_s)
+
+    async def watch_links(self, addresses: Callable[[], frozenset[BoardId]]) -> None:
+        """Measure the links to new peers at once and to all of them in turn, for ever."""
+        due_s: dict[BoardId, float] = {}
+        while True:
+            peers = addresses()
+            with self._lock:
+                gone = self._links.keys() - peers
+                for peer in gone:
+                    del self._links[peer]
+            for peer in sorted(peers):
+                if due_s.get(peer, 0.0) <= time.monotonic() or peer not in self._links:
+                    await asyncio.to_thread(self._measure_link, peer)
+                    due_s[peer] = time.monotonic() + LINK_PERIOD_S
+            await asyncio.sleep(0.25)
+
+    def _measure_link(self, peer: BoardId) -> None:
+        try:
+            found = links.measure(lambda size: self._peers.ping(peer, size, PING_TIMEOUT_S))
+        except ExchangeError as error:
+            log.info("link not measured: %s", error)
+            return
+        with self._lock:
+            old = self._links.get(peer)
+            fresh = old is None or (
+                differs(old.rtt_s, found.rtt_s, LINK_BAND)
+                or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, LINK_BAND)
+            )
+            if fresh:
+                self._links[peer] = found
+        if fresh:
+            self._publish()
+
+    def _look(self, run: Callable[[], object], expected_s: float) -> None:
+        """Time the canary once, after a run that warms the caches."""
+        with self._executor.alone:
+            run()
+            begun_s = time.perf_counter()
+            run()
+            took_s = time.perf_counter() - begun_s
+        self._judge(lambda drift: window(drift, expected_s, took_s))
+
+    def _choose_canary(
+        self, manifest: Manifest, timings: Mapping[str, Timing]
+    ) -> tuple[Segment, Callable[[], object]] | None:
+        """Return the lightest segment that runs long enough to tell, and a way to run it."""
+        able = [s for s in manifest.segments if s.name in timings]
+        telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
+        for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
+            try:
+                session = self._sessions.borrow(segment)
+                tensors = {s.name: segments.sample(s, manifest.sample_sizes) for s in segment.inputs}
+                session.run(tensors)
+            except (BoardError, ModelError) as error:
+                log.debug("no canary: %s", error)
+                continue
+            return segment, partial(session.run, tensors)
+        return None
+
+    def _publish(self) -> None:
+        profile = self.profile
+        if profile is not None:
+            self._changed(profile)
+
+    def _file(self, bundle: Sha256) -> Path:
+        return self._state_dir / f"profile-{bundle}.json"
+
+    def _remembered(self, bundle: Sha256) -> Mapping[str, Timing] | None:
+        """Return the timings of an earlier life of this board; what has changed since, drift will show."""
+        try:
+            text = self._file(bundle).read_bytes()
+            return from_json(Profile, text, str(self._file(bundle))).segments
+        except (OSError, WireError):
+            return None
+
+    def _remember(self, bundle: Sha256, timings: Mapping[str, Timing]) -> None:
+        profile = Profile(
+            incarnation=self._incarnation,
+            bundle=bundle,
+            segments=timings,
+            links={},
+            memory_bytes=self._sessions.memory_bytes,
+            slowdown=1.0,
+            source=Source.MEASURED,
+        )
+        try:
+            self._file(bundle).write_bytes(to_json(profile))
+        except OSError as error:
+            log.warning("profile not kept: %s", error)

@@ -1,0 +1,416 @@
+"""The data plane of a board: one listener, and one connection to each peer that it sends to.
+
+Every connection is read by a thread of its own, whoever opened it; whoever has something to send opens
+one if it has none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
+is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames of attempts that are over are
+dropped and counted.  Whatever is not our protocol closes that connection, and is counted and logged.
+"""
+
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from shoal import frames
+from shoal.encoding import from_json, to_json
+from shoal.errors import BoardError, ModelError, WireError
+from shoal.frames import Header, Kind
+from shoal.records import Address, BoardId
+from shoal.session import Array
+
+log = logging.getLogger(__name__)
+
+CONNECT_S: Final = 2.0
+STUCK_S: Final = 2.0
+"""A peer that takes no byte for so long is given up."""
+HELLO_S: Final = 5.0
+REMEMBERED: Final = 4096
+"""So many attempts that are over are remembered, to drop what comes late."""
+MAX_CONNECTIONS: Final = 256
+MAX_INBOX_BYTES: Final = 1 << 30
+
+Buffers = Sequence[bytes | memoryview]
+
+
+class ExchangeError(BoardError):
+    """An exchange with `peer` failed: this attempt is over, another may succeed."""
+
+    def __init__(self, peer: BoardId, why: str) -> None:
+        super().__init__(f"exchange with {peer}: {why}")
+        self.peer = peer
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First on a connection: who opened it, and whom it wants to reach."""
+
+    cluster: str
+    sender: BoardId
+    receiver: BoardId
+
+
+class Inbox:
+    """What has come for one attempt, and who is waited for."""
+
+    def __init__(self, peers: frozenset[BoardId]) -> None:
+        self.peers = peers
+        self._arrived: dict[int, dict[int, Array]] = {}
+        self._size_bytes = 0
+        self._over: Exception | None = None
+        self._changed = threading.Condition()
+
+    def put(self, header: Header, array: Array) -> None:
+        """Take a tensor of an exchange."""
+        with self._changed:
+            self._size_bytes += array.nbytes
+            if self._size_bytes > MAX_INBOX_BYTES:
+                self._over = BoardError(f"more than {MAX_INBOX_BYTES} bytes came for one request")
+            self._arrived.setdefault(header.tag, {})[header.index] = array
+            self._changed.notify_all()
+
+    def end(self, why: Exception) -> None:
+        """Make every wait on this inbox fail with `why`."""
+        with self._changed:
+            self._over = self._over or why
+            self._changed.notify_all()
+
+    def take(self, tag: int, count: int, peer: BoardId, deadline_s: float) -> list[Array]:
+        """Return the `count` tensors of exchange `tag`, in order, as soon as all are here.
+
+        Raises what `end` was given, or ExchangeError at `deadline_s` (of time.monotonic).
+        """
+        with self._changed:
+            while True:
+                here = self._arrived.get(tag, {})
+                if len(here) >= count and all(index in here for index in range(count)):
+                    del self._arrived[tag]
+                    self._size_bytes -= sum(array.nbytes for array in here.values())
+                    return [here[index] for index in range(count)]
+                if self._over is not None:
+                    raise self._over
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or not self._changed.wait(left_s):
+                    raise ExchangeError(peer, f"nothing came for step {tag} in time")
+
+
+class Starter(Protocol):
+    """Begins this board's part of an attempt that a peer began."""
+
+    def __call__(self, header: Header, peer: BoardId) -> Inbox:
+        """Return the attempt's inbox; BoardError says why this board cannot take part."""
+        ...
+
+
+class _Connection:
+    """A socket with one reader thread; writes of many threads come one after the other."""
+
+    def __init__(self, sock: socket.socket, peer: BoardId | None) -> None:
+        self.sock = sock
+        self.peer = peer
+        self._writing = threading.Lock()
+
+    def send(self, buffers: Buffers) -> None:
+        """Write all of `buffers`; OSError if the peer takes nothing for `STUCK_S`."""
+        views = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        with self._writing:
+            while views:
+                try:
+                    sent = self.sock.sendmsg(views[:512])
+                except OSError:
+                    self.close()  # a frame cut short spoils the connection
+                    raise
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
+
+    def receive(self, size_bytes: int) -> bytes:
+        """Return exactly so many bytes; ConnectionError if the peer closes before."""
+        buffer = bytearray(size_bytes)
+        self.receive_into(memoryview(buffer))
+        return bytes(buffer)
+
+    def receive_into(self, view: memoryview) -> None:
+        """Fill `view`; ConnectionError if the peer closes before."""
+        while len(view):
+            count = self.sock.recv_into(view)
+            if not count:
+                raise ConnectionResetError("closed by the peer")
+            view = view[count:]
+
+    def close(self) -> None:
+        """Close at once; the reader thread ends."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            log.debug("connection was closed already")
+        self.sock.close()
+
+
+class Peers:
+    """All connections of a board."""
+
+    def __init__(self, cluster: str, board: BoardId, on_attempt: Starter) -> None:
+        self._cluster = cluster
+        self._board = board
+        self._on_attempt = on_attempt
+        self._lock = threading.Lock()
+        self._addresses: Mapping[BoardId, Address] = {}
+        self._outgoing: dict[BoardId, _Connection] = {}
+        self._all: set[_Connection] = set()
+        self._inboxes: dict[bytes, Inbox] = {}
+        self._over: OrderedDict[bytes, None] = OrderedDict()
+        self._pongs: dict[bytes, threading.Event] = {}
+        self._closing = False
+        self.dropped = 0
+        """Frames of attempts that are over."""
+        self.refused = 0
+        """Connections that did not keep to the protocol."""
+        self.sent_bytes = 0
+
+    def listen(self, host: str, port: int) -> int:
+        """Begin to accept connections and return the port (the one asked for, or for 0 any free one)."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._listener = socket.create_server((host, port), family=family, backlog=64)
+        except OSError as error:
+            raise BoardError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        return int(self._listener.getsockname()[1])
+
+    def know(self, addresses: Mapping[BoardId, Address]) -> None:
+        """Learn where the peers are; a connection to where a peer no longer is, is closed."""
+        with self._lock:
+            moved = [b for b in self._outgoing if addresses.get(b) != self._addresses.get(b)]
+            stale = [self._outgoing.pop(board) for board in moved]
+            self._addresses = dict(addresses)
+        for connection in stale:
+            connection.close()
+
+    def open(self, attempt: bytes, peers: frozenset[BoardId]) -> tuple[Inbox, bool]:
+        """Return the inbox of an attempt that this board takes part in, and whether it is new."""
+        with self._lock:
+            found = self._inboxes.get(attempt)
+            if found is not None:
+                return found, False
+            inbox = self._inboxes[attempt] = Inbox(peers)
+            return inbox, True
+
+    def close(self, attempt: bytes) -> None:
+        """Forget an attempt; what still comes for it is dropped."""
+        with self._lock:
+            self._inboxes.pop(attempt, None)
+            self._over[attempt] = None
+            while len(self._over) > REMEMBERED:
+                self._over.popitem(last=False)
+
+    def send(self, peer: BoardId, buffers: Buffers) -> None:
+        """Send frames to `peer`.  Raises ExchangeError."""
+        try:
+            self._connection(peer).send(buffers)
+        except OSError as error:
+            raise ExchangeError(peer, f"cannot send: {error}") from error
+        self.sent_bytes += sum(len(buffer) for buffer in buffers)
+
+    def abort(self, attempt: bytes, peers: frozenset[BoardId], kind: Kind, why: str) -> None:
+        """Tell the others that an attempt is over, as far as they can be reached."""
+        for peer in peers:
+            try:
+                self.send(peer, frames.text(kind, why, attempt=attempt))
+            except ExchangeError as error:
+                log.debug("not told: %s", error)
+
+    def ping(self, peer: BoardId, size_bytes: int, timeout_s: float) -> float:
+        """Return the seconds from sending `size_bytes` until `peer` says that it has them."""
+        token = secrets.token_bytes(16)
+        back = self._pongs[token] = threading.Event()
+        header = frames.pack(Header(kind=Kind.PING, attempt=token, length=size_bytes))
+        begun_s = time.perf_counter()
+        try:
+            self.send(peer, [header, bytes(size_bytes)])
+            if not back.wait(timeout_s):
+                raise ExchangeError(peer, f"no answer to a ping within {timeout_s:.0f} s")
+            return time.perf_counter() - begun_s
+        finally:
+            del self._pongs[token]
+
+    def stop(self) -> None:
+        """Close everything."""
+        self._closing = True
+        self._listener.close()
+        with self._lock:
+            connections = list(self._all)
+        for connection in connections:
+            connection.close()
+
+    def _connection(self, peer: BoardId) -> _Connection:
+        with self._lock:
+            found = self._outgoing.get(peer)
+            address = self._addresses.get(peer)
+        if found is not None:
+            return found
+        if address is None:
+            raise ExchangeError(peer, "its address is not known")
+        sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
+        connection = _Connection(_tuned(sock), peer)
+        hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
+        connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
+        with self._lock:
+            other = self._outgoing.setdefault(peer, connection)
+            if other is connection:
+                self._all.add(connection)
+        if other is not connection:
+            connection.close()
+            return other
+        threading.Thread(target=self._read, args=(connection,), name=f"to {peer}", daemon=True).start()
+        return connection
+
+    def _accept(self) -> None:
+        while not self._closing:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if self._closing:
+                    return
+                log.warning("cannot accept a connection: %s", error)
+                time.sleep(0.05)  # out of file descriptors: let some close
+                continue
+            connection = _Connection(_tuned(sock), None)
+            with self._lock:
+                full = len(self._all) >= MAX_CONNECTIONS
+                if not full:
+                    self._all.add(connection)
+            if full:
+                log.warning("refused a connection: there are %d already", MAX_CONNECTIONS)
+                connection.close()
+                continue
+            threading.Thread(target=self._read, args=(connection,), name="from", daemon=True).start()
+
+    def _read(self, connection: _Connection) -> None:
+        """Read frames until the connection ends, and say so to whoever waits for that peer."""
+        why = "closed"
+        try:
+            if connection.peer is None:
+                connection.peer = self._greeted(connection)
+            while True:
+                self._take(connection, connection.peer)
+        except WireError as error:
+            self.refused += 1
+            why = str(error)
+            log.warning("refused a connection from %s: %s", connection.peer or "a stranger", error)
+        except OSError as error:
+            why = str(error)
+        finally:
+            connection.close()
+            self._lost(connection, why)
+
+    def _greeted(self, connection: _Connection) -> BoardId:
+        """Return who opened the connection.  Raises WireError if it is not of this cluster."""
+        connection.sock.settimeout(HELLO_S)
+        header = self._header(connection)
+        if header.kind is not Kind.HELLO:
+            raise WireError(f"expected HELLO first, got {header.kind.name}")
+        hello = from_json(Hello, connection.receive(header.length), "hello")
+        if (hello.cluster, hello.receiver) != (self._cluster, self._board):
+            raise WireError(
+                f"expected a connection to {self._board} of cluster {self._cluster}, got one to "
+                f"{hello.receiver!r:.80} of {hello.cluster!r:.80}"
+            )
+        connection.sock.settimeout(None)
+        return hello.sender
+
+    def _header(self, connection: _Connection) -> Header:
+        fixed = connection.receive(frames.HEADER.size)
+        return frames.unpack(fixed, connection.receive(8 * frames.dims_of(fixed)))
+
+    def _take(self, connection: _Connection, peer: BoardId) -> None:
+        """Receive one frame and act on it."""
+        header = self._header(connection)
+        if header.kind is Kind.TENSOR:
+            array = np.empty(header.shape, dtype=header.dtype)
+            if array.nbytes:
+                connection.receive_into(array.reshape(-1).view(np.uint8).data)
+            self._deliver(connection, peer, header, array)
+        elif header.kind is Kind.PING:
+            _discard(connection, header.length)
+            connection.send([frames.pack(Header(kind=Kind.PONG, attempt=header.attempt))])
+        elif header.kind is Kind.PONG:
+            waiting = self._pongs.get(header.attempt)
+            if waiting is not None:
+                waiting.set()
+        else:
+            words = connection.receive(header.length).decode(errors="replace")
+            self._end(
+                header.attempt,
+                ModelError(words) if header.kind is Kind.REFUSE else ExchangeError(peer, words),
+            )
+
+    def _end(self, attempt: bytes, why: Exception) -> None:
+        """End an attempt, also one whose first tensor has not come yet."""
+        inbox = self._inboxes.get(attempt)
+        if inbox is None:
+            self.close(attempt)
+        else:
+            inbox.end(why)
+
+    def _deliver(self, connection: _Connection, peer: BoardId, header: Header, array: Array) -> None:
+        with self._lock:
+            inbox = self._inboxes.get(header.attempt)
+            over = header.attempt in self._over
+        if over:
+            self.dropped += 1
+            return
+        if inbox is None:
+            try:
+                inbox = self._on_attempt(header, peer)
+            except BoardError as error:
+                self.dropped += 1
+                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
+                return
+        if peer not in inbox.peers:
+            self.dropped += 1
+            log.warning("dropped a tensor of %s, which has no part in that request", peer)
+            return
+        inbox.put(header, array)
+
+    def _lost(self, connection: _Connection, why: str) -> None:
+        peer = connection.peer
+        with self._lock:
+            self._all.discard(connection)
+            if peer is not None and self._outgoing.get(peer) is connection:
+                del self._outgoing[peer]
+            waiting = [box for box in self._inboxes.values() if peer in box.peers]
+        if peer is not None and not self._closing:
+            for inbox in waiting:
+                inbox.end(ExchangeError(peer, why))
+
+
+def _tuned(sock: socket.socket) -> socket.socket:
+    """Send small messages at once, and find out soon that a peer is gone."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stuck = (int(STUCK_S).to_bytes(8, "little")) + bytes(8)  # struct timeval of a 64-bit system
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stuck)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK_S * 1000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    return sock
+
+
+def _discard(connection: _Connection, size_bytes: int) -> None:
+    scratch = memoryview(bytearray(min(size_bytes, 1 << 16)))
+    while size_bytes:
+        take = min(size_bytes, len(scratch))
+        connection.receive_into(scratch[:take])
+        size_bytes -= take

@@ -1,0 +1,160 @@
+"""Makes the board what is desired of it, step by step, and says how far it is.
+
+Each new desired message starts anew; every step first looks whether it is done already, so breaking off
+and starting again costs nothing but the step under way.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from shoal.agent.dispatch import Dispatcher
+from shoal.agent.executor import Executor
+from shoal.agent.fetch import Fetcher
+from shoal.agent.peers import Peers
+from shoal.agent.sessions import Sessions
+from shoal.errors import BoardError, ModelError
+from shoal.manifest import Manifest
+from shoal.messages import BundleSource, Desired, Readiness
+from shoal.profiler.segments import sample
+from shoal.program import Plan
+from shoal.records import BoardId
+from shoal.session import Session
+from shoal.store import Store
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.02
+
+
+class Reconciler:
+    """What this board is ready for, and the way there."""
+
+    def __init__(
+        self,
+        board: BoardId,
+        store: Store,
+        fetcher: Fetcher,
+        sessions: Sessions,
+        executor: Executor,
+        peers: Peers,
+        dispatcher: Dispatcher,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called whenever `epochs` or `activity` has changed."""
+        self._board = board
+        self._store = store
+        self._fetcher = fetcher
+        self._sessions = sessions
+        self._executor = executor
+        self._peers = peers
+        self._dispatcher = dispatcher
+        self._changed = changed
+        self._epochs: dict[int, Readiness] = {}
+        self.activity = "waiting for the coordinator"
+
+    @property
+    def epochs(self) -> tuple[Readiness, ...]:
+        """Return how far the board is with each plan."""
+        return tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
+
+    async def act(self, desired: Desired) -> None:
+        """Return once the board is what is desired, as far as that is possible."""
+        addresses = dict(desired.peers)
+        for plan in desired.plans:
+            addresses |= plan.addresses
+        self._peers.know(addresses)
+        wanted = {plan.epoch: plan for plan in desired.plans}
+        committed = wanted.get(desired.committed)
+        if committed is None:
+            await self._dispatcher.serve(None, None)
+        elif committed.lead != self._board or committed.epoch in self._executor.epochs():
+            await self._serve(committed, desired.bundle)
+        await self._drop_all_but(wanted)
+        for plan in desired.plans:
+            if self._board in plan.boards and plan.epoch not in self._executor.epochs():
+                await self._prepare(plan, desired.bundle)
+        if committed is not None and committed.epoch in self._executor.epochs():
+            await self._serve(committed, desired.bundle)
+        self._say("serving" if committed else "idle")
+
+    async def manifest(self, source: BundleSource) -> Manifest:
+        """Return the manifest of a bundle, fetched if need be; BoardError or ModelError if it cannot."""
+        await self._fetcher.fetch_manifest(source.url, source.manifest)
+        return self._store.manifest(source.manifest)
+
+    async def fetch_all(self, source: BundleSource, manifest: Manifest) -> None:
+        """Return once every blob of the bundle is here; errors as `manifest`."""
+        await self._fetcher.fetch(source.url, manifest.blobs.values())
+
+    async def _serve(self, plan: Plan, source: BundleSource | None) -> None:
+        with contextlib.suppress(BoardError, ModelError):  # without it requests can still be handed on
+            if source is not None and source.manifest == plan.bundle:
+                await self.manifest(source)
+            await self._dispatcher.serve(plan, self._store.manifest(plan.bundle))
+
+    async def _drop_all_but(self, wanted: dict[int, Plan]) -> None:
+        """Drop every other plan once its requests are through, and unload what none needs."""
+        dropped = False
+        for epoch in self._executor.epochs().keys() - wanted.keys():
+            while not self._executor.drop(epoch):
+                await asyncio.sleep(POLL_S)
+            dropped = True
+        gone = self._epochs.keys() - wanted.keys()
+        for epoch in gone:
+            del self._epochs[epoch]
+        if dropped:
+            await asyncio.to_thread(self._unload)
+        if gone or dropped:
+            self._changed()
+
+    def _unload(self) -> None:
+        self._sessions.keep(
+            self._store.manifest(plan.bundle).by_name[name]
+            for plan in self._executor.epochs().values()
+            for name in plan.segments_of(self._board)
+        )
+
+    async def _prepare(self, plan: Plan, source: BundleSource | None) -> None:
+        """Fetch and load what this board needs for `plan`, and be ready for it."""
+        self._set(plan.epoch, "preparing", "")
+        self._say(f"preparing epoch {plan.epoch}")
+        try:
+            if source is None or source.manifest != plan.bundle:
+                manifest = self._store.manifest(plan.bundle)
+            else:
+                manifest = await self.manifest(source)
+            segments = [manifest.by_name[name] for name in sorted(plan.segments_of(self._board))]
+            blobs = [blob for segment in segments for blob in (segment.model, *segment.weights)]
+            if source is not None:
+                await self._fetcher.fetch(source.url, blobs)
+            sessions = await asyncio.to_thread(self._sessions.open, segments)
+            await asyncio.to_thread(self._warm, manifest, sessions)
+        except (BoardError, ModelError) as error:
+            log.warning("epoch %d: %s", plan.epoch, error)
+            self._set(plan.epoch, "failed", str(error))
+            return
+        except KeyError as error:
+            self._set(plan.epoch, "failed", f"the bundle has no segment {error}")
+            return
+        self._executor.hold(plan, sessions)
+        self._set(plan.epoch, "ready", "")
+
+    def _warm(self, manifest: Manifest, sessions: dict[str, Session]) -> None:
+        """Run each segment once, so that the first request does not pay for its set-up."""
+        for name, session in sessions.items():
+            specs = manifest.by_name[name].inputs
+            # Made-up tensors need not make sense in the middle of a model.
+            with contextlib.suppress(ModelError), self._executor.alone:
+                session.run({spec.name: sample(spec, manifest.sample_sizes) for spec in specs})
+
+    def _set(self, epoch: int, phase: str, detail: str) -> None:
+        self._epochs[epoch] = Readiness(epoch=epoch, phase=phase, detail=detail)  # type: ignore[arg-type]
+        self._changed()
+
+    def _say(self, activity: str) -> None:
+        if activity != self.activity:
+            self.activity = activity
+            self._changed()

@@ -1,0 +1,364 @@
+"""The life of an agent: its parts, its tasks, and its conversation with the coordinator."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+
+from shoal import __version__
+from shoal.agent.dispatch import Dispatcher
+from shoal.agent.executor import Executor
+from shoal.agent.fetch import Fetcher
+from shoal.agent.hardware import facts
+from shoal.agent.measure import Measurer
+from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.reconcile import Reconciler
+from shoal.agent.serve import Server
+from shoal.agent.sessions import Sessions
+from shoal.clock import wall_ms
+from shoal.errors import BoardError, ModelError
+from shoal.manifest import WHOLE
+from shoal.messages import (
+    HEARTBEAT_S,
+    Alarm,
+    Birth,
+    Desired,
+    Hardware,
+    Heartbeat,
+    Presence,
+    Reported,
+)
+from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
+from shoal.records import Address, BoardId, Profile
+from shoal.session import Array
+from shoal.store import Store
+from shoal.wire import Envelope, topic
+
+log = logging.getLogger(__name__)
+
+TELEMETRY_S: Final = 1.0
+ALARM_PAUSE_S: Final = 2.0
+"""One alarm about a peer in so long."""
+RETRY_S: Final = 2.0
+GOODBYE_S: Final = 5.0
+"""Requests under way get so long to end when the agent is told to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator says."""
+
+    broker: str
+    cluster: str
+    name: BoardId
+    host: str | None
+    """Address at which others reach this board; None: the one that reaches the broker."""
+    data_port: int
+    http_port: int
+    state_dir: Path
+    threads: int
+    memory_bytes: int
+
+
+async def run(settings: Settings) -> None:
+    """Be a board until told to stop.  Raises BoardError if another agent has the same name."""
+    parse_url(settings.broker)
+    incarnation = await _claim(settings)
+    async with aiohttp.ClientSession() as http:
+        agent = Agent(settings, incarnation, http)
+        await agent.live()
+
+
+async def _claim(settings: Settings) -> int:
+    """Return this life's incarnation, larger than any before it.
+
+    Raises BoardError if an agent of that name is alive: its heartbeats are heard.
+    """
+    filters = tuple(topic(settings.cluster, kind, settings.name) for kind in (Presence, Heartbeat))
+    scout = Mqtt(settings.broker, settings.cluster, f"{settings.name}-scout", filters=filters)
+    scout.start()
+    before: Presence | None = None
+    until_s: float | None = None
+    try:
+        while until_s is None or time.monotonic() < until_s:
+            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+            try:
+                event = await asyncio.wait_for(scout.events.get(), left_s)
+            except asyncio.TimeoutError:
+                break
+            if isinstance(event, Down):
+                log.warning("broker %s: %s; trying again", scout.url, event.reason)
+            elif isinstance(event, Up):
+                known = before is not None and before.state == "online"
+                until_s = time.monotonic() + (3 * HEARTBEAT_S if known else 0.0)
+            elif isinstance(event.message, Presence):
+                before = event.message
+            elif isinstance(event.message, Heartbeat):
+                raise BoardError(
+                    f"{settings.name}: another agent with this name is in cluster {settings.cluster}; "
+                    f"give each board its own --name"
+                )
+    finally:
+        await scout.stop()
+    return max(wall_ms(), before.incarnation + 1 if before else 0)
+
+
+class Agent:
+    """One board, put together."""
+
+    def __init__(self, settings: Settings, incarnation: int, http: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._board = settings.name
+        self._incarnation = incarnation
+        self._store = Store(settings.state_dir)
+        self._sessions = Sessions(self._store, settings.threads, settings.memory_bytes)
+        self._executor = Executor(self._board, self._ran)
+        self._peers = Peers(settings.cluster, self._board, self._executor.begin)
+        self._executor.connect(self._peers)
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher = Dispatcher(self._board, self._executor, self._alarm, self._resort)
+        self._measurer = Measurer(
+            incarnation, settings.state_dir, self._executor, self._sessions, self._peers, self._profiled
+        )
+        self._reconciler = Reconciler(
+            self._board,
+            self._store,
+            Fetcher(self._store, http),
+            self._sessions,
+            self._executor,
+            self._peers,
+            self._dispatcher,
+            self._report,
+        )
+        self._server = Server(self._board, self._dispatcher, http)
+        self._mqtt = Mqtt(
+            settings.broker,
+            settings.cluster,
+            self._board,
+            filters=tuple(
+                topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)
+            ),
+            will=Presence(incarnation=incarnation, state="lost"),
+            will_board=self._board,
+        )
+        self._desired: Desired | None = None
+        self._news = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._refusal: BoardError | None = None
+        self._alarmed_s: dict[BoardId, float] = {}
+        self._hardware: Hardware = facts()
+        self._address: Address
+
+    async def live(self) -> None:
+        """Serve until told to stop, or until another agent takes the name."""
+        host = self._settings.host or address_towards(self._settings.broker)
+        runner = web.AppRunner(self._server.application(), access_log=None)
+        await runner.setup()
+        data_port = self._peers.listen(host, self._settings.data_port)
+        site = web.TCPSite(runner, host, self._settings.http_port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise BoardError(f"cannot listen on {host}:{self._settings.http_port}: {error}") from error
+        http_port = int(runner.addresses[0][1])
+        self._address = Address(host=host, data_port=data_port, http_port=http_port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        log.info(
+            "board %s: requests on %s, tensors on port %d", self._board, self._address.http_url, data_port
+        )
+        self._mqtt.start()
+        tasks = [
+            self._loop.create_task(_forever(work))
+            for work in (
+                self._listen(),
+                self._beat(),
+                self._reconcile(),
+                self._tell_telemetry(),
+                self._measurer.watch_speed(),
+                self._measurer.watch_links(self._neighbours),
+            )
+        ]
+        await self._stop.wait()
+        await self._goodbye()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._peers.stop()
+        await runner.cleanup()
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def _goodbye(self) -> None:
+        """Tell the others, and let requests under way end."""
+        if self._refusal is None:
+            self._mqtt.publish(Presence(incarnation=self._incarnation, state="left"), self._board)
+        until_s = time.monotonic() + GOODBYE_S
+        while self._dispatcher.in_flight and time.monotonic() < until_s:
+            await asyncio.sleep(0.02)
+        await self._mqtt.stop()
+
+    async def _listen(self) -> None:
+        """Act on what comes from the broker."""
+        while True:
+            event = await self._mqtt.events.get()
+            if isinstance(event, Down):
+                log.warning("broker %s: %s; what is planned goes on", self._mqtt.url, event.reason)
+            elif isinstance(event, Up):
+                self._introduce()
+            else:
+                self._hear(event)
+
+    def _introduce(self) -> None:
+        """Publish all retained state anew: the broker may have lost it."""
+        birth = Birth(
+            incarnation=self._incarnation,
+            version=__version__,
+            address=self._address,
+            hardware=self._hardware,
+        )
+        self._mqtt.publish(birth, self._board)
+        self._mqtt.publish(Presence(incarnation=self._incarnation, state="online"), self._board)
+        profile = self._measurer.profile
+        if profile is not None:
+            self._mqtt.publish(profile, self._board)
+        self._report()
+
+    def _hear(self, envelope: Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, Heartbeat) and message.incarnation > self._incarnation:
+            self._refusal = BoardError(f"{self._board}: a newer agent with this name has taken over")
+            self._stop.set()
+        elif isinstance(message, Presence) and message.incarnation < self._incarnation:
+            # The last will of an earlier life came late and took the place of what we had said.
+            self._mqtt.publish(Presence(incarnation=self._incarnation, state="online"), self._board)
+        elif isinstance(message, Desired):
+            known = self._desired
+            newest = (known.coordinator, known.version) if known else (0, 0)
+            if (message.coordinator, message.version) > newest:
+                self._desired = message
+                self._news.set()
+
+    async def _beat(self) -> None:
+        sequence = 0
+        while True:
+            beat = Heartbeat(
+                incarnation=self._incarnation, sequence=sequence, in_flight=self._dispatcher.in_flight
+            )
+            self._mqtt.publish(beat, self._board)
+            sequence += 1
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _reconcile(self) -> None:
+        """Act on the newest desired message; a newer one breaks off what is under way."""
+        work: asyncio.Task[None] | None = None
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if work is not None:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+            if self._desired is not None:
+                work = self._loop.create_task(self._become(self._desired))
+
+    async def _become(self, desired: Desired) -> None:
+        """Do what is desired, then measure for the bundle if that is not done."""
+        while True:
+            try:
+                await self._reconciler.act(desired)
+                self._report()
+                await self._measure(desired)
+            except (BoardError, ModelError) as error:
+                log.warning("%s; trying again", error)
+                self._reconciler.activity = f"failed: {error}"
+            except Exception:
+                log.exception("cannot become what is desired; trying again")
+                self._reconciler.activity = "failed: internal error, see the board's log"
+            else:
+                return
+            self._report()
+            await asyncio.sleep(RETRY_S)
+
+    async def _measure(self, desired: Desired) -> None:
+        source = desired.bundle
+        if source is None or self._measurer.profiled(source.manifest):
+            return
+        self._reconciler.activity = f"fetching {source.name}"
+        self._report()
+        manifest = await self._reconciler.manifest(source)
+        await self._reconciler.fetch_all(source, manifest)
+        self._reconciler.activity = f"profiling {source.name}"
+        self._report()
+        await asyncio.to_thread(self._measurer.measure, source.manifest, manifest)
+        self._reconciler.activity = "serving" if desired.committed else "idle"
+        self._report()
+
+    async def _tell_telemetry(self) -> None:
+        while True:
+            await asyncio.sleep(TELEMETRY_S)
+            report = self._dispatcher.telemetry(self._incarnation)
+            if report is not None:
+                self._mqtt.publish(report, self._board)
+
+    def _report(self) -> None:
+        desired = self._desired
+        self._mqtt.publish(
+            Reported(
+                incarnation=self._incarnation,
+                version=desired.version if desired else 0,
+                epochs=self._reconciler.epochs,
+                activity=self._reconciler.activity,
+            ),
+            self._board,
+        )
+
+    def _ran(self, segment: str, took_s: float) -> None:
+        self._measurer.ran(segment, took_s)
+
+    def _profiled(self, profile: Profile) -> None:
+        self._mqtt.publish(profile, self._board)
+
+    def _neighbours(self) -> frozenset[BoardId]:
+        return frozenset(self._desired.peers) if self._desired else frozenset()
+
+    def _alarm(self, epoch: int, error: ExchangeError) -> None:
+        now_s = time.monotonic()
+        if now_s - self._alarmed_s.get(error.peer, -ALARM_PAUSE_S) >= ALARM_PAUSE_S:
+            self._alarmed_s[error.peer] = now_s
+            alarm = Alarm(incarnation=self._incarnation, epoch=epoch, peer=error.peer, detail=error.why[:300])
+            self._mqtt.publish(alarm, self._board)
+
+    async def _resort(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a request in one piece on this board, if everything for it is here and fits."""
+        return await asyncio.to_thread(self._run_whole, inputs)
+
+    def _run_whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        manifest = self._dispatcher.manifest
+        if manifest is None:
+            raise BoardError(f"{self._board}: no model is known")
+        whole = manifest.by_name[WHOLE]
+        missing = [blob for blob in (whole.model, *whole.weights) if not self._store.has(blob.sha256)]
+        if missing:
+            raise BoardError(f"{self._board}: {len(missing)} blobs of {manifest.name} are not here")
+        session = self._sessions.open([whole])[WHOLE]
+        with self._executor.alone:
+            return session.run(inputs)
+
+
+async def _forever(work: Coroutine[object, object, None]) -> None:
+    """Run a task that has no end; if it fails after all, end the agent so that it is started anew."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        log.exception("a task of the agent ended")
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,371 @@
+"""The controller: events in, effects out.  It decides when to leave a plan, and how, without loss.
+
+A plan is *served* once it is committed.  The next one is *prepared* beside it: every board of it
+fetches, loads and reports ready; then it is committed, new requests carry its epoch, and the plan
+before it *drains* for a while.  Where a board's memory cannot hold both, the old plan is put down first
+and the lead holds requests meanwhile: `Pending.cleared` says that the way is free.
+
+It leaves a plan only if it is broken, or if the gain clears a margin, pays for the switch over the time
+that things are likely to stay as they are, and the last switch is some time ago (see `weigh`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from shoal.coordinator import fleet as fleets
+from shoal.coordinator.fleet import Fleet
+from shoal.coordinator.planner import Candidate
+from shoal.coordinator.weigh import (
+    Question,
+    Ranking,
+    Settings,
+    alternatives,
+    describe,
+    fits_beside,
+    rank,
+    reason_to_stay,
+)
+from shoal.manifest import Manifest
+from shoal.messages import Decision, Deployment, Desired, Readiness
+from shoal.program import Plan, shape_of
+from shoal.records import BoardId, Sha256
+
+HASTY_S: Final = 60.0
+"""Two switches within this time that nothing forced double the dwell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A plan on its way in."""
+
+    plan: Plan
+    since_s: float
+    cleared: bool
+    """The boards may load: nothing of the old plan is in the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All that the controller knows."""
+
+    incarnation: int
+    settings: Settings
+    connected: bool = False
+    fleet: Fleet = field(default_factory=Fleet)
+    deployment: Deployment | None = None
+    deployed_s: float = 0.0
+    manifest: Manifest | None = None
+    """Of the deployed bundle; None until the bundle is here."""
+    serving: Plan | None = None
+    draining: Plan | None = None
+    pending: Pending | None = None
+    epoch: int = 0
+    """The highest ever seen."""
+    switched_s: float | None = None
+    dwell_s: float = 0.0
+    hold_off: Mapping[tuple[object, ...], float] = field(default_factory=dict)
+    """Until when a plan of that shape is not tried."""
+    cause: str = "start"
+    """What happened last that could call for another plan."""
+    ranking: Ranking | None = None
+    decision: Decision | None = None
+    desired: Mapping[BoardId, Desired] = field(default_factory=dict)
+    """What was last said to each board."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Say:
+    """Publish what is desired of a board."""
+
+    board: BoardId
+    message: Desired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """Publish the plan in force or the decision, for whoever listens."""
+
+    message: Plan | Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retract:
+    """Clear the published plan: none is in force."""
+
+
+Effect = Say | Tell | Retract
+
+
+def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float, *, retained: bool) -> State:
+    """Return the state after a board said something; `decide` then says what follows from it."""
+    before = state.fleet.boards.get(board)
+    fleet = fleets.apply(state.fleet, board, message, now_s, retained=retained)
+    after = fleet.boards[board]
+    cause = state.cause
+    if before is None or before.incarnation != after.incarnation:
+        cause = f"{board} joined"
+    elif before.profile and after.profile and before.profile.slowdown != after.profile.slowdown:
+        cause = f"{board} runs at {1 / after.profile.slowdown:.0%} of its profiled speed"
+    elif before.profile != after.profile:
+        cause = f"{board} has a new profile"
+    epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
+    return replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
+
+
+def deployed(state: State, deployment: Deployment | None, now_s: float) -> State:
+    """Return the state after the operator deployed something, or (None) took everything away."""
+    if deployment == state.deployment:
+        return state
+    same_bundle = deployment is not None and deployment.bundle.manifest == _bundle(state)
+    return replace(
+        state,
+        deployment=deployment,
+        deployed_s=now_s,
+        manifest=state.manifest if same_bundle else None,
+        pending=None,
+        cause=f"{deployment.bundle.name} was deployed" if deployment else "nothing is deployed",
+    )
+
+
+def remembered(state: State, message: Plan | Desired) -> State:
+    """Return the state with what an earlier coordinator had said: its plan, and its epochs."""
+    if isinstance(message, Plan):
+        serving = message if state.serving is None else state.serving
+        return replace(state, serving=serving, epoch=max(state.epoch, message.epoch))
+    return replace(state, epoch=max(state.epoch, *(plan.epoch for plan in message.plans), 0))
+
+
+def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
+    """Return the state and what to publish, after everything that is known now."""
+    if not state.connected:
+        return state, ()
+    before = state
+    state = _advance(_without_strangers(state, now_s), now_s)
+    deployment, manifest = state.deployment, state.manifest
+    if deployment is None:
+        state = replace(state, decision=_waiting(state, ("a deployment",)))
+    elif manifest is None:
+        state = replace(state, decision=_waiting(state, (f"the bundle {deployment.bundle.name}",)))
+    elif state.pending is None:
+        state = _choose(state, deployment, manifest, now_s)
+    effects: list[Effect] = []
+    desired = dict(state.desired)
+    for board in fleets.living(state.fleet, now_s):
+        message = _desired(state, board, now_s)
+        if desired.get(board) != message:
+            desired[board] = replace(message, version=message.version + 1)
+            effects.append(Say(board=board, message=desired[board]))
+    if state.serving != before.serving:
+        effects.append(Tell(message=state.serving) if state.serving else Retract())
+    if state.decision is not None and state.decision != before.decision:
+        effects.append(Tell(message=state.decision))
+    return replace(state, desired=desired), tuple(effects)
+
+
+def _bundle(state: State) -> Sha256 | None:
+    return state.deployment.bundle.manifest if state.deployment else None
+
+
+def _without_strangers(state: State, now_s: float) -> State:
+    """Drop plans of another model, and name as the cause any board of the plan that is gone."""
+    name = state.deployment.bundle.name if state.deployment else None
+    if state.serving is not None and state.serving.model != name:
+        state = replace(state, serving=None)
+    if state.draining is not None and state.draining.model != name:
+        state = replace(state, draining=None)
+    if state.serving is not None:
+        gone = sorted(state.serving.boards - set(fleets.living(state.fleet, now_s)))
+        if gone:
+            state = replace(state, cause=f"{', '.join(gone)} lost")
+    return state
+
+
+def _broken(state: State, plan: Plan, now_s: float) -> str:
+    """Return why `plan` cannot run on the fleet as it is now; empty if it can."""
+    living = fleets.living(state.fleet, now_s)
+    if plan.bundle != _bundle(state):
+        return "another version of the bundle is deployed"
+    for board in sorted(plan.boards):
+        if board not in living:
+            return f"{board} lost"
+        birth = living[board].birth
+        if birth is None or birth.address != plan.addresses[board]:
+            return f"{board} restarted"
+    closed = fleets.barred(state.fleet, now_s)
+    for lane in plan.lanes:
+        for board, program in lane.programs.items():
+            for peer in sorted(program.peers):
+                if frozenset((board, peer)) in closed:
+                    return f"exchanges between {board} and {peer} fail"
+    return ""
+
+
+def _advance(state: State, now_s: float) -> State:
+    """Move the pending plan on: clear the way, commit, or give it up; end the draining one."""
+    if state.draining is not None and state.switched_s is not None:
+        enough_s = max(state.settings.drain_s, 3 * state.draining.predicted.latency_s)
+        if now_s - state.switched_s >= enough_s:
+            state = replace(state, draining=None)
+    pending = state.pending
+    if pending is None:
+        return state
+    readiness = _readiness(state, pending.plan, now_s)
+    failures = [f"{b}: {r.detail}" for b, r in readiness.items() if r is not None and r.phase == "failed"]
+    broken = _broken(state, pending.plan, now_s)
+    late = now_s - pending.since_s > state.settings.prepare_timeout_s
+    if broken or failures or late:
+        why = broken or "; ".join(failures) or "not ready in time"
+        until_s = now_s + state.settings.hold_off_s
+        hold_off = state.hold_off if broken else {**state.hold_off, pending.plan.shape(): until_s}
+        return replace(state, pending=None, hold_off=hold_off, cause=f"gave up a plan ({why})")
+    if not pending.cleared:
+        if _way_is_free(state, pending, now_s):
+            return replace(state, serving=None, pending=replace(pending, cleared=True))
+        return state
+    if all(r is not None and r.phase == "ready" for r in readiness.values()):
+        return _commit(state, pending.plan, now_s)
+    return state
+
+
+def _readiness(state: State, plan: Plan, now_s: float) -> dict[BoardId, Readiness | None]:
+    """Return, by board of `plan`, how far it says it is with the plan's epoch."""
+    living = fleets.living(state.fleet, now_s)
+    found = {}
+    for board in sorted(plan.boards):
+        reported = living[board].reported if board in living else None
+        epochs = {readiness.epoch: readiness for readiness in reported.epochs} if reported else {}
+        found[board] = epochs.get(plan.epoch)
+    return found
+
+
+def _way_is_free(state: State, pending: Pending, now_s: float) -> bool:
+    """Say whether every board has put its old plans down, or has had the time to."""
+    if now_s - pending.since_s >= state.settings.drain_s:
+        return True
+    reports = [state.fleet.boards[board].reported for board in pending.plan.boards]
+    return all(reported is not None and not reported.epochs for reported in reports)
+
+
+def _commit(state: State, plan: Plan, now_s: float) -> State:
+    old = state.serving
+    keep = old if old is not None and not _broken(state, old, now_s) else None
+    decision = state.decision
+    if decision is not None:
+        decision = replace(decision, epoch=plan.epoch, wanted=0, waiting_for=())
+    return replace(state, serving=plan, draining=keep, pending=None, switched_s=now_s, decision=decision)
+
+
+def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: float) -> State:
+    """Weigh all candidates against the plan in force; begin to prepare one if it is worth it."""
+    living = fleets.living(state.fleet, now_s)
+    question = Question(
+        manifest=manifest,
+        profiles=fleets.profiles(state.fleet, deployment.bundle.manifest, now_s),
+        barred=fleets.barred(state.fleet, now_s),
+        objective=deployment.objective,
+        max_boards=deployment.max_boards,
+    )
+    old = state.serving
+    unprofiled = tuple(f"the profile of {board}" for board in living if board not in question.profiles)
+    settled = now_s - state.deployed_s >= state.settings.settle_s
+    if old is None and state.switched_s is None and not settled and (unprofiled or not living):
+        return replace(state, decision=_waiting(state, unprofiled or ("boards",)))
+    if state.ranking is None or state.ranking.question != question:
+        state = replace(state, ranking=rank(question))
+    ranking = state.ranking
+    if ranking is None or not ranking.candidates:
+        refusal = (ranking.refusal,) if ranking else ()
+        return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
+    open_to_us = [c for c in ranking.candidates if state.hold_off.get(_shape(state, c), 0.0) <= now_s]
+    if not open_to_us:
+        return replace(state, decision=_waiting(state, ("the retry of a plan that was given up",)))
+    best = open_to_us[0]
+    broken = _broken(state, old, now_s) if old is not None else ""
+    if old is not None and not broken:
+        since_s = now_s - state.switched_s if state.switched_s is not None else now_s
+        stay = (
+            old.reason
+            if _shape(state, best) == old.shape()
+            else reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s)
+        )
+        if stay:
+            return replace(state, decision=_decision(ranking, old.epoch, 0, stay))
+    return _begin(state, question, ranking, best, now_s, forced=bool(broken))
+
+
+def _begin(
+    state: State, question: Question, ranking: Ranking, best: Candidate, now_s: float, *, forced: bool
+) -> State:
+    """Return the state with `best` on its way in; `forced` if the old plan cannot go on."""
+    old = state.serving
+    births = {board: state.fleet.boards[board].birth for board in best.boards}
+    plan = Plan(
+        epoch=state.epoch + 1,
+        bundle=_bundle(state) or Sha256(""),
+        model=question.manifest.name,
+        strategy=best.strategy,
+        lead=best.lead,
+        lanes=best.lanes,
+        addresses={board: birth.address for board, birth in births.items() if birth},
+        predicted=best.predicted,
+        reason=f"{state.cause}: {describe(best)}",
+    )
+    beside = old is None or (old.bundle == plan.bundle and fits_beside(question, old, plan.lanes))
+    dwell_s = state.dwell_s
+    if not forced:
+        hasty = state.switched_s is not None and now_s - state.switched_s < HASTY_S
+        longer_s = min(state.settings.longest_dwell_s, 2 * max(dwell_s, state.settings.dwell_s))
+        dwell_s = longer_s if hasty else state.settings.dwell_s
+    return replace(
+        state,
+        epoch=plan.epoch,
+        dwell_s=dwell_s,
+        pending=Pending(plan=plan, since_s=now_s, cleared=beside),
+        decision=_decision(ranking, old.epoch if old else 0, plan.epoch, plan.reason),
+    )
+
+
+def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:
+    """Return what `Plan.shape` would be for this candidate."""
+    return shape_of(_bundle(state), candidate.strategy, candidate.lead, candidate.lanes)
+
+
+def _decision(ranking: Ranking, epoch: int, wanted: int, reason: str) -> Decision:
+    return Decision(
+        epoch=epoch,
+        wanted=wanted,
+        objective=ranking.question.objective,
+        reason=reason,
+        alternatives=alternatives(ranking),
+        waiting_for=(),
+    )
+
+
+def _waiting(state: State, what: tuple[str, ...]) -> Decision:
+    return Decision(
+        epoch=state.serving.epoch if state.serving else 0,
+        wanted=0,
+        objective=state.deployment.objective if state.deployment else "",
+        reason=state.cause,
+        alternatives=(),
+        waiting_for=what,
+    )
+
+
+def _desired(state: State, board: BoardId, now_s: float) -> Desired:
+    """Return what is desired of `board` in this state, under the version last said to it."""
+    living = fleets.living(state.fleet, now_s)
+    pending = state.pending
+    plans: list[Plan | None] = []
+    if pending is None or pending.cleared:
+        plans = [pending.plan if pending else None, state.serving, state.draining]
+    last = state.desired.get(board)
+    return Desired(
+        coordinator=state.incarnation,
+        version=last.version if last else 0,
+        bundle=state.deployment.bundle if state.deployment else None,
+        peers={n: other.birth.address for n, other in living.items() if other.birth and n != board},
+        plans=tuple(plan for plan in plans if plan is not None),
+        committed=state.serving.epoch if plans and state.serving else 0,
+    )

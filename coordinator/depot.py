@@ -1,0 +1,69 @@
+"""Takes and serves blobs over HTTP: bundles come here from the operator and go from here to the boards."""
+
+import asyncio
+import json
+import logging
+from typing import Final
+
+from aiohttp import web
+
+from shoal.errors import BoardError, ModelError
+from shoal.records import Blob, Sha256, check_sha256
+from shoal.store import CHUNK_BYTES, Store, writing
+
+log = logging.getLogger(__name__)
+
+MAX_BLOB_BYTES: Final = 16 << 30
+
+
+class Depot:
+    """The HTTP side of a store: GET (with ranges), HEAD and PUT of `/blobs/<sha256>`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def application(self) -> web.Application:
+        """Return the routes."""
+        app = web.Application(client_max_size=MAX_BLOB_BYTES)
+        app.add_routes(
+            [
+                web.get("/blobs/{sha256}", self._get),  # aiohttp answers HEAD with it too
+                web.put("/blobs/{sha256}", self._put),
+            ]
+        )
+        return app
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        sha256 = _digest(request)
+        if not await asyncio.to_thread(self._store.has, sha256):
+            return _error(404, f"blob {sha256[:12]}: not here")
+        return web.FileResponse(self._store.path(sha256), chunk_size=CHUNK_BYTES)
+
+    async def _put(self, request: web.Request) -> web.Response:
+        sha256 = _digest(request)
+        if await asyncio.to_thread(self._store.has, sha256):
+            return web.Response(status=200)
+        size_bytes = 0
+        try:
+            with writing(self._store.part(sha256)) as file:
+                async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+                    size_bytes += len(chunk)
+                    await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(self._store.finish, Blob(sha256=sha256, size_bytes=size_bytes))
+        except ModelError as error:
+            return _error(422, str(error))
+        except BoardError as error:
+            self._store.part(sha256).unlink(missing_ok=True)
+            return _error(507, str(error))
+        return web.Response(status=201)
+
+
+def _digest(request: web.Request) -> Sha256:
+    try:
+        return check_sha256("blob", request.match_info["sha256"])
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=str(error)) from error
+
+
+def _error(status: int, words: str) -> web.Response:
+    return web.Response(status=status, text=json.dumps({"error": words}), content_type="application/json")

@@ -1,0 +1,177 @@
+"""What the operator's commands print, for a person."""
+
+from collections.abc import Iterable, Sequence
+
+from shoal.coordinator.client import View
+from shoal.coordinator.planner import Candidate
+from shoal.messages import (
+    Alarm,
+    Birth,
+    Coordinator,
+    Decision,
+    Deployment,
+    Message,
+    Presence,
+    Reported,
+    Telemetry,
+)
+from shoal.program import Plan, Run
+from shoal.records import BoardId, Profile
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table with columns as wide as they must be.
+
+    >>> print(table(("a", "b"), [("long", "x")]))
+    a     b
+    long  x
+    """
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def status(view: View) -> str:
+    """Return the cluster at a glance: boards, what is deployed, the plan in force."""
+    parts = [table(_BOARD_HEAD, [_board(name, view) for name in sorted(view.boards)])]
+    found = view.coordinator
+    parts.append(f"coordinator: {found.state + ', ' + found.url if found else 'none'}")
+    deployment = view.deployment
+    parts.append(
+        f"deployed: {deployment.bundle.name} for {deployment.objective}"
+        if deployment
+        else "deployed: nothing (use `shoal deploy`)"
+    )
+    parts.append(plan(view.plan) if view.plan else "plan: none")
+    decision = view.cluster.get(Decision)
+    if isinstance(decision, Decision) and decision.waiting_for:
+        parts.append("waiting for: " + "; ".join(decision.waiting_for))
+    return "\n".join(parts)
+
+
+_BOARD_HEAD = ("BOARD", "STATE", "HARDWARE", "MEMORY", "SPEED", "ADDRESS", "DOING")
+
+
+def _board(name: BoardId, view: View) -> tuple[str, ...]:
+    said = view.boards[name]
+    birth, profile, reported = said.get(Birth), said.get(Profile), said.get(Reported)
+    state = "alive" if name in view.alive else "lost"
+    presence = said.get(Presence)
+    if isinstance(presence, Presence) and presence.state == "left" and state == "lost":
+        state = "left"
+    return (
+        name,
+        state,
+        f"{birth.hardware.cores}x {birth.hardware.machine}" if isinstance(birth, Birth) else "?",
+        f"{profile.memory_bytes / 1e6:.0f} MB" if isinstance(profile, Profile) else "?",
+        f"{1 / profile.slowdown:.0%}" if isinstance(profile, Profile) else "?",
+        birth.address.http_url if isinstance(birth, Birth) else "?",
+        reported.activity if isinstance(reported, Reported) else "?",
+    )
+
+
+def plan(found: Plan) -> str:
+    """Return a plan: who does what, what is expected of it, and why it was made."""
+    lines = [
+        f"plan: epoch {found.epoch}, {found.strategy}, lead {found.lead}, "
+        f"{found.predicted.latency_s * 1e3:.1f} ms a request and "
+        f"{found.predicted.throughput_per_s:.1f} requests/s predicted",
+        f"  why: {found.reason}",
+    ]
+    for index, lane in enumerate(found.lanes):
+        for board in sorted(lane.programs, key=lambda b: (b != found.lead, b)):
+            runs = [step.segment for step in lane.programs[board].steps if isinstance(step, Run)]
+            does = (
+                f"runs {runs[0]} to {runs[-1]}" if len(runs) > 1 else f"runs {runs[0]}" if runs else "leads"
+            )
+            share = f" ({lane.weight:.0%} of the requests)" if len(found.lanes) > 1 else ""
+            lines.append(f"  lane {index}{share}: {board} {does}")
+    return "\n".join(lines)
+
+
+def candidates(ranked: Sequence[Candidate]) -> str:
+    """Return the planner's candidates, best first."""
+    return table(
+        ("STRATEGY", "BOARDS", "LATENCY", "THROUGHPUT"),
+        [
+            (
+                candidate.strategy,
+                ", ".join(candidate.boards),
+                f"{candidate.predicted.latency_s * 1e3:.1f} ms",
+                f"{candidate.predicted.throughput_per_s:.2f}/s",
+            )
+            for candidate in ranked
+        ],
+    )
+
+
+def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
+    """Return why the plan in force was chosen, what else was weighed, and what was measured."""
+    lines = [
+        f"epoch {found.epoch}" + (f", epoch {found.wanted} on its way" if found.wanted else ""),
+        f"why: {found.reason}",
+    ]
+    if found.waiting_for:
+        lines.append("waiting for: " + "; ".join(found.waiting_for))
+    if found.alternatives:
+        rows = [
+            (
+                alternative.strategy,
+                ", ".join(alternative.boards),
+                f"{alternative.latency_s * 1e3:.1f} ms",
+                f"{alternative.throughput_per_s:.2f}/s",
+                alternative.note,
+            )
+            for alternative in found.alternatives
+        ]
+        lines.append(f"weighed, by {found.objective}:")
+        lines.append(table(("STRATEGY", "BOARDS", "LATENCY", "THROUGHPUT", ""), rows))
+    lines.extend(
+        f"measured under epoch {report.epoch}: {report.answered} requests, median "
+        f"{report.latency_median_s * 1e3:.1f} ms, 95 % within {report.latency_p95_s * 1e3:.1f} ms, "
+        f"{report.retried} tried again, {report.failed} failed"
+        for report in measured
+    )
+    return "\n".join(lines)
+
+
+def event(board: BoardId | None, message: Message | None) -> str | None:
+    """Return one line about a message as it comes; None for what is only noise to a person."""
+    match message:
+        case Birth():
+            return f"{board}: started, {message.hardware.cores}x {message.hardware.model}"
+        case Presence(state="lost"):
+            return f"{board}: its connection to the broker broke"
+        case Presence(state="left"):
+            return f"{board}: left"
+        case Profile():
+            links = ", ".join(
+                f"{peer} {link.rtt_s * 1e3:.1f} ms {link.goodput_bytes_per_s * 8e-6:.0f} Mbit/s"
+                for peer, link in sorted(message.links.items())
+            )
+            return (
+                f"{board}: at {1 / message.slowdown:.0%} of its profiled speed; links: {links or 'none yet'}"
+            )
+        case Reported():
+            states = ", ".join(f"epoch {r.epoch} {r.phase} {r.detail}".strip() for r in message.epochs)
+            return f"{board}: {message.activity}" + (f" ({states})" if states else "")
+        case Telemetry():
+            return (
+                f"{board}: {message.answered} answered, median {message.latency_median_s * 1e3:.1f} ms, "
+                f"{message.retried} tried again, {message.failed} failed"
+            )
+        case Alarm():
+            return f"{board}: exchange with {message.peer} failed: {message.detail}"
+        case Plan():
+            return plan(message)
+        case Decision():
+            waiting = "; ".join(message.waiting_for)
+            return f"decision: {message.reason}" + (f" (waiting for {waiting})" if waiting else "")
+        case Deployment():
+            return f"deployed: {message.bundle.name} for {message.objective}"
+        case Coordinator():
+            return f"coordinator: {message.state}"
+    return None

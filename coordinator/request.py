@@ -1,0 +1,66 @@
+"""Requests from the command line: tensors from a file, or made up, to a board and back."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from shoal.coordinator import client
+from shoal.errors import ConfigError
+from shoal.messages import Birth
+from shoal.profiler.segments import sample
+from shoal.records import BoardId
+from shoal.session import Array
+
+
+async def ask(
+    broker: str, cluster: str, inputs: Path | None, board: BoardId | None, repeat: int
+) -> tuple[dict[str, Array], list[float]]:
+    """Return the last of `repeat` answers, and the seconds that each took.
+
+    Raises ConfigError if nothing is served or the file cannot be read, ModelError if its tensors do not
+    fit, BoardError if there is no answer.
+    """
+    async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
+        view = operator.view
+        plan = view.plan
+        if plan is None:
+            raise ConfigError("no plan is in force; see `shoal status`")
+        url = plan.addresses[plan.lead].http_url
+        if board is not None:
+            birth = view.boards.get(board, {}).get(Birth)
+            if not isinstance(birth, Birth):
+                raise ConfigError(f"--board: expected one of {sorted(view.boards)}, got {board}")
+            url = birth.address.http_url
+        if inputs is not None:
+            tensors: Mapping[str, Array] = load(inputs)
+        else:
+            at = client.coordinator_url(view)
+            manifest = await client.fetch_manifest(http, at, plan.bundle)
+            tensors = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
+        seconds = []
+        for _ in range(repeat):
+            begun_s = time.perf_counter()
+            answer = await client.infer(http, url, plan.model, tensors)
+            seconds.append(time.perf_counter() - begun_s)
+        return answer, seconds
+
+
+def load(file: Path) -> dict[str, Array]:
+    """Return the tensors of an .npz file by name.  Raises ConfigError if it is none."""
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file}: expected an .npz file with tensors by name: {error}") from error
+
+
+def save(file: Path, tensors: Mapping[str, Array]) -> None:
+    """Write tensors as an .npz file.  Raises ConfigError if it cannot be written."""
+    try:
+        with file.open("wb") as out:
+            np.savez(out, **dict(tensors))  # type: ignore[arg-type]
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot write: {error.strerror}") from error

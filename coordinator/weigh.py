@@ -1,0 +1,152 @@
+"""Is another plan worth a switch?  The arithmetic of staying and leaving, and its words."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shoal.coordinator.cost import Barred, Profiles, memory_bytes, predict
+from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.errors import PlanError
+from shoal.manifest import Manifest
+from shoal.messages import Alternative
+from shoal.program import Lane, Plan
+from shoal.records import BoardId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How eager the controller is; times in seconds."""
+
+    margin: float = 0.10
+    """A new plan must be better by this share."""
+    dwell_s: float = 5.0
+    """Least time between two switches that nothing forces; doubles while switches follow closely."""
+    longest_dwell_s: float = 300.0
+    horizon_s: float = 30.0
+    """Things are taken to stay as they are for as long as they have, but at least so long."""
+    barrier_s: float = 0.1
+    """Service lost by a switch beside the old plan."""
+    load_bytes_per_s: float = 200e6
+    """Weights loaded per second where the old plan must go first; an estimate for SD cards."""
+    settle_s: float = 15.0
+    """The first plan waits so long for the profiles of all boards that are there."""
+    prepare_timeout_s: float = 60.0
+    drain_s: float = 5.0
+    hold_off_s: float = 20.0
+    """A plan that a board could not prepare is not tried again for so long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """All that the choice of a plan depends on."""
+
+    manifest: Manifest
+    profiles: Profiles
+    barred: Barred
+    objective: Objective
+    max_boards: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The planner's answer to a question: candidates, best first, or why there are none."""
+
+    question: Question
+    candidates: tuple[Candidate, ...]
+    refusal: str
+
+
+def rank(question: Question) -> Ranking:
+    """Ask the planner."""
+    try:
+        found = propose(
+            question.manifest,
+            question.profiles,
+            question.barred,
+            question.objective,
+            question.max_boards,
+        )
+    except PlanError as error:
+        return Ranking(question=question, candidates=(), refusal=str(error))
+    return Ranking(question=question, candidates=found, refusal="")
+
+
+def reason_to_stay(
+    settings: Settings, question: Question, old: Plan, new: Candidate, since_s: float, dwell_s: float
+) -> str:
+    """Return why `old` is kept although `new` is another plan; empty if the switch is worth it.
+
+    `since_s` is the time since the last switch.  Gain is measured in seconds of service won over the
+    time that things should stay as they are, loss in seconds of service that the switch costs.
+    """
+    try:
+        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes)
+    except (PlanError, KeyError):
+        return ""  # a board of it has lost its profile of this bundle
+    gain = 1 - cost_s(new.predicted, question.objective) / cost_s(kept, question.objective)
+    better = f"{new.strategy} on {len(new.boards)} would be {gain:.0%} better"
+    if gain < settings.margin:
+        return f"kept: {better}, less than the margin of {settings.margin:.0%}"
+    if since_s < max(settings.dwell_s, dwell_s):
+        return f"kept: {better}, but the last switch was only {since_s:.0f} s ago"
+    lost_s = settings.barrier_s
+    if not fits_beside(question, old, new.lanes):
+        lost_s += load_bytes(question.manifest, new.lanes) / settings.load_bytes_per_s
+    won_s = gain * max(settings.horizon_s, since_s)
+    if won_s < 2 * lost_s:
+        return f"kept: {better}, but the switch costs {lost_s:.1f} s of service and wins {won_s:.1f} s"
+    return ""
+
+
+def fits_beside(question: Question, old: Plan, lanes: tuple[Lane, ...]) -> bool:
+    """Say whether every board can hold its parts of `old` and of `lanes` at once."""
+    for board, segments in segments_by_board(lanes).items():
+        held = segments | old.segments_of(board)
+        if memory_bytes(question.manifest, held) > question.profiles[board].memory_bytes:
+            return False
+    return True
+
+
+def segments_by_board(lanes: tuple[Lane, ...]) -> Mapping[BoardId, frozenset[str]]:
+    """Return which segments each board must hold for `lanes`."""
+    held: dict[BoardId, frozenset[str]] = {}
+    for lane in lanes:
+        for board, program in lane.programs.items():
+            held[board] = held.get(board, frozenset()) | program.segments
+    return held
+
+
+def load_bytes(manifest: Manifest, lanes: tuple[Lane, ...]) -> int:
+    """Return the weights that the busiest loader of `lanes` loads."""
+    return max(memory_bytes(manifest, segments) for segments in segments_by_board(lanes).values())
+
+
+def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
+    """Return the candidates as a person may read them, best first."""
+    if not ranking.candidates:
+        return ()
+    objective = ranking.question.objective
+    best_s = cost_s(ranking.candidates[0].predicted, objective)
+    return tuple(
+        Alternative(
+            strategy=candidate.strategy,
+            boards=candidate.boards,
+            latency_s=candidate.predicted.latency_s,
+            throughput_per_s=candidate.predicted.throughput_per_s,
+            note=_against(cost_s(candidate.predicted, objective) / best_s),
+        )
+        for candidate in ranking.candidates[:12]
+    )
+
+
+def describe(candidate: Candidate) -> str:
+    """Return one line about a candidate."""
+    predicted = candidate.predicted
+    return (
+        f"{candidate.strategy} on {', '.join(candidate.boards)}, {predicted.latency_s * 1e3:.0f} ms a "
+        f"request and {predicted.throughput_per_s:.1f} requests/s predicted"
+    )
+
+
+def _against(ratio: float) -> str:
+    return "best" if math.isclose(ratio, 1.0, rel_tol=5e-3) else f"{ratio:.2f} times the best"

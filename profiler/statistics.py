@@ -1,0 +1,77 @@
+"""What to make of readings: robust middles, and noticing that things have changed."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from shoal.records import Timing
+
+
+def timing(seconds: Sequence[float]) -> Timing:
+    """Return median, median absolute deviation and count of one or more readings.
+
+    >>> timing([1.0, 2.0, 9.0])
+    Timing(median_s=2.0, spread_s=1.0, runs=3)
+    """
+    middle = statistics.median(seconds)
+    spread = statistics.median(abs(reading - middle) for reading in seconds)
+    return Timing(median_s=middle, spread_s=spread, runs=len(seconds))
+
+
+def differs(old: float, new: float, share: float) -> bool:
+    """Say whether two positive figures are further apart than `share`, whichever is larger.
+
+    >>> differs(1.0, 1.1, 0.25), differs(1.0, 2.0, 0.25), differs(2.0, 1.0, 0.25)
+    (False, True, True)
+    """
+    return abs(math.log(new / old)) > math.log1p(share)
+
+
+WINDOW_S: Final = 0.5
+WINDOWS: Final = 2
+BAND: Final = 0.15
+MIN_WEIGHT_S: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How the board's speed now compares with its profile, over windows of `WINDOW_S` seconds.
+
+    `slowdown` is what has been said so far.  It changes when `WINDOWS` windows one after the other lie
+    outside ±`BAND` of it on the same side; the new value is that of the last window.
+    """
+
+    slowdown: float = 1.0
+    expected_s: float = 0.0
+    measured_s: float = 0.0
+    since_s: float | None = None
+    streak: int = 0
+    """Windows in a row outside the band; negative if below it."""
+
+
+def observed(drift: Drift, expected_s: float, measured_s: float, now_s: float) -> Drift:
+    """Return the drift after a run that the profile says takes `expected_s` took `measured_s`."""
+    since_s = now_s if drift.since_s is None else drift.since_s
+    drift = replace(
+        drift,
+        expected_s=drift.expected_s + expected_s,
+        measured_s=drift.measured_s + measured_s,
+        since_s=since_s,
+    )
+    if now_s - since_s < WINDOW_S or drift.expected_s < MIN_WEIGHT_S:
+        return drift
+    return window(drift, drift.expected_s, drift.measured_s)
+
+
+def window(drift: Drift, expected_s: float, measured_s: float) -> Drift:
+    """Return the drift after a whole window in which `expected_s` of runs took `measured_s`."""
+    ratio = measured_s / expected_s
+    side = 0
+    if differs(drift.slowdown, ratio, BAND):
+        side = 1 if ratio > drift.slowdown else -1
+    streak = drift.streak + side if side * drift.streak > 0 else side
+    if abs(streak) >= WINDOWS:
+        return Drift(slowdown=ratio)
+    return Drift(slowdown=drift.slowdown, streak=streak)

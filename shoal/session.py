@@ -1,0 +1,73 @@
+"""One segment, ready to run: the only module that knows onnxruntime."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when onnxruntime is imported
+
+import numpy as np
+import onnxruntime
+
+from shoal.errors import ModelError
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+
+
+class Session:
+    """An ONNX file opened on this machine's processor."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, where: str) -> None:
+        self._session = session
+        self._where = where
+        self.inputs = tuple(port.name for port in session.get_inputs())
+        self.outputs = tuple(port.name for port in session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the outputs (all, or those named) for `inputs`, which may hold more than is needed.
+
+        Raises ModelError with onnxruntime's words if a tensor is missing or does not fit.
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            feeds = {name: inputs[name] for name in self.inputs}
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except KeyError as error:
+            raise ModelError(f"{self._where}: no input tensor {error}") from error
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise ModelError(f"{self._where}: {_first_line(error)}") from error
+
+
+def open_session(model: Path, *, threads: int = 1) -> Session:
+    """Return the ONNX file `model`, its external data beside it, ready to run on `threads` cores.
+
+    Raises ModelError, with the file and what onnxruntime said, if it cannot be opened.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads  # never left to the default: it pins cores it may not have
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if not model.is_file():
+        raise ModelError(f"{model}: expected an ONNX file, found none")
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(f"{model}: {_first_line(error)}") from error
+    return Session(session, model.name)
+
+
+def runtime_version() -> str:
+    """Return the version of onnxruntime."""
+    return str(onnxruntime.__version__)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers of this onnxruntime, best first."""
+    return tuple(onnxruntime.get_available_providers())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:400]

@@ -1,0 +1,139 @@
+"""A folder of blobs named by their SHA-256, for those who keep bundles: boards and the coordinator.
+
+blobs/<sha256>          whole, verified blobs
+blobs/<sha256>.part     what has come so far of a blob under way
+<sha256>.onnx           hard links to those blobs that are models, beside `blobs/` because a model
+                        names its weights as `blobs/<sha256>`
+"""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from shoal.errors import BoardError, ModelError
+from shoal.manifest import Manifest, parse
+from shoal.records import Blob, Sha256
+
+CHUNK_BYTES: Final = 1 << 20
+
+
+class Store:
+    """Blobs on disk."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the store in `root`, making the folder if need be."""
+        self.root = root
+        self._blobs = root / "blobs"
+        self._verified: dict[Sha256, tuple[int, int]] = {}
+        try:
+            self._blobs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BoardError(f"{self._blobs}: cannot make the folder: {error.strerror}") from error
+
+    def path(self, sha256: Sha256) -> Path:
+        """Return where the blob is or would be."""
+        return self._blobs / sha256
+
+    def has(self, sha256: Sha256) -> bool:
+        """Say whether the blob is here, whole and unspoilt; a spoilt one is removed.
+
+        Reads the file the first time, and again when its size or time of change is another.
+        """
+        path = self.path(sha256)
+        try:
+            stat = path.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            if self._verified.get(sha256) == stamp:
+                return True
+            with path.open("rb") as file:
+                whole = digest(file) == sha256
+        except FileNotFoundError:
+            return False
+        if not whole:
+            path.unlink(missing_ok=True)
+            return False
+        self._verified[sha256] = stamp
+        return True
+
+    def part(self, sha256: Sha256) -> Path:
+        """Return where a blob under way is collected."""
+        return self._blobs / f"{sha256}.part"
+
+    def finish(self, blob: Blob) -> None:
+        """Take the collected part as the blob.  Raises ModelError, and drops it, if it is not that."""
+        part = self.part(blob.sha256)
+        with part.open("rb") as file:
+            found = digest(file)
+        size_bytes = part.stat().st_size
+        if found != blob.sha256:
+            part.unlink()
+            raise ModelError(
+                f"blob {blob.sha256[:12]}: expected that digest and {blob.size_bytes} bytes, got "
+                f"{found[:12]} and {size_bytes} bytes"
+            )
+        part.replace(self.path(blob.sha256))
+
+    def put(self, content: bytes) -> Blob:
+        """Store `content` and return its blob."""
+        blob = Blob(sha256=Sha256(hashlib.sha256(content).hexdigest()), size_bytes=len(content))
+        with writing(self.part(blob.sha256)) as file:
+            file.write(content)
+        self.finish(blob)
+        return blob
+
+    def model(self, sha256: Sha256) -> Path:
+        """Return the path under which a model blob can be opened with its weights."""
+        link = self.root / f"{sha256}.onnx"
+        if not link.exists():
+            link.hardlink_to(self.path(sha256))
+        return link
+
+    def manifest(self, sha256: Sha256) -> Manifest:
+        """Return the manifest with that digest.  Raises ModelError if it cannot be read."""
+        if not self.has(sha256):
+            raise ModelError(f"manifest {sha256[:12]}: not in {self.root}")
+        return parse(self.path(sha256).read_bytes(), f"manifest {sha256[:12]}")
+
+
+class writing:  # noqa: N801  a context manager, used as a verb
+    """Open a file for appending; a full disk becomes a BoardError that says how much is free."""
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._mode = "ab" if append else "wb"
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            self._file = self._path.open(self._mode)  # type: ignore[assignment]
+        except OSError as error:
+            raise _no_room(self._path, error) from error
+        assert self._file is not None
+        return self._file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        assert self._file is not None
+        try:
+            self._file.close()
+        except OSError as late:
+            raise _no_room(self._path, late) from late
+        if isinstance(error, OSError):
+            raise _no_room(self._path, error) from error
+
+
+def _no_room(path: Path, error: OSError) -> BoardError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        disk = os.statvfs(path.parent)
+        free_mb = disk.f_bavail * disk.f_frsize / 1e6
+        return BoardError(f"{path.parent}: disk full, {free_mb:.1f} MB free; make room or use another folder")
+    return BoardError(f"{path}: cannot write: {error.strerror}")
+
+
+def digest(file: BinaryIO) -> Sha256:
+    """Return the SHA-256 of what is left to read in `file`."""
+    seen = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        seen.update(chunk)
+    return Sha256(seen.hexdigest())
