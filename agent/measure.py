@@ -29,6 +29,8 @@ PING_TIMEOUT_S: Final = 5.0
 CANARY_PERIOD_S: Final = 3.0
 CANARY_SHARE: Final = 0.005
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
+UNSURE_S: Final = 3.0
+"""So long after profiling, and while in doubt, the board looks eight times as often."""
 CANARY_LEAST_S: Final = 2e-4
 """A segment that runs shorter says little about the board's speed."""
 
@@ -55,7 +57,7 @@ class Measurer:
         self._timings: Mapping[str, Timing] = {}
         self._drift = Drift()
         self._links: dict[BoardId, LinkProfile] = {}
-        self._ran_s = 0.0
+        self._ran_s = self._measured_s = 0.0
         self._bundle: Sha256 | None = None
         self._canary: tuple[Segment, Callable[[], object]] | None = None
         self._memory_bytes = sessions.memory_bytes
@@ -70,10 +72,7 @@ class Measurer:
             return Profile(
                 incarnation=self._incarnation,
                 bundle=self._bundle,
-                segments={
-                    name: replace(t, median_s=t.median_s * slowdown, spread_s=t.spread_s * slowdown)
-                    for name, t in self._timings.items()
-                },
+                segments=_scaled(self._timings, slowdown),
                 links=dict(self._links),
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
@@ -92,12 +91,22 @@ class Measurer:
             self._judge(lambda drift: observed(drift, timing.median_s, took_s, self._ran_s))
 
     def _judge(self, judge: Callable[[Drift], Drift]) -> None:
+        """Take a new look at the board's speed; a faster board than profiled was profiled under load."""
         with self._lock:
             before = self._drift
             self._drift = after = judge(before)
-        if after.slowdown != before.slowdown:
+            if after.slowdown == before.slowdown:
+                return
+            if after.slowdown < 1.0:
+                self._timings = _scaled(self._timings, after.slowdown)
+                self._drift = Drift()
+            bundle, timings = self._bundle, self._timings
+        if after.slowdown < 1.0 and bundle is not None:
+            log.info("profiled anew: takes %.2f times what it took before", after.slowdown)
+            self._remember(bundle, timings)
+        else:
             log.info("now %.2f times as slow as profiled", after.slowdown)
-            self._publish()
+        self._publish()
 
     def measure(self, bundle: Sha256, manifest: Manifest) -> None:
         """Time the segments of `bundle`, whose blobs are here, unless that was done before.
@@ -115,7 +124,7 @@ class Measurer:
         canary = self._choose_canary(manifest, timings)
         with self._lock:
             self._bundle, self._timings, self._drift = bundle, timings, Drift()
-            self._canary = canary
+            self._canary, self._measured_s = canary, time.monotonic()
             held = canary[0].weight_bytes if canary else 0
             self._memory_bytes = max(0, self._sessions.memory_bytes - held)
         self._publish()
@@ -126,7 +135,8 @@ class Measurer:
             canary = self._canary
             timing = self._timings.get(canary[0].name) if canary else None
             rest_s = max(CANARY_PERIOD_S, timing.median_s / CANARY_SHARE if timing else 0.0)
-            await asyncio.sleep(rest_s if self._drift.streak == 0 else rest_s / 4)
+            unsure = self._drift.streak or time.monotonic() - self._measured_s < UNSURE_S
+            await asyncio.sleep(rest_s / 8 if unsure else rest_s)
             idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
             if canary is not None and timing is not None and idle:
                 await asyncio.to_thread(self._look, canary[1], timing.median_s)
@@ -219,3 +229,10 @@ class Measurer:
             self._file(bundle).write_bytes(to_json(profile))
         except OSError as error:
             log.warning("profile not kept: %s", error)
+
+
+def _scaled(timings: Mapping[str, Timing], factor: float) -> dict[str, Timing]:
+    return {
+        name: replace(timing, median_s=timing.median_s * factor, spread_s=timing.spread_s * factor)
+        for name, timing in timings.items()
+    }

@@ -77,9 +77,14 @@ class BrokerProcess:
 
     @classmethod
     def start(
-        cls, kind: Kind, port: int, state_dir: Path | None = None, bind: str = LOOPBACK
+        cls,
+        kind: Kind,
+        port: int,
+        state_dir: Path | None = None,
+        bind: str = LOOPBACK,
+        log: Path | None = None,
     ) -> "BrokerProcess":
-        """Start a broker and return when it accepts connections.
+        """Start a broker and return when it accepts connections; what it prints goes to `log`, or to ours.
 
         Raises ConfigError if it is not installed, cannot have the port or the directory, or ends at once.
         """
@@ -91,7 +96,8 @@ class BrokerProcess:
                 _check_embedded(bind, state_dir)
                 command = [sys.executable, "-m", "shoal", "broker", "--embedded"]
                 command += ["--bind", bind, "--port", str(port)]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            out = None if log is None else files.enter_context(log.open("ab"))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
             host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(bind, bind)
             broker = cls(process, host, port, files.pop_all())
         try:

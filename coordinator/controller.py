@@ -107,8 +107,10 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
         cause = f"{board} joined"
     elif before.profile and after.profile and before.profile.slowdown != after.profile.slowdown:
         cause = f"{board} runs at {1 / after.profile.slowdown:.0%} of its profiled speed"
-    elif before.profile != after.profile:
-        cause = f"{board} has a new profile"
+    elif before.profile and after.profile and before.profile.segments != after.profile.segments:
+        cause = f"{board} turned out to be faster than profiled"
+    elif before.profile and after.profile and before.profile.links != after.profile.links:
+        cause = f"the links of {board} changed"
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
     return replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
 
@@ -218,7 +220,8 @@ def _advance(state: State, now_s: float) -> State:
         why = broken or "; ".join(failures) or "not ready in time"
         until_s = now_s + state.settings.hold_off_s
         hold_off = state.hold_off if broken else {**state.hold_off, pending.plan.shape(): until_s}
-        return replace(state, pending=None, hold_off=hold_off, cause=f"gave up a plan ({why})")
+        cause = broken or f"gave up epoch {pending.plan.epoch} ({why})"
+        return replace(state, pending=None, hold_off=hold_off, cause=cause)
     if not pending.cleared:
         if _way_is_free(state, pending, now_s):
             return replace(state, serving=None, pending=replace(pending, cleared=True))
@@ -299,6 +302,7 @@ def _begin(
 ) -> State:
     """Return the state with `best` on its way in; `forced` if the old plan cannot go on."""
     old = state.serving
+    cause = state.cause if old or state.switched_s is not None else "the first plan"
     births = {board: state.fleet.boards[board].birth for board in best.boards}
     plan = Plan(
         epoch=state.epoch + 1,
@@ -309,7 +313,7 @@ def _begin(
         lanes=best.lanes,
         addresses={board: birth.address for board, birth in births.items() if birth},
         predicted=best.predicted,
-        reason=f"{state.cause}: {describe(best)}",
+        reason=f"{cause}: {describe(best)}",
     )
     beside = old is None or (old.bundle == plan.bundle and fits_beside(question, old, plan.lanes))
     dwell_s = state.dwell_s

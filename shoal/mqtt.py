@@ -107,7 +107,7 @@ class Mqtt:
         """Messages that did not keep to the protocol, or came while the queue was full."""
         self._cluster = cluster
         self._filters = filters
-        self._fence = f"{wire.ROOT}/{cluster}/fence/{name}-{secrets.token_hex(4)}"
+        self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
         self._loop = asyncio.get_running_loop()
         self._up = False
         self._client = paho.Client(

@@ -49,7 +49,7 @@ def open_session(model: Path, *, threads: int = 1) -> Session:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; printing them too would say everything twice
     if not model.is_file():
         raise ModelError(f"{model}: expected an ONNX file, found none")
     try:
