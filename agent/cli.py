@@ -29,7 +29,7 @@ from shoal.records import BoardId, check_name
 @click.option(
     "--memory",
     metavar="MB",
-    type=click.FloatRange(1),
+    type=click.FloatRange(0, min_open=True),
     help="Memory for weights and activations.  [default: 80 % of what is free]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ CANARY_SHARE: Final = 0.005
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks eight times as often."""
+CANARY_RUNS: Final = 15
 CANARY_LEAST_S: Final = 2e-4
 """A segment that runs shorter says little about the board's speed."""
 
@@ -174,13 +176,16 @@ class Measurer:
             self._publish()
 
     def _look(self, run: Callable[[], object], expected_s: float) -> None:
-        """Time the canary once, after a run that warms the caches."""
+        """Time the canary, a short one several times, after a run that warms the caches."""
+        count = max(1, min(CANARY_RUNS, int(CANARY_PERIOD_S * CANARY_SHARE / expected_s)))
         with self._executor.alone:
             run()
-            begun_s = time.perf_counter()
-            run()
-            took_s = time.perf_counter() - begun_s
-        self._judge(lambda drift: window(drift, expected_s, took_s))
+            seconds = []
+            for _ in range(count):
+                begun_s = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - begun_s)
+        self._judge(lambda drift: window(drift, statistics.median(seconds) / expected_s))
 
     def _choose_canary(
         self, manifest: Manifest, timings: Mapping[str, Timing]

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
@@ -97,17 +97,14 @@ class Reconciler:
 
     async def _drop_all_but(self, wanted: dict[int, Plan]) -> None:
         """Drop every other plan once its requests are through, and unload what none needs."""
-        dropped = False
         for epoch in self._executor.epochs().keys() - wanted.keys():
             while not self._executor.drop(epoch):
                 await asyncio.sleep(POLL_S)
-            dropped = True
+        await _in_thread(self._unload)
         gone = self._epochs.keys() - wanted.keys()
         for epoch in gone:
             del self._epochs[epoch]
-        if dropped:
-            await asyncio.to_thread(self._unload)
-        if gone or dropped:
+        if gone:
             self._changed()
 
     def _unload(self) -> None:
@@ -130,8 +127,8 @@ class Reconciler:
             blobs = [blob for segment in segments for blob in (segment.model, *segment.weights)]
             if source is not None:
                 await self._fetcher.fetch(source.url, blobs)
-            sessions = await asyncio.to_thread(self._sessions.open, segments)
-            await asyncio.to_thread(self._warm, manifest, sessions)
+            sessions = await _in_thread(lambda: self._sessions.open(segments))
+            await _in_thread(lambda: self._warm(manifest, sessions))
         except (BoardError, ModelError) as error:
             log.warning("epoch %d: %s", plan.epoch, error)
             self._set(plan.epoch, "failed", str(error))
@@ -158,3 +155,16 @@ class Reconciler:
         if activity != self.activity:
             self.activity = activity
             self._changed()
+
+
+T = TypeVar("T")
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Return what `work` returns; if we are cancelled meanwhile, end only once it has ended."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise

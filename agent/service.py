@@ -90,9 +90,8 @@ async def _claim(settings: Settings) -> int:
     try:
         while until_s is None or time.monotonic() < until_s:
             left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            try:
-                event = await asyncio.wait_for(scout.events.get(), left_s)
-            except asyncio.TimeoutError:
+            event = await scout.next(left_s)
+            if event is None:
                 break
             if isinstance(event, Down):
                 log.warning("broker %s: %s; trying again", scout.url, event.reason)
@@ -209,12 +208,12 @@ class Agent:
     async def _listen(self) -> None:
         """Act on what comes from the broker."""
         while True:
-            event = await self._mqtt.events.get()
+            event = await self._mqtt.next()
             if isinstance(event, Down):
                 log.warning("broker %s: %s; what is planned goes on", self._mqtt.url, event.reason)
             elif isinstance(event, Up):
                 self._introduce()
-            else:
+            elif event is not None:
                 self._hear(event)
 
     def _introduce(self) -> None:

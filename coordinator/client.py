@@ -66,13 +66,12 @@ class Operator:
         until_s = time.monotonic() + TIMEOUT_S
         reason = "no answer"
         while True:
-            try:
-                event = await asyncio.wait_for(self._mqtt.events.get(), until_s - time.monotonic())
-            except asyncio.TimeoutError:
+            event = await self._mqtt.next(max(0.0, until_s - time.monotonic()))
+            if event is None:
                 await self._mqtt.stop()
                 raise ConfigError(
                     f"broker {self._mqtt.url}: {reason} within {TIMEOUT_S:.0f} s; is it running?"
-                ) from None
+                )
             if isinstance(event, Up):
                 return self
             if isinstance(event, Down):
@@ -85,11 +84,8 @@ class Operator:
 
     async def next(self, timeout_s: float) -> tuple[BoardId | None, Message | None] | None:
         """Return the next message, its board first; None after `timeout_s` or if the broker goes."""
-        try:
-            event = await asyncio.wait_for(self._mqtt.events.get(), max(0.0, timeout_s))
-        except asyncio.TimeoutError:
-            return None
-        if isinstance(event, Up | Down):
+        event = await self._mqtt.next(max(0.0, timeout_s))
+        if event is None or isinstance(event, Up | Down):
             return None
         self._take(event.board, event.message, event.route.message)
         return event.board, event.message

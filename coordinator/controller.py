@@ -9,6 +9,7 @@ It leaves a plan only if it is broken, or if the gain clears a margin, pays for 
 that things are likely to stay as they are, and the last switch is some time ago (see `weigh`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -64,8 +65,8 @@ class State:
     """The highest ever seen."""
     switched_s: float | None = None
     dwell_s: float = 0.0
-    hold_off: Mapping[tuple[object, ...], float] = field(default_factory=dict)
-    """Until when a plan of that shape is not tried."""
+    given_up: Mapping[tuple[object, ...], float] = field(default_factory=dict)
+    """When a plan of that shape could not be prepared."""
     cause: str = "start"
     """What happened last that could call for another plan."""
     ranking: Ranking | None = None
@@ -218,10 +219,9 @@ def _advance(state: State, now_s: float) -> State:
     late = now_s - pending.since_s > state.settings.prepare_timeout_s
     if broken or failures or late:
         why = broken or "; ".join(failures) or "not ready in time"
-        until_s = now_s + state.settings.hold_off_s
-        hold_off = state.hold_off if broken else {**state.hold_off, pending.plan.shape(): until_s}
+        given_up = state.given_up if broken else {**state.given_up, pending.plan.shape(): now_s}
         cause = broken or f"gave up epoch {pending.plan.epoch} ({why})"
-        return replace(state, pending=None, hold_off=hold_off, cause=cause)
+        return replace(state, pending=None, given_up=given_up, cause=cause)
     if not pending.cleared:
         if _way_is_free(state, pending, now_s):
             return replace(state, serving=None, pending=replace(pending, cleared=True))
@@ -280,11 +280,13 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
-    open_to_us = [c for c in ranking.candidates if state.hold_off.get(_shape(state, c), 0.0) <= now_s]
+    broken = _broken(state, old, now_s) if old is not None else ""
+    pause_s = state.settings.hold_off_s if old is not None and not broken else state.settings.retry_s
+    tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
+    open_to_us = [c for c, at_s in zip(ranking.candidates, tried_s, strict=True) if now_s - at_s >= pause_s]
     if not open_to_us:
         return replace(state, decision=_waiting(state, ("the retry of a plan that was given up",)))
     best = open_to_us[0]
-    broken = _broken(state, old, now_s) if old is not None else ""
     if old is not None and not broken:
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         stay = (

@@ -121,10 +121,7 @@ class Service:
     async def _listen(self) -> None:
         """Hear what comes, and decide after each message and at least every `TICK_S`."""
         while not self._stop.is_set():
-            try:
-                event = await asyncio.wait_for(self._mqtt.events.get(), TICK_S)
-            except asyncio.TimeoutError:
-                event = None
+            event = await self._mqtt.next(TICK_S)
             if isinstance(event, Down):
                 log.warning("broker %s: %s", self._mqtt.url, event.reason)
                 self._ready_s, self._remembered = None, False

@@ -33,7 +33,9 @@ class Settings:
     prepare_timeout_s: float = 60.0
     drain_s: float = 5.0
     hold_off_s: float = 20.0
-    """A plan that a board could not prepare is not tried again for so long."""
+    """A plan that a board could not prepare is not tried again for so long,"""
+    retry_s: float = 1.0
+    """or for so long if nothing else serves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

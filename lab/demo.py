@@ -5,7 +5,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,15 +18,16 @@ from shoal.coordinator import client
 from shoal.coordinator.broker import Kind
 from shoal.coordinator.cost import memory_bytes
 from shoal.encoding import Json
-from shoal.errors import BoardError, ConfigError, ShoalError
+from shoal.errors import ConfigError, ShoalError
 from shoal.lab import models
-from shoal.lab.models import Answer, Example
+from shoal.lab.load import Answer, Load, running
+from shoal.lab.models import Example
 from shoal.lab.processes import Cluster
 from shoal.manifest import WHOLE, Manifest
-from shoal.messages import Birth, Deployment
+from shoal.messages import Deployment
 from shoal.program import Plan
 from shoal.records import BoardId
-from shoal.session import Array, open_session
+from shoal.session import open_session
 
 MEMORY_SHARE: Final = 0.65
 """Each board may hold so much of the model, so that no board can run it alone."""
@@ -35,9 +36,6 @@ CALM_S: Final = 5.0
 """Between two events."""
 FIRST_PLAN_S: Final = 90.0
 SWITCH_S: Final = 30.0
-ANSWER_S: Final = 30.0
-TOLERANCE: Final = 1e-4
-"""An answer is wrong if it is further from the unsplit model's, relative to its largest value."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +43,7 @@ class Epoch:
     """A plan that was in force, and the latency of the requests that were asked and answered in it."""
 
     plan: Plan
+    since_s: float
     latencies_s: list[float] = field(default_factory=list)
 
 
@@ -55,18 +54,6 @@ class Happening:
     name: str
     at_s: float
     switched_s: float | None
-
-
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """What came of the requests."""
-
-    requests: int = 0
-    failed: int = 0
-    wrong: int = 0
-    max_abs_err: float = 0.0
-    answers: dict[int, Answer] = field(default_factory=dict)
-    """The last answer to each input."""
 
 
 class Demo:
@@ -89,8 +76,7 @@ class Demo:
         self._say = say
         self._begun_s = time.monotonic()
         self._changed = asyncio.Condition()
-        self._expected = _expected(example)
-        self.tally = Tally()
+        self.load = Load(operator.view, http, manifest.name, example.inputs, _expected(example), self._heard)
         self.epochs: dict[int, Epoch] = {}
         self.events: list[Happening] = []
 
@@ -100,9 +86,9 @@ class Demo:
         source = await client.upload(self._http, url, bundle)
         await self._operator.publish(Deployment(bundle=source, objective="latency", max_boards=0))
         self._log(f"deployed {source.name}; the boards fetch and profile it")
-        async with _running(self._follow()):
+        async with running(self._follow()):
             await self._plan_after(0, FIRST_PLAN_S)
-            async with _running(self._ask()):
+            async with running(self.load.run(), self._progress()):
                 await self._trouble()
 
     async def _trouble(self) -> None:
@@ -146,7 +132,7 @@ class Demo:
         while True:
             if plan is not None and plan.epoch not in self.epochs:
                 async with self._changed:
-                    self.epochs[plan.epoch] = Epoch(plan=plan)
+                    self.epochs[plan.epoch] = Epoch(plan=plan, since_s=time.monotonic())
                     self._changed.notify_all()
                 self._log(
                     f"epoch {plan.epoch}: {plan.strategy} on {plan.lead} (lead)"
@@ -170,60 +156,21 @@ class Demo:
                     f"no plan within {timeout_s:.0f} s; see the logs in {self._cluster.folder}"
                 ) from None
 
-    async def _ask(self) -> None:
-        """Ask one request after the other, and say each second how it goes."""
-        said_s, answered = time.monotonic(), 0
-        number = 0
+    async def _progress(self) -> None:
+        """Say each second how it goes."""
+        answered = 0
         while True:
-            index = number % len(self._example.inputs)
-            number += 1
-            epoch, begun_s = self._epoch(), time.monotonic()
-            answer = await self._answer(index)
-            took_s = time.monotonic() - begun_s
-            self._check(index, answer)
-            answered += 1
-            if self._epoch() is epoch:
-                epoch.latencies_s.append(took_s)
-            if time.monotonic() - said_s >= 1.0:
-                rate = answered / (time.monotonic() - said_s)
-                self._log(
-                    f"epoch {self._epoch().plan.epoch}: {rate:.1f} answers/s, last {took_s * 1e3:.0f} ms"
-                )
-                said_s, answered = time.monotonic(), 0
+            await asyncio.sleep(1.0)
+            epoch, tally = self._epoch(), self.load.tally
+            last = f", last {epoch.latencies_s[-1] * 1e3:.0f} ms" if epoch.latencies_s else ""
+            self._log(f"epoch {epoch.plan.epoch}: {tally.answered - answered} answers{last}")
+            answered = tally.answered
 
-    async def _answer(self, index: int) -> Answer | None:
-        """Ask the lead; if it gives no answer, ask any other board; None if none does in time."""
-        self.tally.requests += 1
-        until_s = time.monotonic() + ANSWER_S
-        while time.monotonic() < until_s:
-            for url in self._urls():
-                try:
-                    inputs = self._example.inputs[index]
-                    return await client.infer(self._http, url, self._manifest.name, inputs)
-                except BoardError as error:
-                    self._log(f"asking another board: {error}")
-            await asyncio.sleep(0.1)
-        return None
-
-    def _urls(self) -> list[str]:
-        plan = self._epoch().plan
-        births = [said.get(Birth) for said in self._operator.view.boards.values()]
-        others = {birth.address.http_url for birth in births if isinstance(birth, Birth)}
-        lead = plan.addresses[plan.lead].http_url
-        return [lead, *sorted(others - {lead})]
-
-    def _check(self, index: int, answer: Answer | None) -> None:
-        """Compare an answer with the unsplit model's."""
-        if answer is None:
-            self.tally.failed += 1
-            return
-        right = True
-        for name, expected in self._expected[index].items():
-            error, agrees = _compare(answer.get(name), expected)
-            self.tally.max_abs_err = max(self.tally.max_abs_err, error)
-            right = right and agrees
-        self.tally.wrong += not right
-        self.tally.answers[index] = answer
+    def _heard(self, begun_s: float, took_s: float) -> None:
+        """Count a latency for the epoch that was in force all the time."""
+        epoch = self._epoch()
+        if begun_s >= epoch.since_s:
+            epoch.latencies_s.append(took_s)
 
     def _log(self, line: str) -> None:
         self._say(f"{time.monotonic() - self._begun_s:6.1f} s  {line}")
@@ -254,10 +201,10 @@ class Demo:
         boards: list[Json] = list(sorted(self._cluster.boards))  # noqa: C413  a list of Json
         return {
             "boards": boards,
-            "requests": self.tally.requests,
-            "failed": self.tally.failed,
-            "wrong": self.tally.wrong,
-            "max_abs_err": self.tally.max_abs_err,
+            "requests": self.load.tally.requests,
+            "failed": self.load.tally.failed,
+            "wrong": self.load.tally.wrong,
+            "max_abs_err": self.load.tally.max_abs_err,
             "plans": plans,
             "events": events,
         }
@@ -272,29 +219,6 @@ def _expected(example: Example) -> list[Answer]:
     """Return the unsplit model's answers, from onnxruntime alone."""
     session = open_session(example.model, threads=1)
     return [session.run(inputs) for inputs in example.inputs]
-
-
-def _compare(got: Array | None, expected: Array) -> tuple[float, bool]:
-    """Return the largest difference, and whether the answer is right."""
-    if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
-        return 0.0, False
-    if expected.dtype.kind != "f":
-        return 0.0, bool((got == expected).all())
-    error = float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max())
-    return error, error <= TOLERANCE * float(np.abs(expected).max())
-
-
-@contextlib.asynccontextmanager
-async def _running(work: Awaitable[None]) -> AsyncIterator[None]:
-    """Run `work` beside the block; if it fails, so does the block."""
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @click.command()
@@ -373,7 +297,7 @@ async def _play(
 def _summarise(demonstration: Demo, example: Example, folder: Path, say: Callable[[str], None]) -> None:
     from shoal.coordinator.render import table
 
-    tally = demonstration.tally
+    tally = demonstration.load.tally
     say("")
     rows = []
     for epoch in demonstration.epochs.values():

@@ -13,9 +13,8 @@ from typing import Final
 import numpy as np
 
 from shoal.errors import ConfigError, ModelError
+from shoal.lab.load import Answer
 from shoal.session import Array
-
-Answer = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

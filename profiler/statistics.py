@@ -32,7 +32,8 @@ def differs(old: float, new: float, share: float) -> bool:
 WINDOW_S: Final = 0.5
 WINDOWS: Final = 2
 BAND: Final = 0.15
-MIN_WEIGHT_S: Final = 1e-3
+LOOKS: Final = 64
+"""So many runs of a window are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,34 +41,29 @@ class Drift:
     """How the board's speed now compares with its profile, over windows of `WINDOW_S` seconds.
 
     `slowdown` is what has been said so far.  It changes when `WINDOWS` windows one after the other lie
-    outside ±`BAND` of it on the same side; the new value is that of the last window.
+    outside ±`BAND` of it on the same side; the new value is that of the last window.  A window's value is
+    the median over its runs, so that a few disturbed runs do not count.
     """
 
     slowdown: float = 1.0
-    expected_s: float = 0.0
-    measured_s: float = 0.0
-    since_s: float | None = None
     streak: int = 0
     """Windows in a row outside the band; negative if below it."""
+    ratios: tuple[float, ...] = ()
+    """Measured over expected, of the runs of the window under way."""
+    since_s: float = 0.0
 
 
 def observed(drift: Drift, expected_s: float, measured_s: float, now_s: float) -> Drift:
     """Return the drift after a run that the profile says takes `expected_s` took `measured_s`."""
-    since_s = now_s if drift.since_s is None else drift.since_s
-    drift = replace(
-        drift,
-        expected_s=drift.expected_s + expected_s,
-        measured_s=drift.measured_s + measured_s,
-        since_s=since_s,
-    )
-    if now_s - since_s < WINDOW_S or drift.expected_s < MIN_WEIGHT_S:
-        return drift
-    return window(drift, drift.expected_s, drift.measured_s)
+    since_s = drift.since_s if drift.ratios else now_s
+    ratios = (*drift.ratios, measured_s / expected_s) if len(drift.ratios) < LOOKS else drift.ratios
+    if now_s - since_s < WINDOW_S:
+        return replace(drift, ratios=ratios, since_s=since_s)
+    return window(drift, statistics.median(ratios))
 
 
-def window(drift: Drift, expected_s: float, measured_s: float) -> Drift:
-    """Return the drift after a whole window in which `expected_s` of runs took `measured_s`."""
-    ratio = measured_s / expected_s
+def window(drift: Drift, ratio: float) -> Drift:
+    """Return the drift after a whole window in which runs took `ratio` times what is expected."""
     side = 0
     if differs(drift.slowdown, ratio, BAND):
         side = 1 if ratio > drift.slowdown else -1

@@ -89,7 +89,11 @@ def _reader(kind: object) -> _Reader:
 
 
 def _bad(where: str, expected: str, value: Json) -> WireError:
-    return WireError(f"{where}: expected {expected}, got {json.dumps(value, default=str):.80}")
+    try:
+        got = json.dumps(value, default=str)
+    except RecursionError:  # what was just deep enough to be read can be too deep to be written
+        got = "a value nested too deep"
+    return WireError(f"{where}: expected {expected}, got {got:.80}")
 
 
 def _read_float(value: Json, where: str) -> object:

@@ -10,6 +10,7 @@ import logging
 import random
 import secrets
 import socket
+import time
 import urllib.parse
 from dataclasses import dataclass
 from typing import Final
@@ -141,6 +142,21 @@ class Mqtt:
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
 
+    async def next(self, timeout_s: float | None = None) -> Event | None:
+        """Return the next event; None after `timeout_s`.
+
+        Made of asyncio.wait, because asyncio.wait_for before Python 3.12 can swallow a cancellation.
+        """
+        if self.events.empty():
+            waiting = asyncio.ensure_future(self.events.get())
+            try:
+                done, _ = await asyncio.wait((waiting,), timeout=timeout_s)
+            finally:
+                if not waiting.done():
+                    waiting.cancel()
+            return waiting.result() if done else None
+        return self.events.get_nowait()
+
     @property
     def up(self) -> bool:
         """Say whether the broker is there."""
@@ -163,13 +179,10 @@ class Mqtt:
         Raises ConfigError if it does not within `timeout_s`.
         """
         self._send(self._fence, b"", 1, retain=False)
-        while True:
-            try:
-                event = await asyncio.wait_for(self.events.get(), timeout_s)
-            except asyncio.TimeoutError:
-                raise ConfigError(f"broker {self.url}: no answer within {timeout_s:.0f} s") from None
-            if isinstance(event, Up):
-                return
+        until_s = time.monotonic() + timeout_s
+        while not isinstance(await self.next(until_s - time.monotonic()), Up):
+            if time.monotonic() >= until_s:
+                raise ConfigError(f"broker {self.url}: no answer within {timeout_s:.0f} s")
 
     def _send(self, topic: str, payload: bytes, qos: int, retain: bool) -> bool:
         if not self._up:

@@ -109,8 +109,8 @@ def decode(name: str, payload: bytes, *, retained: bool) -> Envelope:
         body = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise WireError(f"{name}: expected JSON, got {payload[:60]!r} ({error})") from error
-    if not isinstance(body, dict) or body.get("v") != VERSION:
-        version = body.get("v") if isinstance(body, dict) else None
+    version = body.get("v") if isinstance(body, dict) else None
+    if type(version) is not int or version != VERSION:
         raise WireError(f"{name}: expected protocol version {VERSION}, got {version!r:.60}")
     if body.keys() != {"v", "m"}:
         raise WireError(f"{name}: expected the fields v and m, got {sorted(body)[:8]}")
