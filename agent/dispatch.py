@@ -25,8 +25,7 @@ from shoal.errors import BoardError, ShoalError
 from shoal.manifest import Manifest
 from shoal.messages import Telemetry
 from shoal.program import Lane, Plan
-from shoal.records import BoardId
-from shoal.session import Array
+from shoal.records import Array, BoardId
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from shoal.agent.peers import ExchangeError, Inbox, Peers
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import Header, Kind
 from shoal.program import Exchange, Plan, Program, Run
-from shoal.records import BoardId
-from shoal.session import Array, Session
+from shoal.records import Array, BoardId
+from shoal.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,7 @@ from shoal import frames
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
-from shoal.records import Address, BoardId
-from shoal.session import Array
+from shoal.records import Address, Array, BoardId
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,7 @@ from shoal.messages import (
     Reported,
 )
 from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
-from shoal.records import Address, BoardId, Profile
-from shoal.session import Array
+from shoal.records import Address, Array, BoardId, Profile
 from shoal.store import Store
 from shoal.wire import Envelope, topic
 
@@ -233,7 +232,7 @@ class Agent:
 
     def _hear(self, envelope: Envelope) -> None:
         message = envelope.message
-        if isinstance(message, Heartbeat) and message.incarnation > self._incarnation:
+        if isinstance(message, Presence) and message.incarnation > self._incarnation:
             self._refusal = BoardError(f"{self._board}: a newer agent with this name has taken over")
             self._stop.set()
         elif isinstance(message, Presence) and message.incarnation < self._incarnation:

@@ -17,8 +17,7 @@ from shoal.manifest import Manifest, parse
 from shoal.messages import HEARTBEAT_S, BundleSource, Coordinator, Deployment, Heartbeat, Message
 from shoal.mqtt import Down, Mqtt, Up
 from shoal.program import Plan
-from shoal.records import BoardId, Sha256
-from shoal.session import Array
+from shoal.records import Array, BoardId, Sha256
 from shoal.wire import every
 
 TIMEOUT_S: Final = 5.0

@@ -11,8 +11,7 @@ from shoal.coordinator import client
 from shoal.errors import ConfigError
 from shoal.messages import Birth
 from shoal.profiler.segments import sample
-from shoal.records import BoardId
-from shoal.session import Array
+from shoal.records import Array, BoardId
 
 
 async def ask(

@@ -14,7 +14,7 @@ from shoal.coordinator import client
 from shoal.coordinator.client import View
 from shoal.errors import BoardError
 from shoal.messages import Birth
-from shoal.session import Array
+from shoal.records import Array
 
 Answer = Mapping[str, Array]
 

