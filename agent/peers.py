@@ -164,6 +164,7 @@ class Peers:
         self._lock = threading.Lock()
         self._addresses: Mapping[BoardId, Address] = {}
         self._outgoing: dict[BoardId, _Connection] = {}
+        self._opening: dict[BoardId, threading.Lock] = {}
         self._all: set[_Connection] = set()
         self._inboxes: dict[bytes, Inbox] = {}
         self._over: OrderedDict[bytes, None] = OrderedDict()
@@ -188,7 +189,7 @@ class Peers:
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
         """Learn where the peers are; a connection to where a peer no longer is, is closed."""
         with self._lock:
-            moved = [b for b in self._outgoing if addresses.get(b) != self._addresses.get(b)]
+            moved = [b for b in self._outgoing if b in addresses and addresses[b] != self._addresses.get(b)]
             stale = [self._outgoing.pop(board) for board in moved]
             self._addresses = dict(addresses)
         for connection in stale:
@@ -251,24 +252,24 @@ class Peers:
             connection.close()
 
     def _connection(self, peer: BoardId) -> _Connection:
+        """Return the connection to `peer`, opened if need be, by one thread only."""
         with self._lock:
-            found = self._outgoing.get(peer)
-            address = self._addresses.get(peer)
-        if found is not None:
-            return found
-        if address is None:
-            raise ExchangeError(peer, "its address is not known")
-        sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
-        connection = _Connection(_tuned(sock), peer)
-        hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
-        connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
-        with self._lock:
-            other = self._outgoing.setdefault(peer, connection)
-            if other is connection:
+            opening = self._opening.setdefault(peer, threading.Lock())
+        with opening:
+            with self._lock:
+                found = self._outgoing.get(peer)
+                address = self._addresses.get(peer)
+            if found is not None:
+                return found
+            if address is None:
+                raise ExchangeError(peer, "its address is not known")
+            sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
+            connection = _Connection(_tuned(sock), peer)
+            hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
+            connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
+            with self._lock:
+                self._outgoing[peer] = connection
                 self._all.add(connection)
-        if other is not connection:
-            connection.close()
-            return other
         threading.Thread(target=self._read, args=(connection,), name=f"to {peer}", daemon=True).start()
         return connection
 

@@ -1,0 +1,256 @@
+"""Two boards in one process with real sockets between them: programs run, fail, and leave nothing behind."""
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shoal import frames
+from shoal.agent.executor import Executor
+from shoal.agent.peers import ExchangeError, Peers
+from shoal.errors import BoardError, ModelError
+from shoal.frames import Header, Kind
+from shoal.program import Exchange, Lane, Plan, Prediction, Program, Run
+from shoal.records import Address, Array, BoardId, Sha256
+
+A, B = BoardId("a"), BoardId("b")
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+class Double:
+    """A session that doubles `x` into `y`, or `y` into `z`; it can be told to fail or to wait."""
+
+    def __init__(self, source: str, target: str) -> None:
+        self.inputs, self.outputs = (source,), (target,)
+        self.failure: Exception | None = None
+        self.gate: threading.Event | None = None
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:  # noqa: ARG002
+        if self.gate is not None:
+            self.gate.wait(5)
+        if self.failure is not None:
+            raise self.failure
+        return {self.outputs[0]: inputs[self.inputs[0]].astype(np.float32) * 2}
+
+
+class Board:
+    def __init__(self, name: BoardId) -> None:
+        self.name = name
+        self.executor = Executor(name, lambda _segment, _took_s: None)
+        self.peers = Peers("test", name, self.executor.begin)
+        self.executor.connect(self.peers)
+        self.address = Address(host="127.0.0.1", data_port=self.peers.listen("127.0.0.1", 0), http_port=1)
+        self.first, self.second = Double("x", "y"), Double("y", "z")
+
+    @property
+    def under_way(self) -> int:
+        return len(self.peers._inboxes)
+
+
+def plan_of(addresses: Mapping[BoardId, Address]) -> Plan:
+    """Doubles on a, doubles on b, and the answer goes back to a."""
+    lead = Program(
+        steps=(
+            Run(segment="first"),
+            Exchange(kind="send", tag=0, tensors=("y",), peer=B),
+            Exchange(kind="recv", tag=1, tensors=("z",), peer=B),
+        )
+    )
+    other = Program(
+        steps=(
+            Exchange(kind="recv", tag=0, tensors=("y",), peer=A),
+            Run(segment="second"),
+            Exchange(kind="send", tag=1, tensors=("z",), peer=A),
+        )
+    )
+    return Plan(
+        epoch=1,
+        bundle=Sha256("0" * 64),
+        model="m",
+        strategy="pipeline",
+        lead=A,
+        lanes=(Lane(programs={A: lead, B: other}, weight=1.0),),
+        addresses=addresses,
+        predicted=Prediction(latency_s=0.01, throughput_per_s=100.0),
+        reason="test",
+    )
+
+
+@pytest.fixture
+def boards() -> Iterator[tuple[Board, Board]]:
+    a, b = Board(A), Board(B)
+    addresses = {A: a.address, B: b.address}
+    plan = plan_of(addresses)
+    for board in (a, b):
+        board.peers.know(addresses)
+        board.executor.hold(plan, {"first": board.first, "second": board.second})  # type: ignore[dict-item]
+    yield a, b
+    a.peers.stop()
+    b.peers.stop()
+
+
+def ask(board: Board, within_s: float = 3.0, epoch: int = 1) -> Array:
+    deadline_s = time.monotonic() + within_s
+    return board.executor.lead(epoch, 0, secrets.token_bytes(16), {"x": X}, deadline_s, ["z"])["z"]
+
+
+def settled(*boards: Board) -> bool:
+    until_s = time.monotonic() + 3
+    while any(board.under_way for board in boards) and time.monotonic() < until_s:
+        time.sleep(0.005)
+    return not any(board.under_way for board in boards)
+
+
+def test_a_program_over_two_boards_gives_the_answer(boards: tuple[Board, Board]) -> None:
+    for _ in range(20):
+        np.testing.assert_array_equal(ask(boards[0]), 4 * X)
+    assert settled(*boards)
+
+
+def test_several_requests_at_once(boards: tuple[Board, Board]) -> None:
+    answers: list[Array] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(boards[0]))) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 16
+    assert all((answer == 4 * X).all() for answer in answers)
+    assert settled(*boards)
+
+
+def test_inputs_that_do_not_fit_are_the_clients_fault(boards: tuple[Board, Board]) -> None:
+    boards[1].second.failure = ModelError("s01: shape does not fit")
+    with pytest.raises(ModelError, match="shape does not fit"):
+        ask(boards[0])
+    assert settled(*boards)
+
+
+def test_a_failure_on_the_other_board_is_named(boards: tuple[Board, Board]) -> None:
+    boards[1].second.failure = BoardError("b: out of memory")
+    with pytest.raises(ExchangeError, match="out of memory") as failure:
+        ask(boards[0])
+    assert failure.value.peer == B
+    boards[1].second.failure = RuntimeError("a bug")
+    with pytest.raises(ExchangeError, match="internal error"):
+        ask(boards[0])
+    assert settled(*boards)
+
+
+def test_a_board_that_is_not_ready_says_so(boards: tuple[Board, Board]) -> None:
+    assert boards[1].executor.drop(1)
+    with pytest.raises(ExchangeError, match="not ready for epoch 1"):
+        ask(boards[0])
+    with pytest.raises(BoardError, match="not ready for epoch 9"):
+        ask(boards[0], epoch=9)
+    assert settled(*boards)
+
+
+def test_a_silent_board_ends_the_attempt_in_time(boards: tuple[Board, Board]) -> None:
+    boards[1].second.gate = threading.Event()
+    begun_s = time.monotonic()
+    with pytest.raises(ExchangeError, match="step 1") as failure:
+        ask(boards[0], within_s=0.3)
+    assert failure.value.peer == B
+    assert time.monotonic() - begun_s < 2.0
+    boards[1].second.gate.set()
+    assert settled(*boards)
+    boards[1].second.gate = None
+    np.testing.assert_array_equal(ask(boards[0]), 4 * X)
+    assert boards[0].peers.dropped <= 1
+
+
+def test_a_board_that_goes_away_ends_the_attempt_at_once(boards: tuple[Board, Board]) -> None:
+    boards[1].second.gate = threading.Event()
+    threading.Timer(0.2, boards[1].peers.stop).start()
+    begun_s = time.monotonic()
+    with pytest.raises(ExchangeError):
+        ask(boards[0], within_s=20.0)
+    assert time.monotonic() - begun_s < 5.0
+    boards[1].second.gate.set()
+    assert settled(boards[0])
+
+
+def test_an_address_that_nobody_listens_on_is_an_error_at_once(boards: tuple[Board, Board]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    boards[0].peers.know({B: replace(boards[1].address, data_port=port)})
+    with pytest.raises(ExchangeError, match="cannot send"):
+        ask(boards[0])
+    boards[0].peers.know({})
+    with pytest.raises(ExchangeError, match="address is not known"):
+        ask(boards[0])
+
+
+def test_many_attempts_with_failures_leave_nothing_behind(boards: tuple[Board, Board]) -> None:
+    chance = np.random.default_rng(3)
+    before = threading.active_count()
+    answered = 0
+    for _ in range(300):
+        boards[1].second.failure = BoardError("now and then") if chance.random() < 0.3 else None
+        try:
+            ask(boards[0])
+        except ExchangeError:
+            continue
+        answered += 1
+    assert 150 < answered < 270
+    assert settled(*boards)
+    assert threading.active_count() <= before + 40
+
+
+def raw(board: Board, hello: str | None = None) -> socket.socket:
+    sock = socket.create_connection((board.address.host, board.address.data_port), 5)
+    if hello is not None:
+        sock.sendall(b"".join(bytes(part) for part in frames.text(Kind.HELLO, hello)))
+    return sock
+
+
+def test_strangers_are_turned_away(boards: tuple[Board, Board]) -> None:
+    hellos = [
+        '{"cluster":"other","sender":"b","receiver":"a"}',
+        '{"cluster":"test","sender":"b","receiver":"c"}',
+        "no json",
+        "{}",
+    ]
+    for hello in hellos:
+        with raw(boards[0], hello) as sock:
+            assert sock.recv(1) == b""
+    assert boards[0].peers.refused == len(hellos)
+    np.testing.assert_array_equal(ask(boards[0]), 4 * X)
+
+
+def test_frames_that_contradict_themselves_close_the_connection(boards: tuple[Board, Board]) -> None:
+    good = Header(
+        kind=Kind.TENSOR, attempt=bytes(16), epoch=1, count=1, dtype="float32", shape=(2,), length=8
+    )
+    bad = [
+        frames.pack(replace(good, length=9)),
+        frames.pack(replace(good, index=1)),
+        frames.pack(replace(good, shape=(1 << 40,), length=1 << 42)),
+        frames.pack(good)[:4] + b"\x09" + frames.pack(good)[5:],
+    ]
+    for content in bad:
+        with raw(boards[0], '{"cluster":"test","sender":"c","receiver":"a"}') as sock:
+            sock.sendall(content)
+            assert sock.recv(1) == b""
+    np.testing.assert_array_equal(ask(boards[0]), 4 * X)
+
+
+def test_a_tensor_for_an_attempt_of_others_is_refused(boards: tuple[Board, Board]) -> None:
+    with raw(boards[1], '{"cluster":"test","sender":"c","receiver":"b"}') as sock:
+        parts = frames.tensors([X], attempt=secrets.token_bytes(16), epoch=1, lane=0, tag=0)
+        sock.sendall(b"".join(bytes(part) for part in parts))
+        fixed = sock.recv(frames.HEADER.size)
+        header = frames.unpack(fixed, b"")
+        assert header.kind is Kind.ABORT
+    assert boards[1].under_way == 0
+
+
+def test_a_ping_tells_when_all_bytes_are_there(boards: tuple[Board, Board]) -> None:
+    for size in (0, 64, 1 << 20):
+        assert 0 < boards[0].peers.ping(B, size, 5.0) < 5.0
