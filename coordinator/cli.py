@@ -116,7 +116,6 @@ async def _deploy(
 
     from shoal.coordinator import client, render
     from shoal.messages import Decision, Deployment
-    from shoal.program import Plan
 
     _check_cluster(cluster)
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
@@ -125,14 +124,15 @@ async def _deploy(
         click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
         until_s = time.monotonic() + wait_s
         while wait_s:
-            message = (await operator.next(until_s - time.monotonic()) or (None, None))[1]
-            if isinstance(message, Plan) and message.bundle == source.manifest:
-                click.echo(render.plan(message))
+            found = operator.view.plan
+            if found is not None and found.bundle == source.manifest:
+                click.echo(render.plan(found))
                 return
             if time.monotonic() >= until_s:
                 decision = operator.view.cluster.get(Decision)
                 why = "; ".join(decision.waiting_for) if isinstance(decision, Decision) else ""
                 raise PlanError(f"no plan within {wait_s:.0f} s; waiting for {why or 'the coordinator'}")
+            await operator.next(until_s - time.monotonic())
 
 
 @click.command()

@@ -1,0 +1,119 @@
+"""The operator's commands, as a person types them, against a cluster that runs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.lab.load import compare
+from shoal.lab.processes import Cluster
+from shoal.records import BoardId
+from tests.real.client import MODEL, Pictures, Trial
+
+BOARDS = (BoardId("desk"), BoardId("shelf"))
+
+
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, bundle: tuple[Path, object], pictures: Pictures, budget: int
+) -> Iterator[Trial]:
+    with Cluster(tmp_path_factory.mktemp("commands"), "embedded", margin=0.9) as cluster:
+        for board in BOARDS:
+            cluster.start_board(board, memory_bytes=budget)
+        trial = Trial(cluster=cluster, bundle=bundle[0], pictures=pictures, budget=budget, boards=BOARDS)
+        trial.deploy("latency")
+        trial.watch(trial.whole)
+        yield trial
+
+
+def shoal(trial: Trial, command: str, *arguments: str, expect: int = 0) -> str:
+    found = subprocess.run(
+        [sys.executable, "-m", "shoal", command, *arguments, "--broker", trial.cluster.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == expect, (found.returncode, found.stdout, found.stderr)
+    assert "Traceback" not in found.stderr
+    return found.stdout if expect == 0 else found.stderr
+
+
+def test_status_names_boards_model_and_plan(running: Trial) -> None:
+    text = shoal(running, "status")
+    for word in ("desk", "shelf", "alive", MODEL, "pipeline", "s00"):
+        assert word in text, text
+    found = json.loads(shoal(running, "status", "--json"))
+    assert found["boards"].keys() == set(BOARDS)
+    assert found["plan"]["strategy"] == "pipeline"
+    assert found["boards"]["desk"]["birth"]["hardware"]["cores"] >= 1
+
+
+def test_plan_weighs_without_changing_anything(running: Trial) -> None:
+    before = json.loads(shoal(running, "status", "--json"))["plan"]["epoch"]
+    assert "pipeline" in shoal(running, "plan", "--dry-run")
+    ranked = json.loads(shoal(running, "plan", "--json", "--objective", "throughput"))
+    assert ranked[0]["strategy"] == "pipeline"
+    assert ranked[0]["predicted"]["throughput_per_s"] > 0
+    assert "no plan fits the memory limits" in shoal(running, "plan", "--without", "desk", expect=4)
+    assert "'nowhere'" in shoal(running, "plan", "--without", "nowhere", expect=2)
+    assert json.loads(shoal(running, "status", "--json"))["plan"]["epoch"] == before
+
+
+def test_explain_gives_the_reason_and_the_alternatives(running: Trial) -> None:
+    text = shoal(running, "explain")
+    assert "why: " in text
+    assert "pipeline" in text
+    assert json.loads(shoal(running, "explain", "--json"))["alternatives"]
+
+
+def test_infer_with_tensors_from_a_file(running: Trial, pictures: Pictures, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", pixel_values=pictures.inputs[3]["pixel_values"])
+    out = tmp_path / "out.npz"
+    shoal(running, "infer", str(tmp_path / "in.npz"), "-o", str(out))
+    with np.load(out) as answer:
+        assert compare(answer["logits"], pictures.expected[3]["logits"])[1]
+    found = json.loads(shoal(running, "infer", "-n", "3", "--json", "--board", "shelf"))
+    assert found["outputs"] == {"logits": [1, 10]}
+    assert len(found["latency_ms"]) == 3
+
+
+def test_infer_says_what_is_wrong(running: Trial, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", wrong=np.zeros(3, np.float32))
+    assert "pixel_values" in shoal(running, "infer", str(tmp_path / "bad.npz"), expect=3)
+    (tmp_path / "text.npz").write_text("no tensors")
+    assert "text.npz" in shoal(running, "infer", str(tmp_path / "text.npz"), expect=2)
+    assert "nowhere" in shoal(running, "infer", "--board", "nowhere", expect=2)
+
+
+def test_watch_prints_what_happens(running: Trial) -> None:
+    shoal(running, "infer", "-n", "2")
+    assert "desk" in shoal(running, "watch", "--seconds", "1.5")
+
+
+def test_deploy_undeploy_deploy(running: Trial, tmp_path: Path) -> None:
+    assert "manifest.json" in shoal(running, "deploy", str(tmp_path), expect=3)
+    shoal(running, "undeploy")
+    assert "nothing" in shoal(running, "status")
+    assert "no plan is in force" in shoal(running, "infer", expect=2)
+    text = shoal(running, "deploy", str(running.bundle), "--objective", "throughput", "--wait", "30")
+    assert "plan: epoch" in text
+    assert "in force" not in shoal(running, "infer")
+    shoal(running, "deploy", str(running.bundle), "--wait", "30")
+
+
+def test_a_broker_url_that_is_none(running: Trial) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "shoal", "status", "--broker", "localhost"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert "expected mqtt://HOST[:PORT], got 'localhost'" in found.stderr
+    assert running.cluster.coordinator.running
