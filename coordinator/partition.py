@@ -44,14 +44,16 @@ class Stage:
     stop: int
 
 
-def fastest(instance: Instance, max_boards: int) -> tuple[Stage, ...] | None:
+def fastest(instance: Instance, max_boards: int, min_boards: int = 1) -> tuple[Stage, ...] | None:
     """Return the pipeline with the lowest latency; None if none is possible."""
-    return _search(instance.stage_s, instance.hop_s, instance.back_s, np.add, max_boards)
+    limits = (min_boards, max_boards)
+    return _search(instance.stage_s, instance.hop_s, instance.back_s, np.add, limits)
 
 
-def widest(instance: Instance, max_boards: int) -> tuple[Stage, ...] | None:
+def widest(instance: Instance, max_boards: int, min_boards: int = 1) -> tuple[Stage, ...] | None:
     """Return, of the pipelines with the highest throughput, the one with the lowest latency."""
-    first = _search(instance.stage_s, instance.hop_busy_s, instance.back_busy_s, np.maximum, max_boards)
+    limits = (min_boards, max_boards)
+    first = _search(instance.stage_s, instance.hop_busy_s, instance.back_busy_s, np.maximum, limits)
     if first is None:
         return None
     limit_s = bottleneck_s(instance, first) * (1 + 1e-9)
@@ -66,7 +68,7 @@ def widest(instance: Instance, max_boards: int) -> tuple[Stage, ...] | None:
         back_s=within(instance.back_s, instance.back_busy_s),
         back_busy_s=instance.back_busy_s,
     )
-    return fastest(capped, max_boards)
+    return fastest(capped, max_boards, min_boards)
 
 
 def latency_s(instance: Instance, stages: tuple[Stage, ...]) -> float:
@@ -91,9 +93,13 @@ def _cost(stage: Floats, hop: Floats, back: Floats, combine: _Combine, stages: t
 
 
 def _search(
-    stage: Floats, hop: Floats, back: Floats, combine: _Combine, max_boards: int
+    stage: Floats, hop: Floats, back: Floats, combine: _Combine, limits: tuple[int, int]
 ) -> tuple[Stage, ...] | None:
-    """Return the cheapest chain of stages; of equal ones, that of the smaller set and lower indices."""
+    """Return the cheapest chain of stages; of equal ones, that of the smaller set and lower indices.
+
+    `limits` are the least and the largest number of boards.
+    """
+    min_boards, max_boards = limits
     count, length = stage.shape[0], stage.shape[1] - 1
     best: dict[int, Floats] = {}  # by set: [D, D, L+1] over lead, last board, segments done
     for board in range(count):
@@ -114,7 +120,8 @@ def _search(
         for index, board in enumerate(others):
             target = best.setdefault(used | 1 << board, np.full((count, count, length + 1), np.inf))
             target[members, board] = after[:, index]
-    return _trace(best, sets, stage, hop, back, combine)
+    complete = [used for used in sets if used in best and used.bit_count() >= min_boards]
+    return _trace(best, complete, stage, hop, back, combine)
 
 
 def _trace(
@@ -123,11 +130,10 @@ def _trace(
     """Return the stages behind the best complete state, found by walking back."""
     final, lowest = None, np.inf
     for used in sets:
-        if used in best:
-            done = combine(best[used][:, :, -1], back.T)
-            if done.min() < lowest:
-                lowest = float(done.min())
-                final = (used, *_position(done == lowest))
+        done = combine(best[used][:, :, -1], back.T)
+        if done.min() < lowest:
+            lowest = float(done.min())
+            final = (used, *_position(done == lowest))
     if final is None:
         return None
     used, lead, last = final

@@ -170,8 +170,8 @@ def _pipeline(
     boards = _quickest(manifest, profiles)
     instance = _instance(manifest, profiles, barred, boards)
     search = partition.fastest if objective == "latency" else partition.widest
-    stages = search(instance, min(limit, len(boards)))
-    if stages is None or len(stages) < 2:
+    stages = search(instance, limit, 2)
+    if stages is None:
         return
     lead = boards[stages[0].board]
     lanes = (Lane(programs=_chain(manifest, [(boards[s.board], s) for s in stages]), weight=1.0),)

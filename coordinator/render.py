@@ -1,6 +1,6 @@
 """What the operator's commands print, for a person."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from shoal.coordinator.client import View
 from shoal.coordinator.planner import Candidate
@@ -17,21 +17,7 @@ from shoal.messages import (
 )
 from shoal.program import Plan, Run
 from shoal.records import BoardId, Profile
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table with columns as wide as they must be.
-
-    >>> print(table(("a", "b"), [("long", "x")]))
-    a     b
-    long  x
-    """
-    lines = [tuple(head), *(tuple(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+from shoal.text import table
 
 
 def status(view: View) -> str:

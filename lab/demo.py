@@ -28,6 +28,7 @@ from shoal.messages import Deployment
 from shoal.program import Plan
 from shoal.records import BoardId
 from shoal.session import open_session
+from shoal.text import table
 
 MEMORY_SHARE: Final = 0.65
 """Each board may hold so much of the model, so that no board can run it alone."""
@@ -295,8 +296,6 @@ async def _play(
 
 
 def _summarise(demonstration: Demo, example: Example, folder: Path, say: Callable[[str], None]) -> None:
-    from shoal.coordinator.render import table
-
     tally = demonstration.load.tally
     say("")
     rows = []

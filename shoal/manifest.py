@@ -106,6 +106,19 @@ class Manifest:
         names = [segment.name for segment in (*self.segments, self.whole)]
         if len(set(names)) != len(names):
             raise ValueError(f"bundle {self.name}: expected distinct segment names, got {names}")
+        if self.whole.name != WHOLE:
+            raise ValueError(f"bundle {self.name}: expected a segment {WHOLE}, got {self.whole.name}")
+        try:
+            known = self.tensor_bytes
+        except KeyError as error:
+            raise ValueError(f"bundle {self.name}: expected a sample size of {error}, got none") from error
+        for index, cut in enumerate(self.cuts, start=1):
+            strange = [spec.name for spec in cut.tensors if spec.name not in known]
+            if cut.index != index or strange:
+                raise ValueError(
+                    f"bundle {self.name}: expected cut {index} of tensors that segments make, got cut "
+                    f"{cut.index} with {strange} besides"
+                )
 
     @cached_property
     def by_name(self) -> Mapping[str, Segment]:
@@ -144,7 +157,8 @@ def parse(text: bytes, where: str) -> Manifest:
         raise ModelError(f"{where}: expected a manifest in JSON, got {text[:40]!r}") from error
     found = (body.get("format"), body.get("version")) if isinstance(body, dict) else (None, None)
     if found != (FORMAT, VERSION):
-        raise ModelError(f"{where}: expected {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
+        got = f"{found[0]!s:.40} version {found[1]!s:.40}"
+        raise ModelError(f"{where}: expected {FORMAT} version {VERSION}, got {got}")
     try:
         return build(Manifest, body, where)
     except WireError as error:

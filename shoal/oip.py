@@ -62,8 +62,9 @@ def parse_request(body: bytes, json_length: str | None, manifest: Manifest) -> R
         raise ModelError("request: expected a JSON object")
     parameters = _object(message.get("parameters", {}), "parameters")
     timeout = parameters.get("timeout")
-    whole = isinstance(timeout, int) and not isinstance(timeout, bool)
-    if timeout is not None and not (whole and 0 <= timeout < 1 << 63):
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, int) or not 0 <= timeout < 1 << 63
+    ):
         raise ModelError(f"request: parameters.timeout: expected microseconds, got {timeout!r:.60}")
     identity = message.get("id", "")
     if not isinstance(identity, str):

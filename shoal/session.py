@@ -1,6 +1,7 @@
 """One segment, ready to run: the only module that knows onnxruntime."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,4 +69,6 @@ def available_providers() -> tuple[str, ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:400]
+    """Return what onnxruntime said, without where in its source it said so."""
+    words = str(error).strip().split("\n")[0]
+    return re.sub(r"/\S*onnxruntime_src/\S+ (?:\S+::)?", "", words)[:400]

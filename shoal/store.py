@@ -53,6 +53,7 @@ class Store:
             return False
         if not whole:
             path.unlink(missing_ok=True)
+            self._link(sha256).unlink(missing_ok=True)  # the same bytes under another name
             return False
         self._verified[sha256] = stamp
         return True
@@ -85,10 +86,13 @@ class Store:
 
     def model(self, sha256: Sha256) -> Path:
         """Return the path under which a model blob can be opened with its weights."""
-        link = self.root / f"{sha256}.onnx"
+        link = self._link(sha256)
         if not link.exists():
             link.hardlink_to(self.path(sha256))
         return link
+
+    def _link(self, sha256: Sha256) -> Path:
+        return self.root / f"{sha256}.onnx"
 
     def manifest(self, sha256: Sha256) -> Manifest:
         """Return the manifest with that digest.  Raises ModelError if it cannot be read."""
@@ -119,12 +123,17 @@ class writing:  # noqa: N801  a context manager, used as a verb
             self._file.close()
         except OSError as late:
             raise _no_room(self._path, late) from late
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise _no_room(self._path, error) from error
 
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_THE_DISK: Final = (*_FULL, errno.EIO, errno.EROFS)
+"""What else comes up while a file is written, like silence of the network, is not the disk's fault."""
+
+
 def _no_room(path: Path, error: OSError) -> BoardError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in _FULL:
         disk = os.statvfs(path.parent)
         free_mb = disk.f_bavail * disk.f_frsize / 1e6
         return BoardError(f"{path.parent}: disk full, {free_mb:.1f} MB free; make room or use another folder")

@@ -1,0 +1,87 @@
+"""`shoal export` and `shoal inspect`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from shoal.errors import ConfigError
+from shoal.exporter import render
+from shoal.exporter.bundle import check_bundle, read_manifest
+from shoal.exporter.cuts import MAX_SEGMENTS
+from shoal.manifest import Manifest
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "bundle", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
+@click.option("--name", default="", help="Name of the bundle.  [default: the file's]")
+@click.option(
+    "--size",
+    "sizes",
+    metavar="NAME=N",
+    multiple=True,
+    help="Value of a named dimension when costs are counted.  [default: 1 for the batch, 128 for others]",
+)
+@click.option(
+    "--sample",
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Real inputs, by name.  [default: random]",
+)
+@click.option("--max-segments", type=click.IntRange(1, MAX_SEGMENTS), default=MAX_SEGMENTS, show_default=True)
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a summary.")
+def export(
+    model: Path,
+    bundle: Path,
+    name: str,
+    sizes: Sequence[str],
+    sample: Path | None,
+    max_segments: int,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write an ONNX model as a bundle: cut into segments, weights apart, compared with the original.
+
+    Does not quantise, change precision or fuse.  Exits 0; 2 if an argument is wrong or the bundle cannot
+    be written; 3 if the model cannot be exported or would not answer as before.
+    """
+    try:
+        import onnx  # noqa: F401  only this command needs it, and boards do not have it
+    except ImportError as error:
+        raise ConfigError(f"export needs the package onnx: pip install 'shoal[export]' ({error})") from error
+    from shoal.exporter.export import export as run
+
+    manifest = run(
+        model,
+        bundle,
+        name=name,
+        sizes=dict(_size(text) for text in sizes),
+        sample=sample,
+        max_segments=max_segments,
+        force=force,
+    )
+    click.echo(render.as_json(manifest) if as_json else render.summary(manifest))
+
+
+@click.command()
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Compare every file with its digest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def inspect(bundle: Path, *, check: bool, as_json: bool) -> None:
+    """Print what is in a bundle: segments, bytes at each cut, and what export proved.
+
+    Exits 0, or 3 if the bundle is damaged or of another version.
+    """
+    manifest: Manifest = check_bundle(bundle) if check else read_manifest(bundle)
+    click.echo(render.as_json(manifest) if as_json else render.details(manifest))
+
+
+def _size(text: str) -> tuple[str, int]:
+    """Return the parts of `NAME=N`."""
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal() or int(number) < 1:
+        raise ConfigError(f"--size: expected NAME=N with a whole number above 0, got {text!r}")
+    return name, int(number)

@@ -1,0 +1,194 @@
+"""The way from an ONNX file to a bundle, each step in order."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from shoal.errors import ConfigError, ModelError
+from shoal.exporter.bundle import new_bundle, write_manifest
+from shoal.exporter.copies import choose_copies
+from shoal.exporter.costs import costs_of
+from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
+from shoal.exporter.load import Source, load
+from shoal.exporter.normalise import normalise
+from shoal.exporter.samples import (
+    Sample,
+    choose_sizes,
+    lead_of,
+    make_sample,
+    read_sample,
+    split_rows,
+    uses_of,
+)
+from shoal.exporter.segments import PRODUCER, SegmentWriter
+from shoal.exporter.shapes import find_tensors, input_specs
+from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
+from shoal.exporter.view import view
+from shoal.exporter.weights import lift_weights
+from shoal.manifest import FORMAT, VERSION, Manifest, Segment, Verification
+from shoal.records import check_name
+
+SAMPLES: Final = 2
+"""Inputs on which the answers are compared."""
+ROWS: Final = 3
+"""Rows of the batch that is compared with its rows one by one."""
+
+
+def export(
+    model: Path,
+    bundle: Path,
+    *,
+    name: str = "",
+    sizes: Mapping[str, int] | None = None,
+    sample: Path | None = None,
+    max_segments: int = MAX_SEGMENTS,
+    force: bool = False,
+) -> Manifest:
+    """Write the ONNX file `model` as the bundle `bundle`, verified, and return its manifest.
+
+    `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
+    real inputs, both guessed if missing.  Raises ModelError if the model cannot be exported or does not
+    survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
+    """
+    name = _bundle_name(name, model)
+    with new_bundle(bundle, force=force) as folder:
+        source, light = _load(model, folder)
+        with _about(model):
+            manifest = _Export(source, light, folder, sizes or {}, sample).run(name, max_segments)
+        write_manifest(manifest, folder)
+    return manifest
+
+
+class _Export:
+    """One model, in normal form and without weights, on its way into the folder where these lie."""
+
+    def __init__(
+        self,
+        source: Source,
+        model: onnx.ModelProto,
+        folder: Path,
+        asked: Mapping[str, int],
+        sample: Path | None,
+    ) -> None:
+        self._source, self._model, self._folder = source, model, folder
+        self._inputs = input_specs(model.graph)
+        self._uses = uses_of(model.graph)
+        given = read_sample(sample, self._inputs) if sample else None
+        self._sizes = choose_sizes(self._inputs, asked, given)
+        self._given = split_rows(given, self._inputs, self._sizes) if given else []
+        if self._given and (lead := lead_of(self._inputs)):
+            self._sizes[lead] = 1
+
+    def run(self, name: str, max_segments: int) -> Manifest:
+        """Do everything that is left, and return the manifest."""
+        samples = self._given[:SAMPLES] or [self._random(seed, self._sizes) for seed in range(SAMPLES)]
+        wanted = self._ask_original(samples)
+        tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
+        nodes, graph = self._model.graph.node, view(self._model.graph)
+        graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))
+        cuts = choose_cuts(graph, costs_of(nodes, graph, tensors), max_segments)
+        writer = SegmentWriter(self._model, graph, tensors, self._folder)
+        whole, segments = writer.whole(), writer.segments(pieces(graph, cuts))
+        verification = self._verify(whole, segments, samples, wanted)
+        replicates = verification[-1].verified
+        return Manifest(
+            format=FORMAT,
+            version=VERSION,
+            name=name,
+            producer=PRODUCER,
+            source_sha256=self._source.sha256,
+            opset=self._source.opset,
+            inputs=whole.inputs,
+            outputs=whole.outputs,
+            sample_sizes=self._sizes,
+            batch=lead_of(whole.inputs) if replicates else None,
+            whole=whole,
+            segments=segments,
+            cuts=writer.cuts(cuts),
+            verification=verification,
+        )
+
+    def _random(self, seed: int, sizes: Mapping[str, int]) -> Sample:
+        return make_sample(self._inputs, self._uses, sizes, seed)
+
+    def _ask_original(self, samples: Sequence[Sample]) -> list[Answer]:
+        """Return what the file as it was answers; it is closed again, to have its memory back."""
+        run = run_file(self._source.path)
+        try:
+            return run(samples)
+        except ModelError as error:
+            made_up = "" if self._given else "; give sizes with --size or inputs with --sample"
+            raise ModelError(f"{error} (sizes {self._sizes}){made_up}") from error
+
+    def _verify(
+        self, whole: Segment, segments: Sequence[Segment], samples: Sequence[Sample], wanted: Sequence[Answer]
+    ) -> tuple[Verification, ...]:
+        """Compare every way of running the bundle with the original.  Raises ModelError if none is right."""
+        run = run_file(self._folder / f"{whole.name}.onnx")
+        local = compare_runs("local", run, samples, wanted)
+        if not local.verified:
+            raise ModelError(f"the exported model does not answer like the original: {local.reason}")
+        replicate, batch = self._replicate(whole, run)
+        if replicate.verified:
+            samples, wanted = [*samples, batch], [*wanted, *run([batch])]
+        del run
+        chain = run_chain(self._folder, segments, whole.outputs)
+        return local, compare_runs("pipeline", chain, samples, wanted), replicate
+
+    def _replicate(self, whole: Segment, run: Run) -> tuple[Verification, Sample]:
+        """Compare a batch with its rows one by one; return also that batch."""
+        lead = lead_of(whole.inputs)
+        if lead is None or lead != lead_of(whole.outputs):
+            return refused("replicate", _no_lead(whole)), {}
+        one_row = {**self._sizes, lead: 1}
+        rows = [*self._given, *(self._random(seed, one_row) for seed in range(ROWS))][:ROWS]
+        batch = stack(rows)
+        try:
+            singles = run(rows)
+        except ModelError as error:
+            return refused("replicate", str(error)), batch
+        return compare_runs("replicate", run, [batch], [stack(singles)]), batch
+
+
+def _load(path: Path, folder: Path) -> tuple[Source, onnx.ModelProto]:
+    """Return the model in `path` in normal form and without its weights, which go to `folder`."""
+    source, model = load(path)
+    with _about(path):
+        return source, lift_weights(normalise(model), path, folder)
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Put the file in front of what is said against a model."""
+    try:
+        yield
+    except ModelError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _no_lead(whole: Segment) -> str:
+    """Say which tensor has no batch in front."""
+    leads = [spec.shape[0] for spec in whole.inputs if spec.shape and isinstance(spec.shape[0], str)]
+    if not leads:
+        return "no input has a named dimension in front"
+    ports = [*(("input", spec) for spec in whole.inputs), *(("output", spec) for spec in whole.outputs)]
+    kind, spec = next((kind, spec) for kind, spec in ports if spec.shape[:1] != (leads[0],))
+    return (
+        f"expected {leads[0]!r} in front of every input and output, got {kind} {spec.name} {list(spec.shape)}"
+    )
+
+
+def _bundle_name(name: str, model: Path) -> str:
+    """Return `name` if it can be one, else the file's name made to fit.  Raises ConfigError."""
+    fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).lstrip("._-")[:64] or "model"
+    try:
+        return check_name("bundle name", name or fitting)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,87 @@
+"""What `shoal export` and `shoal inspect` print: for a person, or for a program."""
+
+import json
+from collections.abc import Iterable, Iterator
+
+from shoal.encoding import to_json
+from shoal.manifest import Manifest, Verification
+from shoal.records import TensorSpec
+from shoal.text import table
+
+
+def summary(manifest: Manifest) -> str:
+    """Return what the bundle is, what it takes and gives, and what was proved of it."""
+    return "\n".join([*_facts(manifest), "", *_proofs(manifest.verification)])
+
+
+def details(manifest: Manifest) -> str:
+    """Return the summary with a line for each segment."""
+    return "\n".join([*_facts(manifest), "", *_segments(manifest), "", *_proofs(manifest.verification)])
+
+
+def as_json(manifest: Manifest) -> str:
+    """Return the manifest as one JSON object, which also holds what was proved, by strategy."""
+    proved = {
+        proof.strategy: {
+            "verified": proof.verified,
+            "max_abs_err": proof.max_abs_err,
+            "reason": proof.reason,
+        }
+        for proof in manifest.verification
+    }
+    return json.dumps({**json.loads(to_json(manifest)), "strategies": proved}, sort_keys=True)
+
+
+def _facts(manifest: Manifest) -> Iterator[str]:
+    whole = manifest.whole
+    sizes = ", ".join(f"{name}={size}" for name, size in sorted(manifest.sample_sizes.items()))
+    source = manifest.source_sha256[:12]
+    yield f"{manifest.name}: opset {manifest.opset}, from {source} by {manifest.producer}"
+    for port in manifest.inputs:
+        yield f"  input     {_port(port)}"
+    for port in manifest.outputs:
+        yield f"  output    {_port(port)}"
+    yield f"  weights   {whole.weight_bytes / 1e6:.1f} MB"
+    yield f"  a run     {whole.flops / 1e6:.1f} MFLOP and {whole.work_bytes / 1e6:.1f} MB of work memory"
+    yield f"  counted   {f'at {sizes}' if sizes else 'at the sizes above'}"
+    yield f"  batch     {manifest.batch or 'cannot be divided'}"
+    yield f"  segments  {len(manifest.segments)} of {len({s.kind for s in manifest.segments})} kinds"
+    if manifest.cuts:
+        crossing = [cut.size_bytes / 1e3 for cut in manifest.cuts]
+        yield f"  cuts      {min(crossing):.1f} to {max(crossing):.1f} kB"
+
+
+def _segments(manifest: Manifest) -> Iterator[str]:
+    head = ("SEGMENT", "KIND", "WEIGHTS MB", "MFLOP", "WORK MB", "CUT BEFORE kB")
+    crossing = ["", *(f"{cut.size_bytes / 1e3:.1f}" for cut in manifest.cuts)]
+    rows = [
+        (
+            segment.name,
+            segment.kind[:8],
+            f"{segment.weight_bytes / 1e6:.2f}",
+            f"{segment.flops / 1e6:.1f}",
+            f"{segment.work_bytes / 1e6:.2f}",
+            size,
+        )
+        for segment, size in zip(manifest.segments, crossing, strict=True)
+    ]
+    yield table(head, rows, numbers_from=2)
+
+
+def _proofs(verification: Iterable[Verification]) -> Iterator[str]:
+    head = ("STRATEGY", "VERIFIED", "WORST ERROR", "RELATIVE", "REASON")
+    rows = [
+        (
+            proof.strategy,
+            "yes" if proof.verified else "no",
+            f"{proof.max_abs_err:.1e}" if proof.samples else "",
+            f"{proof.max_rel_err:.1e}" if proof.samples else "",
+            proof.reason,
+        )
+        for proof in verification
+    ]
+    yield table(head, rows)
+
+
+def _port(port: TensorSpec) -> str:
+    return f"{port.name}  {port.dtype} [{', '.join(str(dim) for dim in port.shape)}]"
