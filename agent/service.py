@@ -149,6 +149,9 @@ class Agent:
         )
         self._desired: Desired | None = None
         self._news = asyncio.Event()
+        self._bundle_news = asyncio.Event()
+        self._profiling = ""
+        """What is done to profile the bundle, for `Reported`; empty if nothing is to do."""
         self._stop = asyncio.Event()
         self._refusal: BoardError | None = None
         self._alarmed_s: dict[BoardId, float] = {}
@@ -180,6 +183,7 @@ class Agent:
                 self._listen(),
                 self._beat(),
                 self._reconcile(),
+                self._profile(),
                 self._tell_telemetry(),
                 self._measurer.watch_speed(),
                 self._measurer.watch_links(self._neighbours),
@@ -244,6 +248,7 @@ class Agent:
             if (message.coordinator, message.version) > newest:
                 self._desired = message
                 self._news.set()
+                self._bundle_news.set()
 
     async def _beat(self) -> None:
         sequence = 0
@@ -268,12 +273,10 @@ class Agent:
                 work = self._loop.create_task(self._become(self._desired))
 
     async def _become(self, desired: Desired) -> None:
-        """Do what is desired, then measure for the bundle if that is not done."""
+        """Do what is desired, and try again if it cannot be done now."""
         while True:
             try:
                 await self._reconciler.act(desired)
-                self._report()
-                await self._measure(desired)
             except (BoardError, ModelError) as error:
                 log.warning("%s; trying again", error)
                 self._reconciler.activity = f"failed: {error}"
@@ -281,22 +284,34 @@ class Agent:
                 log.exception("cannot become what is desired; trying again")
                 self._reconciler.activity = "failed: internal error, see the board's log"
             else:
+                self._report()
                 return
             self._report()
             await asyncio.sleep(RETRY_S)
 
-    async def _measure(self, desired: Desired) -> None:
-        source = desired.bundle
-        if source is None or self._measurer.profiled(source.manifest):
-            return
-        self._reconciler.activity = f"fetching {source.name}"
-        self._report()
-        manifest = await self._reconciler.manifest(source)
-        await self._reconciler.fetch_all(source, manifest)
-        self._reconciler.activity = f"profiling {source.name}"
-        self._report()
-        await asyncio.to_thread(self._measurer.measure, source.manifest, manifest)
-        self._reconciler.activity = "serving" if desired.committed else "idle"
+    async def _profile(self) -> None:
+        """Fetch and measure the deployed bundle, whichever that is, beside whatever else goes on."""
+        while True:
+            await self._bundle_news.wait()
+            self._bundle_news.clear()
+            source = self._desired.bundle if self._desired else None
+            if source is None or self._measurer.profiled(source.manifest):
+                continue
+            try:
+                self._busy(f"fetching {source.name}")
+                manifest = await self._reconciler.manifest(source)
+                await self._reconciler.fetch_all(source, manifest)
+                self._busy(f"profiling {source.name}")
+                await asyncio.to_thread(self._measurer.measure, source.manifest, manifest)
+                self._busy("")
+            except (BoardError, ModelError) as error:
+                log.warning("%s; trying again", error)
+                self._busy(f"failed: {error}")
+                await asyncio.sleep(RETRY_S)
+                self._bundle_news.set()
+
+    def _busy(self, profiling: str) -> None:
+        self._profiling = profiling
         self._report()
 
     async def _tell_telemetry(self) -> None:
@@ -313,7 +328,7 @@ class Agent:
                 incarnation=self._incarnation,
                 version=desired.version if desired else 0,
                 epochs=self._reconciler.epochs,
-                activity=self._reconciler.activity,
+                activity=self._profiling or self._reconciler.activity,
             ),
             self._board,
         )
