@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,12 +26,11 @@ LINK_PERIOD_S: Final = 10.0
 LINK_BAND: Final = 0.25
 """A link is said to have changed if it differs by more."""
 PING_TIMEOUT_S: Final = 5.0
-CANARY_PERIOD_S: Final = 3.0
-CANARY_SHARE: Final = 0.002
+CANARY_PERIOD_S: Final = 4.0
+CANARY_SHARE: Final = 0.003
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks eight times as often."""
-CANARY_RUNS: Final = 15
 CANARY_LEAST_S: Final = 2e-4
 """A segment that runs shorter says little about the board's speed."""
 
@@ -177,15 +175,14 @@ class Measurer:
 
     def _look(self, run: Callable[[], object], expected_s: float) -> None:
         """Time the canary, a short one several times, after a run that warms the caches."""
-        count = max(1, min(CANARY_RUNS, int(CANARY_PERIOD_S * CANARY_SHARE / expected_s)))
+        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / expected_s))
         with self._executor.alone:
             run()
-            seconds = []
+            begun_s = time.perf_counter()
             for _ in range(count):
-                begun_s = time.perf_counter()
                 run()
-                seconds.append(time.perf_counter() - begun_s)
-        self._judge(lambda drift: window(drift, statistics.median(seconds) / expected_s))
+            took_s = time.perf_counter() - begun_s
+        self._judge(lambda drift: window(drift, took_s / (count * expected_s)))
 
     def _choose_canary(
         self, manifest: Manifest, timings: Mapping[str, Timing]

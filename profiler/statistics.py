@@ -32,8 +32,6 @@ def differs(old: float, new: float, share: float) -> bool:
 WINDOW_S: Final = 0.5
 WINDOWS: Final = 2
 BAND: Final = 0.15
-LOOKS: Final = 64
-"""So many runs of a window are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,24 +40,32 @@ class Drift:
 
     `slowdown` is what has been said so far.  It changes when `WINDOWS` windows one after the other lie
     outside ±`BAND` of it on the same side; the new value is that of the last window.  A window's value is
-    the median over its runs, so that a few disturbed runs do not count.
+    all its time over all that was expected: a board that is held back now and then, by a quota or by heat,
+    runs most of its short segments at full speed, so that a median would see nothing.
     """
 
     slowdown: float = 1.0
     streak: int = 0
     """Windows in a row outside the band; negative if below it."""
-    ratios: tuple[float, ...] = ()
-    """Measured over expected, of the runs of the window under way."""
+    expected_s: float = 0.0
+    """Of the runs of the window under way ..."""
+    measured_s: float = 0.0
+    """... and what they took."""
     since_s: float = 0.0
 
 
 def observed(drift: Drift, expected_s: float, measured_s: float, now_s: float) -> Drift:
     """Return the drift after a run that the profile says takes `expected_s` took `measured_s`."""
-    since_s = drift.since_s if drift.ratios else now_s
-    ratios = (*drift.ratios, measured_s / expected_s) if len(drift.ratios) < LOOKS else drift.ratios
-    if now_s - since_s < WINDOW_S:
-        return replace(drift, ratios=ratios, since_s=since_s)
-    return window(drift, statistics.median(ratios))
+    fresh = drift.expected_s == 0.0
+    drift = replace(
+        drift,
+        expected_s=drift.expected_s + expected_s,
+        measured_s=drift.measured_s + measured_s,
+        since_s=now_s if fresh else drift.since_s,
+    )
+    if now_s - drift.since_s < WINDOW_S:
+        return drift
+    return window(drift, drift.measured_s / drift.expected_s)
 
 
 def window(drift: Drift, ratio: float) -> Drift:
