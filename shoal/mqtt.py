@@ -10,8 +10,8 @@ import logging
 import random
 import secrets
 import socket
-import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,6 +110,7 @@ class Mqtt:
         self._filters = filters
         self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
         self._loop = asyncio.get_running_loop()
+        self._tokens: dict[bytes, asyncio.Future[None]] = {}
         self._up = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -174,15 +175,30 @@ class Mqtt:
         return self._send(wire.topic(self._cluster, kind, board), b"", 1, retain=True)
 
     async def sent(self, timeout_s: float) -> None:
-        """Wait until the broker has what was published so far: it returns our fence.
+        """Wait until the broker has what was published so far: it returns our token.
 
         Raises ConfigError if it does not within `timeout_s`.
         """
-        self._send(self._fence, b"", 1, retain=False)
-        until_s = time.monotonic() + timeout_s
-        while not isinstance(await self.next(until_s - time.monotonic()), Up):
-            if time.monotonic() >= until_s:
+        token = secrets.token_bytes(8)
+        back = self._tokens[token] = self._loop.create_future()
+        try:
+            self._send(self._fence, token, 1, retain=False)
+            await asyncio.wait((back,), timeout=timeout_s)
+            if not back.done():
                 raise ConfigError(f"broker {self.url}: no answer within {timeout_s:.0f} s")
+        finally:
+            del self._tokens[token]
+
+    def _put(self, event: Event) -> None:
+        try:
+            self.events.put_nowait(event)
+        except asyncio.QueueFull:
+            self.refused += 1
+
+    def _token_back(self, token: bytes) -> None:
+        waiting = self._tokens.get(token)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     def _send(self, topic: str, payload: bytes, qos: int, retain: bool) -> bool:
         if not self._up:
@@ -192,23 +208,17 @@ class Mqtt:
 
     # paho's thread from here on
 
-    def _emit(self, event: Event) -> None:
+    def _call(self, function: Callable[..., None], argument: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._put, event)
+            self._loop.call_soon_threadsafe(function, argument)
         except RuntimeError:
-            log.debug("event loop closed; dropped %r", event)
-
-    def _put(self, event: Event) -> None:
-        try:
-            self.events.put_nowait(event)
-        except asyncio.QueueFull:
-            self.refused += 1
+            log.debug("event loop closed; dropped %r", argument)
 
     def _connected(
         self, client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         if reason.is_failure:
-            self._emit(Down(reason=f"refused: {reason}"))
+            self._call(self._put, Down(reason=f"refused: {reason}"))
             return
         self._up = True
         client.subscribe([(name, 1) for name in (*self._filters, self._fence)])
@@ -220,17 +230,22 @@ class Mqtt:
         self, _client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         self._up = False
-        self._emit(Down(reason=str(reason)))
+        self._call(self._put, Down(reason=str(reason)))
 
     def _arrived(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
         if message.topic == self._fence:
-            self._emit(Up())
+            if message.payload:
+                self._call(self._token_back, bytes(message.payload))
+            else:
+                self._call(self._put, Up())
             return
         try:
-            self._emit(wire.decode(message.topic, bytes(message.payload), retained=message.retain))
+            envelope = wire.decode(message.topic, bytes(message.payload), retained=message.retain)
         except WireError as error:
             self.refused += 1
             log.warning("refused a message: %s", error)
+            return
+        self._call(self._put, envelope)
 
 
 def _send_small_messages_at_once(_client: paho.Client, _user: object, sock: object) -> None:
