@@ -2,8 +2,9 @@
 
 A request is tried until it is answered, its tensors turn out not to fit, or its time is up.  An attempt
 that fails in another board bars its lane for a moment; the request then takes another lane, or waits for
-the next plan, or at last runs in one piece on this board if its memory allows.  The number of requests
-that wait is bounded: beyond it, new ones are refused at once.
+the next plan, or at last runs in one piece on this board if its memory allows.  It is only ever run on
+the bundle for which it was read.  The number of requests that wait is bounded: beyond it, new ones are
+refused at once.
 """
 
 import asyncio
@@ -14,18 +15,17 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from shoal.agent.executor import Executor
-from shoal.agent.peers import ExchangeError
 from shoal.errors import BoardError, ShoalError
 from shoal.manifest import Manifest
 from shoal.messages import Telemetry
 from shoal.program import Lane, Plan
-from shoal.records import Array, BoardId
+from shoal.records import Array, BoardId, Sha256
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class ExpiredError(ShoalError):
 
 
 class MovedError(ShoalError):
-    """This board is no longer the lead: the request belongs to another one now."""
+    """Another board is the lead now, or another bundle is served: the request must be looked at anew."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,24 +69,28 @@ class _Serving:
         self.lanes = [_LaneUse() for _ in self.plan.lanes]
 
 
-Resort = Callable[[Mapping[str, Array]], Awaitable[dict[str, Array]]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request that was read for a bundle."""
+
+    bundle: Sha256
+    inputs: Mapping[str, Array]
+    deadline_s: float
+    """Of time.monotonic."""
+
+
+Resort = Callable[[Manifest, Mapping[str, Array]], Awaitable[dict[str, Array]]]
 
 
 class Dispatcher:
     """The requests of this board."""
 
-    def __init__(
-        self,
-        board: BoardId,
-        executor: Executor,
-        on_failure: Callable[[int, ExchangeError], None],
-        resort: Resort,
-    ) -> None:
-        """`on_failure` hears of exchanges that fail; `resort` runs a request in one piece here."""
+    def __init__(self, board: BoardId, executor: Executor, resort: Resort) -> None:
+        """`resort` runs a request in one piece on this board, or raises BoardError."""
         self._board = board
         self._executor = executor
-        self._on_failure = on_failure
         self._resort = resort
+        self._stopping = False
         self._serving: _Serving | None = None
         self._changed = asyncio.Condition()
         self.in_flight = 0
@@ -103,29 +107,35 @@ class Dispatcher:
                 self._serving = _Serving(plan=plan, manifest=manifest)
             self._changed.notify_all()
 
+    async def stop(self) -> None:
+        """Refuse whatever still waits."""
+        async with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
     @property
     def plan(self) -> Plan | None:
         """Return the plan in force."""
         return self._serving.plan if self._serving else None
 
     @property
-    def manifest(self) -> Manifest | None:
-        """Return the manifest of the model that is served."""
-        return self._serving.manifest if self._serving else None
+    def served(self) -> tuple[Plan, Manifest] | None:
+        """Return the plan in force and the manifest of its bundle."""
+        return (self._serving.plan, self._serving.manifest) if self._serving else None
 
-    async def next_plan(self, after: int, deadline_s: float) -> Plan | None:
-        """Return the plan in force as soon as its epoch is not `after`; None at `deadline_s`."""
+    async def until(self, holds: Callable[[Plan], bool], deadline_s: float) -> Plan | None:
+        """Return the plan in force as soon as one is for which `holds`; None at `deadline_s`."""
 
-        def other() -> bool:
-            return self._serving is not None and self._serving.plan.epoch != after
+        def ready() -> bool:
+            return self._stopping or (self._serving is not None and holds(self._serving.plan))
 
         async with self._changed:
             try:
                 left_s = max(0.0, deadline_s - time.monotonic())
-                await asyncio.wait_for(self._changed.wait_for(other), left_s)
+                await asyncio.wait_for(self._changed.wait_for(ready), left_s)
             except asyncio.TimeoutError:
                 return None
-            return self._serving.plan if self._serving else None
+            return self._serving.plan if self._serving and not self._stopping else None
 
     def telemetry(self, incarnation: int) -> Telemetry | None:
         """Return what happened since the last call; None if nothing did."""
@@ -145,18 +155,18 @@ class Dispatcher:
         self._failed = self._retried = 0
         return report
 
-    async def infer(self, inputs: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
-        """Return the outputs for `inputs`.
+    async def infer(self, question: Question) -> dict[str, Array]:
+        """Return the outputs for a request.
 
         Raises ModelError if the inputs do not fit, OverloadedError at once if too many wait, MovedError if
-        another board is the lead, ExpiredError at `deadline_s` (of time.monotonic).
+        another board leads or another bundle is served by now, ExpiredError at the deadline.
         """
         if self.in_flight >= MAX_WAITING:
             raise OverloadedError(f"{self._board}: {MAX_WAITING} requests wait already; try again later")
         self.in_flight += 1
         begun_s = time.monotonic()
         try:
-            outputs = await self._divided(inputs, deadline_s)
+            outputs = await self._divided(question)
         except MovedError:
             raise
         except BaseException:
@@ -167,18 +177,20 @@ class Dispatcher:
         self._answered.append(time.monotonic() - begun_s)
         return outputs
 
-    async def _divided(self, inputs: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
+    async def _divided(self, question: Question) -> dict[str, Array]:
         """Divide a batch among the lanes where the model allows it, and put the answers together."""
         serving = self._serving
         if serving is None or serving.manifest.batch is None or len(serving.plan.lanes) < 2:
-            return await self._answer(inputs, deadline_s)
-        rows = next(iter(inputs.values())).shape[0]
+            return await self._answer(question)
+        rows = next(iter(question.inputs.values())).shape[0]
         shares = _shares(rows, serving.plan.lanes)
         if len(shares) < 2:
-            return await self._answer(inputs, deadline_s)
+            return await self._answer(question)
         tasks = [
             asyncio.ensure_future(
-                self._answer({name: array[start:stop] for name, array in inputs.items()}, deadline_s)
+                self._answer(
+                    replace(question, inputs={name: x[start:stop] for name, x in question.inputs.items()})
+                )
             )
             for start, stop in shares
         ]
@@ -189,52 +201,53 @@ class Dispatcher:
                 task.cancel()
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    async def _answer(self, inputs: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
+    async def _answer(self, question: Question) -> dict[str, Array]:
         """Try until there is an answer."""
         resort_s = time.monotonic() + RESORT_S
         last: ShoalError | None = None
         while True:
-            if last is not None and time.monotonic() >= resort_s:
+            serving, index = await self._lane(question, last, resort_s)
+            if index is None:
+                resort_s = time.monotonic() + RESORT_S
                 try:
-                    return await self._resort(inputs)
+                    return await self._resort(serving.manifest, question.inputs)
                 except BoardError as error:
-                    resort_s = time.monotonic() + RESORT_S
                     last = error
-            serving, index = await self._lane(deadline_s, last)
+                    continue
             use = serving.lanes[index]
             try:
-                return await self._attempt(serving, index, inputs, deadline_s)
+                return await self._attempt(serving, index, question)
             except BoardError as error:
                 last = error
                 self._retried += 1
-                use.barred_until_s = time.monotonic() + BARRED_S
-                log.warning("epoch %d, lane %d: %s; trying again", serving.plan.epoch, index, error)
-                if isinstance(error, ExchangeError):
-                    self._on_failure(serving.plan.epoch, error)
+                if time.monotonic() < question.deadline_s:  # else it is the request that was in a hurry
+                    use.barred_until_s = time.monotonic() + BARRED_S
+                    log.warning("epoch %d, lane %d: %s; trying again", serving.plan.epoch, index, error)
             finally:
+                use.in_flight -= 1
                 async with self._changed:
-                    use.in_flight -= 1
                     self._changed.notify_all()
 
-    async def _attempt(
-        self, serving: _Serving, index: int, inputs: Mapping[str, Array], deadline_s: float
-    ) -> dict[str, Array]:
+    async def _attempt(self, serving: _Serving, index: int, question: Question) -> dict[str, Array]:
         plan = serving.plan
         ahead = serving.lanes[index].in_flight
-        limit_s = LEAST_ATTEMPT_S + PATIENCE * plan.predicted.latency_s * (1 + ahead)
+        predicted_s = plan.predicted.latency_s * _size(serving.manifest, question.inputs)
+        limit_s = LEAST_ATTEMPT_S + PATIENCE * predicted_s * (1 + ahead)
         return await asyncio.get_running_loop().run_in_executor(
             self._executor.threads,
             self._executor.lead,
             plan.epoch,
             index,
             secrets.token_bytes(16),
-            inputs,
-            min(deadline_s, time.monotonic() + limit_s),
+            question.inputs,
+            min(question.deadline_s, time.monotonic() + limit_s),
             [spec.name for spec in serving.manifest.outputs],
         )
 
-    async def _lane(self, deadline_s: float, last: ShoalError | None) -> tuple[_Serving, int]:
-        """Wait for room in a lane of the plan in force, and take it.
+    async def _lane(
+        self, question: Question, last: ShoalError | None, resort_s: float
+    ) -> tuple[_Serving, int | None]:
+        """Wait for room in a lane of the plan in force, and take it; None in its place: try to resort.
 
         A lane that has just failed is taken again only when its bar ends; a new plan ends it at once.
         """
@@ -242,23 +255,32 @@ class Dispatcher:
             while True:
                 now_s = time.monotonic()
                 serving = self._serving
+                until_s = question.deadline_s
+                if self._stopping:
+                    raise ExpiredError(f"{self._board} is stopping")
+                if now_s >= question.deadline_s:
+                    raise ExpiredError(f"no answer in time: {last or 'no plan is in force'}")
                 if serving is not None:
-                    if self._board != serving.plan.lead:
-                        raise MovedError(f"{serving.plan.lead} is the lead")
+                    if serving.plan.lead != self._board or serving.plan.bundle != question.bundle:
+                        raise MovedError(f"{serving.plan.lead} is the lead of {serving.plan.model}")
+                    if last is not None and now_s >= resort_s:
+                        return serving, None
                     best = _emptiest(serving, now_s)
                     if best is not None:
                         serving.lanes[best].in_flight += 1
                         return serving, best
-                if now_s >= deadline_s:
-                    raise ExpiredError(f"no answer in time: {last or 'no plan is in force'}")
-                until_s = deadline_s
-                if serving is not None:
-                    bars_s = [u.barred_until_s for u in serving.lanes if u.barred_until_s > now_s]
-                    until_s = min([deadline_s, *bars_s])
+                    bars_s = [use.barred_until_s for use in serving.lanes if use.barred_until_s > now_s]
+                    until_s = min([question.deadline_s, *bars_s])
                 try:
                     await asyncio.wait_for(self._changed.wait(), until_s - now_s)
                 except asyncio.TimeoutError:
                     continue
+
+
+def _size(manifest: Manifest, inputs: Mapping[str, Array]) -> float:
+    """Return how many times larger a request is than the sample for which plans are predicted."""
+    expected = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
+    return max(1.0, sum(tensor.nbytes for tensor in inputs.values()) / max(1, expected))
 
 
 def _capacity(lane: Lane) -> int:

@@ -38,6 +38,9 @@ class Held:
     sessions: Mapping[str, Session]
     active: int = 0
     """Attempts under way."""
+    closing: bool = False
+    """No new attempt is taken."""
+    inboxes: set[Inbox] = field(default_factory=set)
     last_uses: dict[int, dict[str, int]] = field(default_factory=dict)
     """By lane: after which step each tensor is no longer needed."""
 
@@ -45,12 +48,22 @@ class Held:
 class Executor:
     """What runs on this board."""
 
-    def __init__(self, board: BoardId, on_run: Callable[[str, float], None]) -> None:
-        """`on_run` hears of every run of a segment and how many seconds it took."""
+    def __init__(
+        self,
+        board: BoardId,
+        on_run: Callable[[str, int, float], None],
+        on_failure: Callable[[int, ExchangeError], None],
+    ) -> None:
+        """Run for `board`.
+
+        `on_run` hears of every run of a segment, the bytes of its inputs and the seconds it took;
+        `on_failure` of every exchange of ours that failed, and the epoch.
+        """
         self.alone = threading.Lock()
         """Held while a segment runs, so that runs do not disturb one another."""
         self._board = board
         self._on_run = on_run
+        self._on_failure = on_failure
         self._held: dict[int, Held] = {}
         self._lock = threading.Lock()
         self.threads = ThreadPoolExecutor(MAX_LED, thread_name_prefix="lead")
@@ -74,10 +87,19 @@ class Executor:
             held = self._held.get(epoch)
             if held is None:
                 return True
+            held.closing = True
             if held.active:
                 return False
             del self._held[epoch]
             return True
+
+    def give_up(self, epoch: int) -> None:
+        """End the attempts that are still under way under `epoch`."""
+        with self._lock:
+            held = self._held.get(epoch)
+            waiting = list(held.inboxes) if held else []
+        for inbox in waiting:
+            inbox.end(BoardError(f"{self._board}: epoch {epoch} is over"))
 
     def epochs(self) -> dict[int, Plan]:
         """Return the plans that this board is ready for."""
@@ -164,17 +186,39 @@ class Executor:
         deadline_s: float,
         wanted: Sequence[str],
     ) -> dict[str, Array]:
+        with self._lock:
+            held.inboxes.add(inbox)
+        try:
+            return self._steps(held, program, header, tensors, inbox, deadline_s, wanted)
+        except ExchangeError as error:
+            self._on_failure(header.epoch, error)
+            raise
+        finally:
+            with self._lock:
+                held.inboxes.discard(inbox)
+
+    def _steps(
+        self,
+        held: Held,
+        program: Program,
+        header: Header,
+        tensors: dict[str, Array],
+        inbox: Inbox,
+        deadline_s: float,
+        wanted: Sequence[str],
+    ) -> dict[str, Array]:
         last_use = held.last_uses.get(header.lane)
         if last_use is None:
             last_use = held.last_uses[header.lane] = _last_uses(program, held.sessions)
         for position, step in enumerate(program.steps):
             if isinstance(step, Run):
                 session = held.sessions[step.segment]
+                size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
                 with self.alone:
                     begun_s = time.perf_counter()
                     made = session.run(tensors)
                     took_s = time.perf_counter() - begun_s
-                self._on_run(step.segment, took_s)
+                self._on_run(step.segment, size_bytes, took_s)
                 tensors |= made
             elif step.kind == "send":
                 self.peers.send(
@@ -202,7 +246,7 @@ class Executor:
     def _enter(self, epoch: int) -> Held:
         with self._lock:
             held = self._held.get(epoch)
-            if held is None:
+            if held is None or held.closing:
                 raise BoardError(f"{self._board}: not ready for epoch {epoch}, but for {sorted(self._held)}")
             held.active += 1
             return held

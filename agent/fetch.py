@@ -29,6 +29,7 @@ class Fetcher:
         self._store = store
         self._http = http
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._under_way: dict[Sha256, asyncio.Lock] = {}
 
     async def fetch(self, url: str, blobs: Iterable[Blob]) -> None:
         """Return once all `blobs` are in the store.
@@ -60,7 +61,9 @@ class Fetcher:
             )
 
     async def _fetch(self, url: str, blob: Blob) -> None:
-        async with self._slots:
+        async with self._under_way.setdefault(blob.sha256, asyncio.Lock()), self._slots:
+            if await asyncio.to_thread(self._store.has, blob.sha256):
+                return  # fetched for somebody else meanwhile
             for attempt in range(1, TRIES + 1):
                 try:
                     await self._resume(f"{url}/blobs/{blob.sha256}", blob)

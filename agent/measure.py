@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,8 @@ from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
 from shoal.profiler import links, segments
 from shoal.profiler.statistics import Drift, differs, observed, window
-from shoal.records import BoardId, LinkProfile, Profile, Sha256, Source, Timing
+from shoal.records import Array, BoardId, LinkProfile, Profile, Sha256, Source, Timing
+from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,23 @@ CANARY_SHARE: Final = 0.003
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks eight times as often."""
+CANARY_RARELY_S: Final = 60.0
+CANARY_WEIGHT: Final = 0.1
+"""A canary stays loaded if it takes no more of the memory."""
 CANARY_LEAST_S: Final = 2e-4
 """A segment that runs shorter says little about the board's speed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Canary:
+    """A segment that is run now and then to see whether the board is still as fast."""
+
+    segment: Segment
+    tensors: Mapping[str, Array]
+    session: Session | None
+    """None: it is too large to stay loaded."""
+    held_bytes: int
+    period_s: float
 
 
 class Measurer:
@@ -55,11 +71,12 @@ class Measurer:
         self._changed = changed
         self._lock = threading.Lock()
         self._timings: Mapping[str, Timing] = {}
+        self._sample_bytes: Mapping[str, int] = {}
         self._drift = Drift()
         self._links: dict[BoardId, LinkProfile] = {}
         self._ran_s = self._measured_s = 0.0
         self._bundle: Sha256 | None = None
-        self._canary: tuple[Segment, Callable[[], object]] | None = None
+        self._canary: _Canary | None = None
         self._memory_bytes = sessions.memory_bytes
 
     @property
@@ -83,11 +100,14 @@ class Measurer:
         """Say whether the segments of `bundle` have been timed."""
         return self._bundle == bundle
 
-    def ran(self, segment: str, took_s: float) -> None:
-        """Hear of a run in service, and notice when the board has become slower or faster."""
+    def ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+        """Hear of a run in service, and notice when the board has become slower or faster.
+
+        Only runs on inputs of the sample's size are judged: others say as much about the request.
+        """
         self._ran_s = time.monotonic()
         timing = self._timings.get(segment)
-        if timing is not None:
+        if timing is not None and size_bytes == self._sample_bytes.get(segment):
             self._judge(lambda drift: observed(drift, timing.median_s, took_s, self._ran_s))
 
     def _judge(self, judge: Callable[[Drift], Drift]) -> None:
@@ -114,32 +134,36 @@ class Measurer:
         Blocks for some seconds; call it in a thread.
         """
         timings = self._remembered(bundle)
-        if timings is None:
-            timings = {}
-            for timings in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
-                log.debug("profiled %d segments", len(timings))
-            if not timings:
-                raise BoardError("no segment of the bundle fits this board's memory")
+        missing = [segment for name, segment in manifest.by_name.items() if name not in timings]
+        if any(self._sessions.fits(segment) for segment in missing):
+            for found in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
+                timings = {**timings, **found}
             self._remember(bundle, timings)
+        if not timings:
+            raise BoardError("no segment of the bundle fits this board's memory")
+        timings = _with_whole(manifest, timings)
         canary = self._choose_canary(manifest, timings)
         with self._lock:
             self._bundle, self._timings, self._drift = bundle, timings, Drift()
+            self._sample_bytes = {
+                name: sum(manifest.tensor_bytes[spec.name] for spec in segment.inputs)
+                for name, segment in manifest.by_name.items()
+            }
             self._canary, self._measured_s = canary, time.monotonic()
-            held = canary[0].weight_bytes if canary else 0
-            self._memory_bytes = max(0, self._sessions.memory_bytes - held)
+            self._memory_bytes = self._sessions.memory_bytes - (canary.held_bytes if canary else 0)
         self._publish()
 
     async def watch_speed(self) -> None:
         """Now and then time a segment while the board idles, for ever."""
         while True:
             canary = self._canary
-            timing = self._timings.get(canary[0].name) if canary else None
-            rest_s = max(CANARY_PERIOD_S, timing.median_s / CANARY_SHARE if timing else 0.0)
+            timing = self._timings.get(canary.segment.name) if canary else None
+            rest_s = max(canary.period_s, timing.median_s / CANARY_SHARE) if canary and timing else 1.0
             unsure = self._drift.streak or time.monotonic() - self._measured_s < UNSURE_S
             await asyncio.sleep(rest_s / 8 if unsure else rest_s)
             idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
             if canary is not None and timing is not None and idle:
-                await asyncio.to_thread(self._look, canary[1], timing.median_s)
+                await asyncio.to_thread(self._look, canary, timing.median_s)
 
     async def watch_links(self, addresses: Callable[[], frozenset[BoardId]]) -> None:
         """Measure the links to new peers at once and to all of them in turn, for ever."""
@@ -157,48 +181,64 @@ class Measurer:
             await asyncio.sleep(0.25)
 
     def _measure_link(self, peer: BoardId) -> None:
+        """Measure the link to `peer`; one over which nothing comes back is no longer known."""
+        found: LinkProfile | None = None
         try:
             found = links.measure(lambda size: self._peers.ping(peer, size, PING_TIMEOUT_S))
         except ExchangeError as error:
             log.info("link not measured: %s", error)
-            return
         with self._lock:
             old = self._links.get(peer)
-            fresh = old is None or (
-                differs(old.rtt_s, found.rtt_s, LINK_BAND)
-                or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, LINK_BAND)
-            )
-            if fresh:
-                self._links[peer] = found
-        if fresh:
+            if found is None:
+                changed = self._links.pop(peer, None) is not None
+            else:
+                changed = old is None or (
+                    differs(old.rtt_s, found.rtt_s, LINK_BAND)
+                    or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, LINK_BAND)
+                )
+                self._links[peer] = found if changed or old is None else old
+        if changed:
             self._publish()
 
-    def _look(self, run: Callable[[], object], expected_s: float) -> None:
+    def _look(self, canary: _Canary, expected_s: float) -> None:
         """Time the canary, a short one several times, after a run that warms the caches."""
         count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / expected_s))
-        with self._executor.alone:
-            run()
-            begun_s = time.perf_counter()
-            for _ in range(count):
+        try:
+            run = partial((canary.session or self._sessions.borrow(canary.segment)).run, canary.tensors)
+            with self._executor.alone:
                 run()
-            took_s = time.perf_counter() - begun_s
+                begun_s = time.perf_counter()
+                for _ in range(count):
+                    run()
+                took_s = time.perf_counter() - begun_s
+        except (BoardError, ModelError) as error:
+            log.info("no look at the board's speed: %s", error)
+            return
         self._judge(lambda drift: window(drift, took_s / (count * expected_s)))
 
-    def _choose_canary(
-        self, manifest: Manifest, timings: Mapping[str, Timing]
-    ) -> tuple[Segment, Callable[[], object]] | None:
-        """Return the lightest segment that runs long enough to tell, and a way to run it."""
+    def _choose_canary(self, manifest: Manifest, timings: Mapping[str, Timing]) -> _Canary | None:
+        """Return the lightest segment that runs long enough to tell.
+
+        It stays loaded if it is light; else it is loaded for each look, and looks are rare.
+        """
         able = [s for s in manifest.segments if s.name in timings]
         telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
         for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
+            light = segment.weight_bytes <= CANARY_WEIGHT * self._sessions.memory_bytes
+            tensors = {s.name: segments.sample(s, manifest.sample_sizes) for s in segment.inputs}
             try:
                 session = self._sessions.borrow(segment)
-                tensors = {s.name: segments.sample(s, manifest.sample_sizes) for s in segment.inputs}
                 session.run(tensors)
             except (BoardError, ModelError) as error:
                 log.debug("no canary: %s", error)
                 continue
-            return segment, partial(session.run, tensors)
+            return _Canary(
+                segment=segment,
+                tensors=tensors,
+                session=session if light else None,
+                held_bytes=segment.weight_bytes if light else 0,
+                period_s=CANARY_PERIOD_S if light else CANARY_RARELY_S,
+            )
         return None
 
     def _publish(self) -> None:
@@ -209,13 +249,13 @@ class Measurer:
     def _file(self, bundle: Sha256) -> Path:
         return self._state_dir / f"profile-{bundle}.json"
 
-    def _remembered(self, bundle: Sha256) -> Mapping[str, Timing] | None:
+    def _remembered(self, bundle: Sha256) -> Mapping[str, Timing]:
         """Return the timings of an earlier life of this board; what has changed since, drift will show."""
         try:
             text = self._file(bundle).read_bytes()
             return from_json(Profile, text, str(self._file(bundle))).segments
         except (OSError, WireError):
-            return None
+            return {}
 
     def _remember(self, bundle: Sha256, timings: Mapping[str, Timing]) -> None:
         profile = Profile(
@@ -238,3 +278,18 @@ def _scaled(timings: Mapping[str, Timing], factor: float) -> dict[str, Timing]:
         name: replace(timing, median_s=timing.median_s * factor, spread_s=timing.spread_s * factor)
         for name, timing in timings.items()
     }
+
+
+def _with_whole(manifest: Manifest, timings: Mapping[str, Timing]) -> Mapping[str, Timing]:
+    """Return the timings with that of the whole, the sum of all segments if it could not be measured.
+
+    It cannot where the memory is taken by a plan that is to be replaced.
+    """
+    parts = [timings.get(segment.name) for segment in manifest.segments]
+    known = [part for part in parts if part is not None]
+    if manifest.whole.name in timings or len(known) < len(parts):
+        return timings
+    total = Timing(
+        median_s=sum(part.median_s for part in known), spread_s=sum(part.spread_s for part in known), runs=1
+    )
+    return {**timings, manifest.whole.name: total}

@@ -7,6 +7,7 @@ dropped and counted.  Whatever is not our protocol closes that connection, and i
 """
 
 import logging
+import math
 import secrets
 import socket
 import threading
@@ -27,6 +28,8 @@ from shoal.records import Address, Array, BoardId
 log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 2.0
+AGAIN_S: Final = 0.5
+"""An address that was not reached is not tried again for so long: others wait for the same."""
 STUCK_S: Final = 2.0
 """A peer that takes no byte for so long is given up."""
 HELLO_S: Final = 5.0
@@ -84,7 +87,8 @@ class Inbox:
     def take(self, tag: int, count: int, peer: BoardId, deadline_s: float) -> list[Array]:
         """Return the `count` tensors of exchange `tag`, in order, as soon as all are here.
 
-        Raises what `end` was given, or ExchangeError at `deadline_s` (of time.monotonic).
+        Raises what `end` was given, or BoardError at `deadline_s` (of time.monotonic): that is no proof
+        against the link, which ends its connection if it is at fault.
         """
         with self._changed:
             while True:
@@ -97,7 +101,7 @@ class Inbox:
                     raise self._over
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._changed.wait(left_s):
-                    raise ExchangeError(peer, f"nothing came for step {tag} in time")
+                    raise BoardError(f"nothing came from {peer} for step {tag} in time")
 
 
 class Starter(Protocol):
@@ -165,6 +169,7 @@ class Peers:
         self._addresses: Mapping[BoardId, Address] = {}
         self._outgoing: dict[BoardId, _Connection] = {}
         self._opening: dict[BoardId, threading.Lock] = {}
+        self._unreached_s: dict[Address, float] = {}
         self._all: set[_Connection] = set()
         self._inboxes: dict[bytes, Inbox] = {}
         self._over: OrderedDict[bytes, None] = OrderedDict()
@@ -216,7 +221,7 @@ class Peers:
         """Send frames to `peer`.  Raises ExchangeError."""
         try:
             self._connection(peer).send(buffers)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: an address that is none
             raise ExchangeError(peer, f"cannot send: {error}") from error
         self.sent_bytes += sum(len(buffer) for buffer in buffers)
 
@@ -243,13 +248,15 @@ class Peers:
             del self._pongs[token]
 
     def stop(self) -> None:
-        """Close everything."""
+        """Close everything; attempts under way fail."""
         self._closing = True
         self._listener.close()
         with self._lock:
-            connections = list(self._all)
+            connections, waiting = list(self._all), list(self._inboxes.values())
         for connection in connections:
             connection.close()
+        for inbox in waiting:
+            inbox.end(BoardError(f"{self._board} is stopping"))
 
     def _connection(self, peer: BoardId) -> _Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
@@ -263,7 +270,13 @@ class Peers:
                 return found
             if address is None:
                 raise ExchangeError(peer, "its address is not known")
-            sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
+            if time.monotonic() - self._unreached_s.get(address, -math.inf) < AGAIN_S:
+                raise ExchangeError(peer, "it was not reached a moment ago")
+            try:
+                sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
+            except OSError:
+                self._unreached_s[address] = time.monotonic()
+                raise
             connection = _Connection(_tuned(sock), peer)
             hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
             connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
@@ -350,7 +363,7 @@ class Peers:
             words = connection.receive(header.length).decode(errors="replace")
             self._end(
                 header.attempt,
-                ModelError(words) if header.kind is Kind.REFUSE else ExchangeError(peer, words),
+                ModelError(words) if header.kind is Kind.REFUSE else BoardError(f"{peer}: {words}"),
             )
 
     def _end(self, attempt: bytes, why: Exception) -> None:

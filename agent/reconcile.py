@@ -7,6 +7,7 @@ and starting again costs nothing but the step under way.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -20,13 +21,15 @@ from shoal.manifest import Manifest
 from shoal.messages import BundleSource, Desired, Readiness
 from shoal.profiler.segments import sample
 from shoal.program import Plan
-from shoal.records import BoardId
+from shoal.records import Address, BoardId
 from shoal.session import Session
 from shoal.store import Store
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.02
+GRACE_S: Final = 5.0
+"""Requests of a plan that is no longer wanted get so long to end."""
 
 
 class Reconciler:
@@ -62,10 +65,10 @@ class Reconciler:
 
     async def act(self, desired: Desired) -> None:
         """Return once the board is what is desired, as far as that is possible."""
-        addresses = dict(desired.peers)
-        for plan in desired.plans:
+        addresses: dict[BoardId, Address] = {}
+        for plan in reversed(desired.plans):
             addresses |= plan.addresses
-        self._peers.know(addresses)
+        self._peers.know(addresses | dict(desired.peers))  # what a board says now is newest
         wanted = {plan.epoch: plan for plan in desired.plans}
         committed = wanted.get(desired.committed)
         if committed is None:
@@ -97,8 +100,13 @@ class Reconciler:
 
     async def _drop_all_but(self, wanted: dict[int, Plan]) -> None:
         """Drop every other plan once its requests are through, and unload what none needs."""
-        for epoch in self._executor.epochs().keys() - wanted.keys():
+        for epoch, plan in self._executor.epochs().items():
+            if wanted.get(epoch) == plan:
+                continue
+            given_up_s = time.monotonic() + GRACE_S
             while not self._executor.drop(epoch):
+                if time.monotonic() >= given_up_s:
+                    self._executor.give_up(epoch)
                 await asyncio.sleep(POLL_S)
         await _in_thread(self._unload)
         gone = self._epochs.keys() - wanted.keys()

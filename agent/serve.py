@@ -9,13 +9,14 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import aiohttp
 from aiohttp import web
 
 from shoal import __version__, oip
-from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, OverloadedError
+from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, OverloadedError, Question
 from shoal.encoding import Json
 from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest
@@ -25,6 +26,8 @@ from shoal.records import BoardId
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES: Final = 64 << 20
+MAX_INSIDE: Final = 256
+MUCH_TEXT_BYTES: Final = 1 << 20
 DEFAULT_TIMEOUT_S: Final = 30.0
 LONGEST_TIMEOUT_S: Final = 600.0
 LOOK_AGAIN_S: Final = 0.2
@@ -41,6 +44,7 @@ class Server:
         self._board = board
         self._dispatcher = dispatcher
         self._http = http
+        self._inside = 0
 
     def application(self) -> web.Application:
         """Return the routes."""
@@ -73,59 +77,90 @@ class Server:
         return web.Response(status=200 if self._dispatcher.plan else 503)
 
     async def _model_metadata(self, request: web.Request) -> web.Response:
-        return _json(oip.model_metadata(self._manifest(request)))
+        return _json(oip.model_metadata(self._served(request)[1]))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        self._manifest(request)
+        self._served(request)
         return web.Response()
 
-    def _manifest(self, request: web.Request) -> Manifest:
-        manifest = self._dispatcher.manifest
+    def _served(self, request: web.Request) -> tuple[Plan, Manifest]:
+        """Return the plan in force and its manifest.  Raises HTTPNotFound if it is of another model."""
+        served = self._dispatcher.served
         name, version = request.match_info["model"], request.match_info.get("version", "1")
-        if manifest is None:
-            raise BoardError(f"{self._board}: no model is served yet")
-        if manifest.name != name or version != "1":
-            raise web.HTTPNotFound(text=f"expected model {manifest.name} version 1, got {name} {version}")
-        return manifest
+        if served is None:
+            raise BoardError(f"{self._board}: no model is served now")
+        if served[1].name != name or version != "1":
+            raise web.HTTPNotFound(text=f"expected model {served[1].name} version 1, got {name} {version}")
+        return served
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
+        """Take a request in, unless too many are inside already."""
+        if self._inside >= MAX_INSIDE:
+            raise OverloadedError(f"{self._board}: {MAX_INSIDE} requests are inside already; try again later")
+        self._inside += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self._inside -= 1
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         """Answer, or hand on to the lead, whichever board that is in the course of time."""
         begun_s = time.monotonic()
-        deadline_s = begun_s + DEFAULT_TIMEOUT_S
         body = await request.read()
+        timeout_s = oip.timeout_s(body, request.headers.get(oip.JSON_LENGTH)) or DEFAULT_TIMEOUT_S
+        deadline_s = begun_s + min(timeout_s, LONGEST_TIMEOUT_S)
         handed_on = HANDED_ON in request.headers
-        plan = self._dispatcher.plan or await self._dispatcher.next_plan(-1, deadline_s)
+        plan = await self._dispatcher.until(lambda _plan: True, deadline_s)
         while plan is not None and time.monotonic() < deadline_s:
             if plan.lead == self._board:
                 try:
-                    return await self._lead(request, body, begun_s)
+                    return await self._lead(request, body, deadline_s)
                 except MovedError as error:
                     log.info("a request moves on: %s", error)
             elif not handed_on:
                 answer = await self._hand_on(plan, request, body, deadline_s)
                 if answer is not None:
                     return answer
+                # The lead is away, or knows of another plan: wait for that, and look again before long.
+                soon_s = min(deadline_s, time.monotonic() + LOOK_AGAIN_S)
+                await self._dispatcher.until(partial(_is_later, plan), soon_s)
             if handed_on:
                 return _json({"error": f"{self._board} is not the lead"}, status=NOT_LEAD)
-            # The lead is away, or knows of another plan: wait for that, and look again before long.
-            soon_s = min(deadline_s, time.monotonic() + LOOK_AGAIN_S)
-            plan = await self._dispatcher.next_plan(plan.epoch, soon_s) or self._dispatcher.plan
+            plan = await self._dispatcher.until(lambda _plan: True, deadline_s)
         raise ExpiredError(f"{self._board}: no lead answered in time")
 
-    async def _lead(self, request: web.Request, body: bytes, begun_s: float) -> web.Response:
-        manifest = self._manifest(request)
-        asked = oip.parse_request(body, request.headers.get(oip.JSON_LENGTH), manifest)
-        timeout_s = min(asked.timeout_s or DEFAULT_TIMEOUT_S, LONGEST_TIMEOUT_S)
-        tensors = await self._dispatcher.infer(asked.inputs, begun_s + timeout_s)
-        parts, json_length = oip.render_response(manifest, asked, tensors)
-        headers = {} if json_length is None else {oip.JSON_LENGTH: str(json_length)}
-        kind = "application/json" if json_length is None else "application/octet-stream"
+    async def _lead(self, request: web.Request, body: bytes, deadline_s: float) -> web.Response:
+        plan, manifest = self._served(request)
+        json_length = request.headers.get(oip.JSON_LENGTH)
+        read = partial(oip.parse_request, body, json_length, manifest)
+        # Numbers as text take long to read, and heartbeats must go on.
+        asked = await asyncio.to_thread(read) if _much_text(body, json_length) else read()
+        tensors = await self._dispatcher.infer(
+            Question(bundle=plan.bundle, inputs=asked.inputs, deadline_s=deadline_s)
+        )
+        parts, length = oip.render_response(manifest, asked, tensors)
+        headers = {} if length is None else {oip.JSON_LENGTH: str(length)}
+        kind = "application/json" if length is None else "application/octet-stream"
         return web.Response(body=b"".join(parts), headers=headers, content_type=kind)
 
     async def _hand_on(
         self, plan: Plan, request: web.Request, body: bytes, deadline_s: float
     ) -> web.Response | None:
-        """Return the lead's answer; None if it gave none, or is not the lead."""
+        """Return the lead's answer; None if it gives none, is not the lead, or another becomes it."""
+        asking = asyncio.ensure_future(self._post(plan, request, body, deadline_s))
+        replaced = asyncio.ensure_future(
+            self._dispatcher.until(lambda now: now.lead != plan.lead, deadline_s)
+        )
+        try:
+            await asyncio.wait((asking, replaced), return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else None
+        finally:
+            for task in (asking, replaced):
+                task.cancel()
+
+    async def _post(
+        self, plan: Plan, request: web.Request, body: bytes, deadline_s: float
+    ) -> web.Response | None:
         url = plan.addresses[plan.lead].http_url + request.path
         passed = (oip.JSON_LENGTH, "Content-Type")
         headers = {name: request.headers[name] for name in passed if name in request.headers}
@@ -141,6 +176,15 @@ class Server:
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.info("the lead %s gave no answer: %s", plan.lead, error or "time is up")
             return None
+
+
+def _is_later(plan: Plan, now: Plan) -> bool:
+    return now.epoch != plan.epoch
+
+
+def _much_text(body: bytes, json_length: str | None) -> bool:
+    length = int(json_length) if json_length is not None and json_length.isdecimal() else len(body)
+    return min(length, len(body)) > MUCH_TEXT_BYTES
 
 
 def _json(value: Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-import os
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
 from shoal.clock import wall_ms
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import WHOLE
+from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
     Alarm,
@@ -118,11 +118,11 @@ class Agent:
         self._incarnation = incarnation
         self._store = Store(settings.state_dir)
         self._sessions = Sessions(self._store, settings.threads, settings.memory_bytes)
-        self._executor = Executor(self._board, self._ran)
+        self._executor = Executor(self._board, self._ran, self._alarm)
         self._peers = Peers(settings.cluster, self._board, self._executor.begin)
         self._executor.connect(self._peers)
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self._board, self._executor, self._alarm, self._resort)
+        self._dispatcher = Dispatcher(self._board, self._executor, self._resort)
         self._measurer = Measurer(
             incarnation, settings.state_dir, self._executor, self._sessions, self._peers, self._profiled
         )
@@ -161,7 +161,7 @@ class Agent:
     async def live(self) -> None:
         """Serve until told to stop, or until another agent takes the name."""
         host = self._settings.host or address_towards(self._settings.broker)
-        runner = web.AppRunner(self._server.application(), access_log=None)
+        runner = web.AppRunner(self._server.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         data_port = self._peers.listen(host, self._settings.data_port)
         site = web.TCPSite(runner, host, self._settings.http_port)
@@ -178,15 +178,15 @@ class Agent:
         )
         self._mqtt.start()
         tasks = [
-            self._loop.create_task(_forever(work))
+            self._loop.create_task(_supervised(work))
             for work in (
-                self._listen(),
-                self._beat(),
-                self._reconcile(),
-                self._profile(),
-                self._tell_telemetry(),
-                self._measurer.watch_speed(),
-                self._measurer.watch_links(self._neighbours),
+                self._listen,
+                self._beat,
+                self._reconcile,
+                self._profile,
+                self._tell_telemetry,
+                self._measurer.watch_speed,
+                partial(self._measurer.watch_links, self._neighbours),
             )
         ]
         await self._stop.wait()
@@ -206,6 +206,7 @@ class Agent:
         until_s = time.monotonic() + GOODBYE_S
         while self._dispatcher.in_flight and time.monotonic() < until_s:
             await asyncio.sleep(0.02)
+        await self._dispatcher.stop()
         await self._mqtt.stop()
 
     async def _listen(self) -> None:
@@ -304,7 +305,7 @@ class Agent:
                 self._busy(f"profiling {source.name}")
                 await asyncio.to_thread(self._measurer.measure, source.manifest, manifest)
                 self._busy("")
-            except (BoardError, ModelError) as error:
+            except (BoardError, ModelError, OSError) as error:
                 log.warning("%s; trying again", error)
                 self._busy(f"failed: {error}")
                 await asyncio.sleep(RETRY_S)
@@ -333,8 +334,8 @@ class Agent:
             self._board,
         )
 
-    def _ran(self, segment: str, took_s: float) -> None:
-        self._measurer.ran(segment, took_s)
+    def _ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+        self._measurer.ran(segment, size_bytes, took_s)
 
     def _profiled(self, profile: Profile) -> None:
         self._mqtt.publish(profile, self._board)
@@ -349,29 +350,25 @@ class Agent:
             alarm = Alarm(incarnation=self._incarnation, epoch=epoch, peer=error.peer, detail=error.why[:300])
             self._mqtt.publish(alarm, self._board)
 
-    async def _resort(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    async def _resort(self, manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run a request in one piece on this board, if everything for it is here and fits."""
-        return await asyncio.to_thread(self._run_whole, inputs)
+        return await asyncio.to_thread(self._run_whole, manifest, inputs)
 
-    def _run_whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        manifest = self._dispatcher.manifest
-        if manifest is None:
-            raise BoardError(f"{self._board}: no model is known")
-        whole = manifest.by_name[WHOLE]
+    def _run_whole(self, manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        whole = manifest.whole
         missing = [blob for blob in (whole.model, *whole.weights) if not self._store.has(blob.sha256)]
         if missing:
             raise BoardError(f"{self._board}: {len(missing)} blobs of {manifest.name} are not here")
-        session = self._sessions.open([whole])[WHOLE]
+        session = self._sessions.open([whole])[whole.name]
         with self._executor.alone:
             return session.run(inputs)
 
 
-async def _forever(work: Coroutine[object, object, None]) -> None:
-    """Run a task that has no end; if it fails after all, end the agent so that it is started anew."""
-    try:
-        await work
-    except asyncio.CancelledError:
-        raise
-    except BaseException:
-        log.exception("a task of the agent ended")
-        os.kill(os.getpid(), signal.SIGTERM)
+async def _supervised(work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run a task that has no end; if it fails after all, say so and run it again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a task of the agent failed; it is started again")
+        await asyncio.sleep(RETRY_S)

@@ -4,18 +4,14 @@ import threading
 from collections.abc import Iterable
 
 from shoal.errors import BoardError
-from shoal.manifest import Segment
+from shoal.manifest import Segment, memory_bytes
 from shoal.records import Sha256
 from shoal.session import Session, open_session
 from shoal.store import Store
 
 
 class Sessions:
-    """Opened segments, shared by all plans that need them.
-
-    The memory of a set of segments is that of their distinct weights and of the largest working memory,
-    as the planner counts it.
-    """
+    """Opened segments, shared by all plans that need them; memory is counted as the planner does."""
 
     def __init__(self, store: Store, threads: int, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
@@ -54,13 +50,22 @@ class Sessions:
     def _load(self, segment: Segment) -> Session:
         return open_session(self._store.model(segment.model.sha256), threads=self._threads)
 
+    def fits(self, segment: Segment) -> bool:
+        """Say whether `segment` could be opened beside what is loaded."""
+        with self._lock:
+            return segment.model.sha256 in self._opened or self._needed([segment]) <= self.memory_bytes
+
+    def _needed(self, wanted: list[Segment]) -> int:
+        """Return the memory of what is loaded and wanted: each session has its own copy of its weights."""
+        held = {sha256: segment for sha256, (segment, _) in self._opened.items()}
+        held |= {segment.model.sha256: segment for segment in wanted}
+        return memory_bytes(held.values())
+
     def _check(self, wanted: list[Segment]) -> None:
-        held = [segment for segment, _ in self._opened.values()] + wanted
-        weights = {blob for segment in held for blob in segment.weights}
-        needed = sum(blob.size_bytes for blob in weights) + max((s.work_bytes for s in held), default=0)
+        needed = self._needed(wanted)
         if needed > self.memory_bytes:
             names = ", ".join(sorted(segment.name for segment in wanted))
             raise BoardError(
-                f"{names}: {needed / 1e6:.0f} MB with what is loaded already, and the board offers "
-                f"{self.memory_bytes / 1e6:.0f} MB"
+                f"{names}: {needed / 1e6:.1f} MB with what is loaded already, and the board offers "
+                f"{self.memory_bytes / 1e6:.1f} MB"
             )

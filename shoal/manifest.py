@@ -11,7 +11,7 @@ of tensors that segments 0..i-1 and the inputs hand to segments i and later.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,6 +49,16 @@ class Segment:
     def weight_bytes(self) -> int:
         """Return the bytes of its distinct weights."""
         return sum(blob.size_bytes for blob in set(self.weights))
+
+
+def memory_bytes(segments: Iterable[Segment]) -> int:
+    """Return what a board needs to hold `segments` and to run one of them at a time, at the sample sizes.
+
+    Each loaded segment has its own copy of its weights, even of those that others have too.
+    """
+    held = list(segments)
+    weights = sum(segment.weight_bytes for segment in held)
+    return weights + max((segment.work_bytes for segment in held), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

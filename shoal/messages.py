@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from shoal.program import Plan
+from shoal.program import MAX_EPOCH, Plan
 from shoal.records import Address, BoardId, Profile, Sha256, check_name
 
 HEARTBEAT_S: Final = 0.25
@@ -89,6 +89,10 @@ class Readiness:
     epoch: int
     phase: Literal["preparing", "ready", "failed"]
     detail: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.epoch <= MAX_EPOCH:
+            raise ValueError(f"readiness: expected an epoch of 1 to {MAX_EPOCH}, got {self.epoch}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

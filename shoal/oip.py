@@ -27,6 +27,7 @@ DATATYPES: Final[Mapping[str, str]] = {
 }
 _DTYPES: Final = {word: dtype for dtype, word in DATATYPES.items()}
 
+SHORT_JSON_BYTES: Final = 1 << 16
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 
 
@@ -46,6 +47,21 @@ class Request:
     inputs: Mapping[str, Array]
     outputs: tuple[Wanted, ...]
     timeout_s: float | None
+
+
+def timeout_s(body: bytes, json_length: str | None) -> float | None:
+    """Return how long the client waits, in seconds, as far as that can be read without reading tensors.
+
+    None if it does not say, or if its JSON is long (numbers as text): then the default holds.
+    """
+    try:
+        head, _ = _split(body, json_length)
+        value = json.loads(head)["parameters"]["timeout"] if len(head) <= SHORT_JSON_BYTES else None
+    except (ModelError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        return None
+    return value / 1e6
 
 
 def parse_request(body: bytes, json_length: str | None, manifest: Manifest) -> Request:
@@ -203,7 +219,7 @@ def _shape(entry: Mapping[str, Json], spec: TensorSpec, sizes: dict[str, int]) -
     fits = isinstance(shape, list) and len(shape) == len(expected)
     if fits and isinstance(shape, list):
         for got, want in zip(shape, expected, strict=True):
-            whole = isinstance(got, int) and not isinstance(got, bool) and got > 0
+            whole = isinstance(got, int) and not isinstance(got, bool) and got >= 0
             fits = fits and whole and (isinstance(want, str) or got == want)
     if not fits or not isinstance(shape, list):
         raise ModelError(f"request: input {spec.name}: expected shape {expected}, got {shape!r:.80}")

@@ -11,6 +11,9 @@ from typing import Literal
 
 from shoal.records import Address, BoardId, Sha256, check_positive
 
+MAX_EPOCH = 2**32 - 1
+"""Frames carry epochs in four bytes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -94,8 +97,8 @@ class Plan:
     reason: str
 
     def __post_init__(self) -> None:
-        if self.epoch < 1:
-            raise ValueError(f"plan: expected an epoch of 1 or more, got {self.epoch}")
+        if not 1 <= self.epoch <= MAX_EPOCH:
+            raise ValueError(f"plan: expected an epoch of 1 to {MAX_EPOCH}, got {self.epoch}")
         if not self.lanes:
             raise ValueError(f"plan {self.epoch}: expected one lane or more, got none")
         for lane in self.lanes:

@@ -35,6 +35,8 @@ ITEM_BYTES: Mapping[str, int] = {
 """Bytes of one element, by numpy name; these are the types that may cross the wire."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LABEL = "[0-9A-Za-z_-]{1,63}"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[0-9A-Za-z]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,6 +64,11 @@ def check_positive(what: str, value: float) -> None:
     """Raise ValueError unless `value` is finite and above zero."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{what}: expected a finite number above 0, got {value!r}")
+
+
+LEAST_S = 1e-9
+LONGEST_S = 1e6
+"""Times outside these are no measurements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,8 @@ class Address:
     http_port: int
 
     def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise ValueError(f"address: expected a host name or an IP address, got {self.host!r:.80}")
         for port in (self.data_port, self.http_port):
             if not 0 < port < 65536:
                 raise ValueError(f"address {self.host}: expected ports 1 to 65535, got {port}")
@@ -140,6 +149,8 @@ class Timing:
 
     def __post_init__(self) -> None:
         check_positive("timing median_s", self.median_s)
+        if not LEAST_S <= self.median_s <= LONGEST_S:
+            raise ValueError(f"timing: expected {LEAST_S} to {LONGEST_S} s, got {self.median_s}")
         if not (math.isfinite(self.spread_s) and self.spread_s >= 0 and self.runs >= 1):
             raise ValueError(f"timing: expected spread_s >= 0 and runs >= 1, got {self!r}")
 
@@ -153,8 +164,10 @@ class LinkProfile:
     goodput_bytes_per_s: float
 
     def __post_init__(self) -> None:
-        check_positive("link rtt_s", self.rtt_s)
-        check_positive("link goodput_bytes_per_s", self.goodput_bytes_per_s)
+        if not LEAST_S <= self.rtt_s <= LONGEST_S:
+            raise ValueError(f"link: expected a round trip of {LEAST_S} to {LONGEST_S} s, got {self.rtt_s}")
+        if not 1.0 <= self.goodput_bytes_per_s <= 1e13:
+            raise ValueError(f"link: expected 1 to 1e13 bytes/s, got {self.goodput_bytes_per_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when onnxruntime is imported
 
 import onnxruntime
 
-from shoal.errors import ModelError
+from shoal.errors import BoardError, ModelError
 from shoal.records import Array
 
 
@@ -25,7 +26,8 @@ class Session:
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the outputs (all, or those named) for `inputs`, which may hold more than is needed.
 
-        Raises ModelError with onnxruntime's words if a tensor is missing or does not fit.
+        Raises ModelError with onnxruntime's words if a tensor is missing or does not fit, BoardError if
+        the board has not the memory for it.
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
@@ -34,7 +36,12 @@ class Session:
         except KeyError as error:
             raise ModelError(f"{self._where}: no input tensor {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise ModelError(f"{self._where}: {_first_line(error)}") from error
+            kind = BoardError if _NO_MEMORY.search(str(error)) else ModelError
+            raise kind(f"{self._where}: {_first_line(error)}") from error
+
+
+_NO_MEMORY: Final = re.compile(r"allocat|bad_alloc|out of memory", re.IGNORECASE)
+"""In what onnxruntime says, the only sign of what is the board's fault and not the request's."""
 
 
 def open_session(model: Path, *, threads: int = 1) -> Session:

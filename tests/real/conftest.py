@@ -26,6 +26,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 
 @pytest.fixture(scope="session")
+def undivided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in one segment: it can be replicated, and nothing else."""
+    folder = tmp_path_factory.mktemp("undivided") / "vit"
+    export(DATA / "vit-fashion-mnist.onnx", folder, name=MODEL, max_segments=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pictures() -> Pictures:
     """Sixteen pictures of the test set, and what the unsplit model says of them."""
     with np.load(DATA / "fashion-mnist-64.npz") as found:

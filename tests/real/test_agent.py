@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from shoal import wire
+from shoal import oip, wire
 from shoal.coordinator import client
 from shoal.coordinator.client import Operator
 from shoal.lab.load import compare
 from shoal.lab.processes import Cluster
-from shoal.messages import Birth, Desired
+from shoal.messages import Alarm, Birth, Desired
 from shoal.mqtt import Mqtt
 from shoal.records import Address, Array, BoardId
 from tests.real.client import MODEL, Pictures, Trial, Watch
@@ -28,14 +28,12 @@ BOARDS = (BoardId("pi-1"), BoardId("pi-2"))
 
 
 @pytest.fixture(scope="module")
-def pair(
-    tmp_path_factory: pytest.TempPathFactory, bundle: tuple[Path, object], pictures: Pictures
-) -> Iterator[Trial]:
+def pair(tmp_path_factory: pytest.TempPathFactory, undivided: Path, pictures: Pictures) -> Iterator[Trial]:
     """Two boards that share requests: each holds the whole model."""
     with Cluster(tmp_path_factory.mktemp("pair"), "embedded", margin=0.9) as cluster:
         for board in BOARDS:
             cluster.start_board(board)
-        trial = Trial(cluster=cluster, bundle=bundle[0], pictures=pictures, budget=None, boards=BOARDS)
+        trial = Trial(cluster=cluster, bundle=undivided, pictures=pictures, budget=None, boards=BOARDS)
         trial.deploy("throughput")
         yield trial
 
@@ -182,6 +180,27 @@ def test_any_board_may_be_asked(pair: Trial, pictures: Pictures) -> None:
     pair.watch(ask)
 
 
+def test_a_client_in_a_hurry_harms_nobody_else(pair: Trial, lead: Address, pictures: Pictures) -> None:
+    """Requests that may take no time at all run out of it; that is no sign against boards or links."""
+
+    async def hurry(watch: Watch) -> None:
+        epoch = watch.plans[-1].epoch
+        body, length = oip.render_request(pictures.inputs[0])
+        head = json.loads(body[:length])
+        head["parameters"]["timeout"] = 1
+        text = json.dumps(head).encode()
+        headers = {oip.JSON_LENGTH: str(len(text))}
+        for _ in range(15):
+            status, _ = await asyncio.to_thread(post, lead, text + body[length:], headers)
+            assert status in (200, 503)
+            await asyncio.sleep(0.05)
+        assert watch.plans[-1].epoch == epoch
+        assert not any(Alarm in said for said in watch.view.boards.values())
+
+    tally = pair.under_load(hurry)
+    assert (tally.failed, tally.wrong, tally.troubles) == (0, 0, [])
+
+
 def test_a_lost_replica_costs_no_request(pair: Trial) -> None:
     async def trouble(watch: Watch) -> None:
         plan = watch.plans[-1]
@@ -265,13 +284,13 @@ def test_mqtt_says_when_it_is_away_and_back(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_spoilt_blob_is_refused_and_named(pair: Trial, bundle: tuple[Path, object], tmp_path: Path) -> None:
+def test_a_spoilt_blob_is_refused_and_named(pair: Trial, undivided: Path, tmp_path: Path) -> None:
     import shutil
 
     from shoal.errors import ModelError
 
     spoilt = tmp_path / "spoilt"
-    shutil.copytree(bundle[0], spoilt)
+    shutil.copytree(undivided, spoilt)
     victim = max((spoilt / "blobs").iterdir(), key=lambda file: file.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[7] ^= 1
