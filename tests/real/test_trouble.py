@@ -2,9 +2,10 @@
 
 import asyncio
 
-from shoal.lab.load import Tally
-from shoal.messages import Heartbeat, Reported
-from tests.real.client import Trial, Watch
+from shoal.coordinator import client
+from shoal.lab.load import Tally, compare
+from shoal.messages import Birth, Heartbeat, Reported
+from tests.real.client import MODEL, Trial, Watch
 
 
 def unharmed(tally: Tally) -> None:
@@ -59,6 +60,24 @@ def test_a_frozen_board_is_replaced(trial: Trial) -> None:
     unharmed(trial.under_load(trouble))
 
 
+def test_a_request_handed_to_a_lead_that_freezes_is_answered_by_the_next(trial: Trial) -> None:
+    """The client asks another board, which hands on to the lead; that is where it must not be lost."""
+
+    async def trouble(watch: Watch) -> None:
+        lead = watch.plans[-1].lead
+        entry = watch.view.boards[min(set(trial.boards) - {lead})][Birth]
+        assert isinstance(entry, Birth)
+        trial.cluster.boards[lead].freeze()
+        begun_s = asyncio.get_running_loop().time()
+        inputs, expected = trial.pictures.inputs[0], trial.pictures.expected[0]
+        answer = await client.infer(watch.http, entry.address.http_url, MODEL, inputs)
+        assert asyncio.get_running_loop().time() - begun_s < 15.0
+        assert compare(answer["logits"], expected["logits"])[1]
+        trial.cluster.boards[lead].kill()
+
+    unharmed(trial.under_load(trouble))
+
+
 def test_a_board_that_is_told_to_stop_leaves_in_order(trial: Trial) -> None:
     async def trouble(watch: Watch) -> None:
         plan = watch.plans[-1]
@@ -102,6 +121,25 @@ def test_without_its_broker_the_cluster_goes_on(trial: Trial) -> None:
         victim = min(plan.boards - {plan.lead})
         trial.cluster.boards[victim].kill()
         await watch.plan_with(lambda boards: victim not in boards, "a plan over the new broker")
+
+    unharmed(trial.under_load(trouble))
+
+
+def test_broker_and_coordinator_lost_together_are_no_reason_to_stop(trial: Trial) -> None:
+    """A broker that keeps nothing forgets what is deployed; the coordinator remembers it in its folder."""
+
+    async def trouble(watch: Watch) -> None:
+        trial.cluster.broker.kill()
+        trial.cluster.coordinator.kill()
+        await asyncio.sleep(1.0)
+        trial.cluster.start_broker()
+        trial.cluster.start_coordinator()
+        before = watch.view.coordinator
+        watch.view.alive.clear()
+        await watch.until("another coordinator", lambda: watch.view.coordinator != before)
+        await watch.until("all boards back", lambda: watch.view.alive >= set(trial.boards))
+        await asyncio.sleep(2.0)
+        assert watch.view.deployment is not None
 
     unharmed(trial.under_load(trouble))
 
