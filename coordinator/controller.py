@@ -150,6 +150,9 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
         state = replace(state, decision=_waiting(state, ("a deployment",)))
     elif manifest is None:
         state = replace(state, decision=_waiting(state, (f"the bundle {deployment.bundle.name}",)))
+    elif manifest.name != deployment.bundle.name:
+        wanted = f"a bundle called {deployment.bundle.name}; the one deployed is {manifest.name}"
+        state = replace(state, decision=_waiting(state, (wanted,)))
     elif state.pending is None:
         state = _choose(state, deployment, manifest, now_s)
     effects: list[Effect] = []
@@ -189,6 +192,9 @@ def _broken(state: State, plan: Plan, now_s: float) -> str:
     living = fleets.living(state.fleet, now_s)
     if plan.bundle != _bundle(state):
         return "another version of the bundle is deployed"
+    allowed = state.deployment.max_boards if state.deployment else 0
+    if 0 < allowed < len(plan.boards):
+        return f"no more than {allowed} board(s) are allowed"
     for board in sorted(plan.boards):
         if board not in living:
             return f"{board} lost"
@@ -213,19 +219,19 @@ def _advance(state: State, now_s: float) -> State:
     pending = state.pending
     if pending is None:
         return state
-    readiness = _readiness(state, pending.plan, now_s)
-    failures = [f"{b}: {r.detail}" for b, r in readiness.items() if r is not None and r.phase == "failed"]
     broken = _broken(state, pending.plan, now_s)
+    failed = _failed(state, pending.plan, now_s)
     late = now_s - pending.since_s > state.settings.prepare_timeout_s
-    if broken or failures or late:
-        why = broken or "; ".join(failures) or "not ready in time"
+    if broken or failed or late:
+        why = broken or failed or "not ready in time"
         given_up = state.given_up if broken else {**state.given_up, pending.plan.shape(): now_s}
         cause = broken or f"gave up epoch {pending.plan.epoch} ({why})"
         return replace(state, pending=None, given_up=given_up, cause=cause)
     if not pending.cleared:
         if _way_is_free(state, pending, now_s):
-            return replace(state, serving=None, pending=replace(pending, cleared=True))
+            return replace(state, serving=None, draining=None, pending=replace(pending, cleared=True))
         return state
+    readiness = _readiness(state, pending.plan, now_s)
     if all(r is not None and r.phase == "ready" for r in readiness.values()):
         return _commit(state, pending.plan, now_s)
     return state
@@ -240,6 +246,26 @@ def _readiness(state: State, plan: Plan, now_s: float) -> dict[BoardId, Readines
         epochs = {readiness.epoch: readiness for readiness in reported.epochs} if reported else {}
         found[board] = epochs.get(plan.epoch)
     return found
+
+
+def _unfit(state: State, plan: Plan, now_s: float) -> str:
+    """Return why the plan in force cannot go on; empty if it can."""
+    broken = _broken(state, plan, now_s) or _failed(state, plan, now_s)
+    if broken:
+        return broken
+    for board, readiness in _readiness(state, plan, now_s).items():
+        there_s = now_s - state.fleet.boards[board].since_s
+        ready = readiness is not None and readiness.phase == "ready"
+        if not ready and there_s > state.settings.prepare_timeout_s:  # it restarted where it was
+            return f"{board} did not get ready again in time"
+    return ""
+
+
+def _failed(state: State, plan: Plan, now_s: float) -> str:
+    """Return which boards could not get ready for `plan`, and why; empty if none has said so."""
+    readiness = _readiness(state, plan, now_s)
+    failed = [f"{b}: {r.detail}" for b, r in readiness.items() if r is not None and r.phase == "failed"]
+    return "; ".join(failed)
 
 
 def _way_is_free(state: State, pending: Pending, now_s: float) -> bool:
@@ -272,7 +298,10 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     old = state.serving
     unprofiled = tuple(f"the profile of {board}" for board in living if board not in question.profiles)
     settled = now_s - state.deployed_s >= state.settings.settle_s
-    if old is None and state.switched_s is None and not settled and (unprofiled or not living):
+    fresh = old is None or old.bundle != _bundle(state)
+    if state.switched_s is not None and state.switched_s >= state.deployed_s:
+        fresh = False  # this is not the first plan for what is deployed
+    if fresh and not settled and (unprofiled or not living):
         return replace(state, decision=_waiting(state, unprofiled or ("boards",)))
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
@@ -280,22 +309,26 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
-    broken = _broken(state, old, now_s) if old is not None else ""
-    pause_s = state.settings.hold_off_s if old is not None and not broken else state.settings.retry_s
+    broken = _unfit(state, old, now_s) if old is not None else ""
+    serves = old is not None and not broken
+    pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
     tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
-    open_to_us = [c for c, at_s in zip(ranking.candidates, tried_s, strict=True) if now_s - at_s >= pause_s]
+    open_to_us = [
+        (at_s, c) for at_s, c in zip(tried_s, ranking.candidates, strict=True) if now_s - at_s >= pause_s
+    ]
     if not open_to_us:
         return replace(state, decision=_waiting(state, ("the retry of a plan that was given up",)))
-    best = open_to_us[0]
-    if old is not None and not broken:
+    if not serves:  # the best one, and if that was given up before, the others before it again
+        open_to_us.sort(key=lambda one: one[0])
+    best = open_to_us[0][1]
+    if old is not None and serves:
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
-        stay = (
-            old.reason
-            if _shape(state, best) == old.shape()
-            else reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s)
-        )
+        stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s)
         if stay:
-            return replace(state, decision=_decision(ranking, old.epoch, 0, stay))
+            reason = old.reason if _shape(state, best) == old.shape() else stay
+            return replace(state, decision=_decision(ranking, old.epoch, 0, reason))
+    if broken and not broken.endswith(" lost"):
+        state = replace(state, cause=broken)
     return _begin(state, question, ranking, best, now_s, forced=bool(broken))
 
 
@@ -304,7 +337,8 @@ def _begin(
 ) -> State:
     """Return the state with `best` on its way in; `forced` if the old plan cannot go on."""
     old = state.serving
-    cause = state.cause if old or state.switched_s is not None else "the first plan"
+    first = old is None and state.switched_s is None and not state.given_up
+    cause = "the first plan" if first else state.cause
     births = {board: state.fleet.boards[board].birth for board in best.boards}
     plan = Plan(
         epoch=state.epoch + 1,
@@ -317,7 +351,9 @@ def _begin(
         predicted=best.predicted,
         reason=f"{cause}: {describe(best)}",
     )
-    beside = old is None or (old.bundle == plan.bundle and fits_beside(question, old, plan.lanes))
+    olds = tuple(other for other in (old, state.draining) if other is not None)
+    beside = _beside(question, plan, olds[:1] if old else ())
+    drains_on = _beside(question, plan, olds)
     dwell_s = state.dwell_s
     if not forced:
         hasty = state.switched_s is not None and now_s - state.switched_s < HASTY_S
@@ -327,9 +363,16 @@ def _begin(
         state,
         epoch=plan.epoch,
         dwell_s=dwell_s,
+        draining=state.draining if drains_on else None,
         pending=Pending(plan=plan, since_s=now_s, cleared=beside),
         decision=_decision(ranking, old.epoch if old else 0, plan.epoch, plan.reason),
     )
+
+
+def _beside(question: Question, plan: Plan, others: tuple[Plan, ...]) -> bool:
+    """Say whether boards can hold `plan` and what they hold for others at once; other bundles count as no."""
+    same = all(other.bundle == plan.bundle for other in others)
+    return same and fits_beside(question, plan.lanes, *others)
 
 
 def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:

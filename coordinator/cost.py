@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from shoal import manifest as manifests
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.program import Exchange, Lane, Prediction, Program, Run
@@ -32,10 +33,8 @@ def link(profiles: Profiles, barred: Barred, source: BoardId, target: BoardId) -
 
 
 def memory_bytes(manifest: Manifest, segments: Iterable[str]) -> int:
-    """Return what a board needs to hold and run `segments`: distinct weights and the largest work."""
-    held = [manifest.by_name[name] for name in segments]
-    weights = {blob for segment in held for blob in segment.weights}
-    return sum(blob.size_bytes for blob in weights) + max((s.work_bytes for s in held), default=0)
+    """Return what a board needs to hold the named segments and to run them."""
+    return manifests.memory_bytes(manifest.by_name[name] for name in segments)
 
 
 def predict(

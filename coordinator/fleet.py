@@ -29,6 +29,8 @@ class Board:
     """What one board has said, all of the same incarnation."""
 
     incarnation: int
+    since_s: float
+    """When it was heard of first."""
     heard_s: float
     doubted_s: float | None = None
     """When a hint came that it is gone; None if it has been heard since."""
@@ -56,7 +58,7 @@ def apply(fleet: Fleet, board: BoardId, message: FromBoard, now_s: float, *, ret
     if known is None or message.incarnation > known.incarnation:
         # A retained message proves nothing about now: its board starts in doubt.
         doubted_s = now_s if retained else None
-        known = Board(incarnation=message.incarnation, heard_s=now_s, doubted_s=doubted_s)
+        known = Board(incarnation=message.incarnation, since_s=now_s, heard_s=now_s, doubted_s=doubted_s)
         fleet = replace(fleet, alarms={p: t for p, t in fleet.alarms.items() if board not in p})
     if isinstance(message, Alarm):
         return _alarmed(_with(fleet, board, _heard(known, now_s)), board, message.peer, now_s)
@@ -132,10 +134,12 @@ def _with(fleet: Fleet, name: BoardId, board: Board) -> Fleet:
 
 
 def _alarmed(fleet: Fleet, board: BoardId, peer: BoardId, now_s: float) -> Fleet:
+    accused = fleet.boards.get(peer)
+    if accused is None or not alive(accused, now_s):
+        return fleet  # it is the board that is gone; its link may be as good as ever
     pair = frozenset((board, peer))
     recent = tuple(t for t in fleet.alarms.get(pair, ()) if now_s - t < ALARM_MEMORY_S)
     fleet = replace(fleet, alarms={**fleet.alarms, pair: (*recent, now_s)})
-    accused = fleet.boards.get(peer)
-    if accused is None or accused.doubted_s is not None:
+    if accused.doubted_s is not None:
         return fleet
     return _with(fleet, peer, replace(accused, doubted_s=now_s))

@@ -6,7 +6,7 @@ ranking.  Every strategy is only a way to make programs; `cost.predict` prices a
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from shoal.coordinator.partition import Instance, Stage
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
 from shoal.program import Exchange, Lane, Prediction, Program, Run, Step
-from shoal.records import Blob, BoardId
+from shoal.records import BoardId
 
 Objective = Literal["latency", "throughput"]
 
@@ -57,7 +57,7 @@ def propose(
         *(_pipeline(manifest, profiles, barred, objective, limit) if limit > 1 else ()),
     ]
     if not found:
-        raise PlanError(_why_nothing_fits(manifest, profiles))
+        raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
     other: Objective = "throughput" if objective == "latency" else "latency"
     return tuple(
         sorted(
@@ -170,17 +170,23 @@ def _pipeline(
     boards = _quickest(manifest, profiles)
     instance = _instance(manifest, profiles, barred, boards)
     search = partition.fastest if objective == "latency" else partition.widest
-    stages = search(instance, limit, 2)
-    if stages is None:
+    for most in (limit, min(limit, _ALWAYS_CLOSED)):
+        stages = search(instance, most, 2)
+        if stages is None:
+            return
+        lead = boards[stages[0].board]
+        lanes = (Lane(programs=_chain(manifest, [(boards[s.board], s) for s in stages]), weight=1.0),)
+        try:
+            predicted = predict(manifest, profiles, barred, lead, lanes)
+        except PlanError:
+            continue
+        yield Candidate(strategy="pipeline", lead=lead, lanes=lanes, predicted=predicted)
         return
-    lead = boards[stages[0].board]
-    lanes = (Lane(programs=_chain(manifest, [(boards[s.board], s) for s in stages]), weight=1.0),)
-    yield Candidate(
-        strategy="pipeline",
-        lead=lead,
-        lanes=lanes,
-        predicted=predict(manifest, profiles, barred, lead, lanes),
-    )
+
+
+_ALWAYS_CLOSED = 3
+"""An output made before the last stage needs a link to the lead that the search does not ask for; with
+so few boards there is one, as only the second stage is in the middle."""
 
 
 def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
@@ -235,16 +241,10 @@ def _range_memory_bytes(manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dt
     """Return [L+1, L+1]: what segments i up to, not including, j need together."""
     length = len(manifest.segments)
     needed = np.zeros((length + 1, length + 1))
+    weights = [segment.weight_bytes for segment in manifest.segments]
+    work = [segment.work_bytes for segment in manifest.segments]
     for start in range(length):
-        held: set[Blob] = set()
-        weight_bytes = work_bytes = 0
-        for stop in range(start + 1, length + 1):
-            segment = manifest.segments[stop - 1]
-            new = set(segment.weights) - held
-            held |= new
-            weight_bytes += sum(blob.size_bytes for blob in new)
-            work_bytes = max(work_bytes, segment.work_bytes)
-            needed[start, stop] = weight_bytes + work_bytes
+        needed[start, start + 1 :] = np.cumsum(weights[start:]) + np.maximum.accumulate(work[start:])
     return needed
 
 
@@ -277,16 +277,31 @@ def _cross(kind: Literal["send", "recv"], tag: int, manifest: Manifest, cut: int
     return Exchange(kind=kind, tag=tag, tensors=names, peer=peer)
 
 
-def _why_nothing_fits(manifest: Manifest, profiles: Profiles) -> str:
+def _why_nothing_fits(manifest: Manifest, profiles: Profiles, barred: Barred, limit: int) -> str:
     """Return in one sentence which limit keeps every plan from fitting."""
     if not profiles:
         return f"{manifest.name}: no board has a profile yet"
     needed = memory_bytes(manifest, (WHOLE,))
+    roomy = sorted(board for board, profile in profiles.items() if needed <= profile.memory_bytes)
+    if roomy:
+        return f"{manifest.name}: no timing of it from {', '.join(roomy)} although it fits there"
+    divisible = manifest.verified("pipeline") and len(manifest.segments) > 1
+    boards = _quickest(manifest, profiles)
+    if divisible and len(boards) > 1:
+        instance = _instance(manifest, profiles, barred, boards)
+        if limit < len(boards) and partition.fastest(instance, len(boards), 2):
+            return f"{manifest.name}: no plan fits {limit} board(s), but one fits more; allow more boards"
+        near = replace(instance, hop_s=np.zeros_like(instance.hop_s), back_s=np.zeros_like(instance.back_s))
+        if partition.fastest(near, limit, 2):
+            pairs = sorted(" and ".join(sorted(pair)) for pair in barred)
+            broken = f"exchanges fail between {', '.join(pairs)}" if pairs else "some are not measured yet"
+            return f"{manifest.name}: no plan fits the links between the boards: {broken}"
     offered = sum(profile.memory_bytes for profile in profiles.values())
     most = max(profile.memory_bytes for profile in profiles.values())
     largest = max(manifest.segments, key=lambda segment: memory_bytes(manifest, (segment.name,)))
+    undivided = "" if divisible else " and as a pipeline it is not verified"
     return (
         f"{manifest.name}: no plan fits the memory limits: whole it needs {needed / 1e6:.0f} MB and its "
-        f"largest segment {memory_bytes(manifest, (largest.name,)) / 1e6:.0f} MB; the boards offer "
-        f"{offered / 1e6:.0f} MB, {most / 1e6:.0f} MB the largest; add boards or memory"
+        f"largest segment {memory_bytes(manifest, (largest.name,)) / 1e6:.0f} MB{undivided}; the boards "
+        f"offer {offered / 1e6:.0f} MB, {most / 1e6:.0f} MB the largest; add boards or memory"
     )

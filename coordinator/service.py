@@ -16,7 +16,8 @@ from shoal.coordinator.controller import Effect, Say, State, Tell
 from shoal.coordinator.depot import Depot
 from shoal.coordinator.fleet import reconnected
 from shoal.coordinator.weigh import Settings as Eagerness
-from shoal.errors import ConfigError, ModelError
+from shoal.encoding import from_json, to_json
+from shoal.errors import ConfigError, ModelError, WireError
 from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
@@ -69,13 +70,17 @@ class Service:
         self._settings = settings
         self._clock = SystemClock()
         self._store = Store(settings.state_dir)
-        self._state = State(incarnation=wall_ms(), settings=settings.eagerness)
+        self._memory = Memory(settings.state_dir / "memory.json")
+        incarnation = max(wall_ms(), self._memory.incarnation + 1)
+        self._state = State(incarnation=incarnation, settings=settings.eagerness)
         self._stop = asyncio.Event()
         self._refusal: ConfigError | None = None
         self._ready_s: float | None = None
         """When judging begins; None while the broker is away."""
         self._remembered = False
-        """The broker still has what we said before: it has not lost the rest either."""
+        """The broker still has what some coordinator said before: it has not lost the rest either."""
+        self._deployment_came = False
+        """Since the broker is there."""
         self._me: Coordinator
         self._mqtt: Mqtt
 
@@ -124,7 +129,7 @@ class Service:
             event = await self._mqtt.next(TICK_S)
             if isinstance(event, Down):
                 log.warning("broker %s: %s", self._mqtt.url, event.reason)
-                self._ready_s, self._remembered = None, False
+                self._ready_s, self._remembered, self._deployment_came = None, False, False
                 self._state = replace(self._state, connected=False)
             elif isinstance(event, Up):
                 now_s = self._clock.now_s()
@@ -136,10 +141,18 @@ class Service:
             self._decide()
 
     def _introduce(self) -> None:
-        """Publish all that we have to say anew: the broker may have lost it."""
+        """Publish all that we have to say anew: the broker may have lost it, and we too."""
+        now_s = self._clock.now_s()
+        if self._remembered and not self._deployment_came:
+            self._state = controller.deployed(self._state, None, now_s)  # while we were away
+        elif not self._deployment_came and self._state.deployment is None:
+            if self._memory.deployment is not None:
+                self._state = controller.deployed(self._state, self._here(self._memory.deployment), now_s)
+            if self._memory.plan is not None:
+                self._state = controller.remembered(self._state, self._memory.plan)
         state = self._state
         self._mqtt.publish(self._me)
-        if not self._remembered and state.deployment is not None:
+        if not self._deployment_came and state.deployment is not None:
             self._mqtt.publish(state.deployment)
         for board, desired in state.desired.items():
             self._mqtt.publish(desired, board)
@@ -155,8 +168,8 @@ class Service:
             case Coordinator():
                 self._hear_coordinator(message, retained=envelope.retained)
             case Deployment():
-                here = replace(message, bundle=replace(message.bundle, url=self._me.url))
-                self._state = controller.deployed(self._state, here, now_s)
+                self._deployment_came = True
+                self._state = controller.deployed(self._state, self._here(message), now_s)
             case None if envelope.route.message is Deployment:
                 self._state = controller.deployed(self._state, None, now_s)
             case Plan() | Desired() if envelope.retained:
@@ -169,7 +182,12 @@ class Service:
                         self._state, board, message, now_s, retained=envelope.retained
                     )
 
+    def _here(self, deployment: Deployment) -> Deployment:
+        """Return the deployment with the bundle served from where it is served now."""
+        return replace(deployment, bundle=replace(deployment.bundle, url=self._me.url))
+
     def _hear_coordinator(self, message: Coordinator, *, retained: bool) -> None:
+        self._remembered = self._remembered or retained
         if message.incarnation > self._state.incarnation:
             if message.state == "online" and not retained:
                 self._refusal = ConfigError(f"another coordinator of {self._settings.cluster} has taken over")
@@ -177,8 +195,6 @@ class Service:
             else:  # an earlier one whose clock was ahead of ours
                 self._state = replace(self._state, incarnation=message.incarnation + 1)
                 self._me = replace(self._me, incarnation=self._state.incarnation)
-        elif message.incarnation == self._state.incarnation and retained:
-            self._remembered = True
 
     def _decide(self) -> None:
         now_s = self._clock.now_s()
@@ -189,6 +205,8 @@ class Service:
             state = replace(state, manifest=self._manifest(state.deployment))
         self._state, effects = controller.decide(state, now_s)
         self._perform(effects)
+        if self._state.connected:
+            self._memory.keep(self._state.incarnation, self._state.deployment, self._state.serving)
 
     def _manifest(self, deployment: Deployment) -> Manifest | None:
         if not self._store.has(deployment.bundle.manifest):
@@ -209,3 +227,53 @@ class Service:
                 self._mqtt.publish(effect.message)
             else:
                 self._mqtt.clear(Plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Remembered:
+    incarnation: int
+    deployment: Deployment | None
+    plan: Plan | None
+
+
+class Memory:
+    """What this coordinator would miss if the broker forgot it while both were down, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        """Read `file`; one that is missing or spoilt is as good as none."""
+        self._file = file
+        self._kept = _Remembered(incarnation=0, deployment=None, plan=None)
+        try:
+            self._kept = from_json(_Remembered, file.read_bytes(), str(file))
+        except FileNotFoundError:
+            log.debug("%s: nothing to remember", file)
+        except (OSError, WireError) as error:
+            log.warning("nothing is remembered: %s", error)
+
+    @property
+    def incarnation(self) -> int:
+        """Return that of the last life; 0 if there was none."""
+        return self._kept.incarnation
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """Return what was deployed."""
+        return self._kept.deployment
+
+    @property
+    def plan(self) -> Plan | None:
+        """Return the plan that was in force."""
+        return self._kept.plan
+
+    def keep(self, incarnation: int, deployment: Deployment | None, plan: Plan | None) -> None:
+        """Remember these, if they are not what is remembered already."""
+        now = _Remembered(incarnation=incarnation, deployment=deployment, plan=plan)
+        if now == self._kept:
+            return
+        self._kept = now
+        fresh = self._file.with_suffix(".new")
+        try:
+            fresh.write_bytes(to_json(now))
+            fresh.replace(self._file)
+        except OSError as error:
+            log.warning("%s: not remembered: %s", self._file, error.strerror)

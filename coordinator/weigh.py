@@ -70,6 +70,8 @@ def rank(question: Question) -> Ranking:
         )
     except PlanError as error:
         return Ranking(question=question, candidates=(), refusal=str(error))
+    except (ArithmeticError, ValueError, LookupError) as error:  # profiles that contradict each other
+        return Ranking(question=question, candidates=(), refusal=f"the planner gave up: {error!r}")
     return Ranking(question=question, candidates=found, refusal="")
 
 
@@ -92,7 +94,7 @@ def reason_to_stay(
     if since_s < max(settings.dwell_s, dwell_s):
         return f"kept: {better}, but the last switch was only {since_s:.0f} s ago"
     lost_s = settings.barrier_s
-    if not fits_beside(question, old, new.lanes):
+    if not fits_beside(question, new.lanes, old):
         lost_s += load_bytes(question.manifest, new.lanes) / settings.load_bytes_per_s
     won_s = gain * max(settings.horizon_s, since_s)
     if won_s < 2 * lost_s:
@@ -100,10 +102,10 @@ def reason_to_stay(
     return ""
 
 
-def fits_beside(question: Question, old: Plan, lanes: tuple[Lane, ...]) -> bool:
-    """Say whether every board can hold its parts of `old` and of `lanes` at once."""
+def fits_beside(question: Question, lanes: tuple[Lane, ...], *plans: Plan) -> bool:
+    """Say whether every board can hold its parts of `lanes` and of `plans` at once."""
     for board, segments in segments_by_board(lanes).items():
-        held = segments | old.segments_of(board)
+        held = segments.union(*(plan.segments_of(board) for plan in plans))
         if memory_bytes(question.manifest, held) > question.profiles[board].memory_bytes:
             return False
     return True

@@ -1,0 +1,397 @@
+"""Builders that return a valid record to change in one place, and strategies that draw any valid one.
+
+The models made here are chains of segments over tensors of bytes, so that a tensor of 1000 elements has
+1000 bytes and every cost can be worked out by hand.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, Union
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from shoal.manifest import FORMAT, VERSION, WHOLE, Cut, Manifest, Segment, Verification
+from shoal.messages import (
+    Alarm,
+    Birth,
+    BundleSource,
+    Deployment,
+    Hardware,
+    Heartbeat,
+    Presence,
+    Readiness,
+    Reported,
+)
+from shoal.program import MAX_EPOCH, Exchange, Lane, Plan, Prediction, Program, Run
+from shoal.records import (
+    ITEM_BYTES,
+    Address,
+    Blob,
+    BoardId,
+    LinkProfile,
+    Profile,
+    Sha256,
+    Source,
+    TensorSpec,
+    Timing,
+)
+
+A, B, C, D = (BoardId(name) for name in ("a", "b", "c", "d"))
+
+
+def sha(number: int) -> Sha256:
+    """Return a digest that stands for `number`."""
+    return Sha256(f"{number:064x}")
+
+
+def blob(number: int, size_bytes: int = 100) -> Blob:
+    return Blob(sha256=sha(number), size_bytes=size_bytes)
+
+
+def address(number: int = 1) -> Address:
+    return Address(host=f"10.0.0.{number}", data_port=7000, http_port=8000)
+
+
+def address_of(board: BoardId, life: int = 1) -> Address:
+    """Return the address of a board in its `life`; another life listens on another port."""
+    return Address(host=f"{board}.local", data_port=7000 + life, http_port=8000)
+
+
+HARDWARE = Hardware(
+    machine="aarch64",
+    model="Raspberry Pi 5",
+    cores=4,
+    memory_bytes=8 << 30,
+    system="Linux",
+    python="3.11.2",
+    onnxruntime="1.20.0",
+    providers=("CPUExecutionProvider",),
+)
+
+
+def birth(board: BoardId, life: int = 1) -> Birth:
+    return Birth(incarnation=life, version="0.1.0", address=address_of(board, life), hardware=HARDWARE)
+
+
+def heartbeat(life: int = 1) -> Heartbeat:
+    return Heartbeat(incarnation=life, sequence=0, in_flight=0)
+
+
+def presence(state: Literal["online", "left", "lost"], life: int = 1) -> Presence:
+    return Presence(incarnation=life, state=state)
+
+
+def alarm(peer: BoardId, life: int = 1) -> Alarm:
+    return Alarm(incarnation=life, epoch=1, peer=peer, detail="closed")
+
+
+def reported(*epochs: Readiness, life: int = 1) -> Reported:
+    return Reported(incarnation=life, version=1, epochs=epochs, activity="idle")
+
+
+def ready(epoch: int) -> Readiness:
+    return Readiness(epoch=epoch, phase="ready", detail="")
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A segment of a made-up model."""
+
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    weights: tuple[Blob, ...] = ()
+    work_bytes: int = 0
+
+
+def tensor(name: str, size_bytes: int) -> TensorSpec:
+    return TensorSpec(name=name, dtype="uint8", shape=(size_bytes,))
+
+
+def graph(
+    parts: Sequence[Part],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    sizes: Mapping[str, int],
+    whole_work_bytes: int | None = None,
+    strategies: Sequence[str] = ("local", "pipeline", "replicate"),
+    name: str = "model",
+) -> Manifest:
+    """Return a manifest of `parts`; across each cut goes what is known before it and read after it."""
+
+    def specs(names: Sequence[str]) -> tuple[TensorSpec, ...]:
+        return tuple(tensor(each, sizes[each]) for each in names)
+
+    def segment(number: int, label: str, part: Part) -> Segment:
+        return Segment(
+            name=label,
+            model=blob(1000 + number),
+            weights=part.weights,
+            inputs=specs(part.reads),
+            outputs=specs(part.makes),
+            kind=label,
+            flops=1,
+            work_bytes=part.work_bytes,
+        )
+
+    work_bytes = max(part.work_bytes for part in parts) if whole_work_bytes is None else whole_work_bytes
+    weights = tuple(sorted({w for part in parts for w in part.weights}, key=lambda w: w.sha256))
+    whole = Part(reads=tuple(inputs), makes=tuple(outputs), weights=weights, work_bytes=work_bytes)
+    cuts = []
+    for index in range(1, len(parts)):
+        known = [*inputs, *(made for part in parts[:index] for made in part.makes)]
+        needed = {read for part in parts[index:] for read in part.reads}
+        crossing = specs([each for each in known if each in needed])
+        size_bytes = sum(sizes[spec.name] for spec in crossing)
+        cuts.append(Cut(index=index, tensors=crossing, size_bytes=size_bytes))
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        name=name,
+        producer="tests",
+        source_sha256=sha(1),
+        opset=17,
+        inputs=specs(inputs),
+        outputs=specs(outputs),
+        sample_sizes={},
+        batch=None,
+        whole=segment(0, WHOLE, whole),
+        segments=tuple(segment(i + 1, f"s{i:02}", part) for i, part in enumerate(parts)),
+        cuts=tuple(cuts),
+        verification=tuple(
+            Verification(
+                strategy=strategy, verified=True, max_abs_err=0.0, max_rel_err=0.0, samples=2, reason=""
+            )
+            for strategy in strategies
+        ),
+    )
+
+
+def chain(
+    weight_bytes: Sequence[int] = (100, 100, 100),
+    *,
+    cut_bytes: Sequence[int] | int = 100,
+    asked: int = 100,
+    given: int = 100,
+    work_bytes: int = 0,
+    whole_work_bytes: int | None = None,
+    strategies: Sequence[str] = ("local", "pipeline", "replicate"),
+    name: str = "model",
+) -> Manifest:
+    """Return a model x -> h1 -> h2 ... -> y with one weight and one tensor to hand on per segment."""
+    count = len(weight_bytes)
+    cut_bytes = [cut_bytes] * (count - 1) if isinstance(cut_bytes, int) else cut_bytes
+    names = ["x", *(f"h{index}" for index in range(1, count)), "y"]
+    parts = [
+        Part(
+            reads=(names[index],),
+            makes=(names[index + 1],),
+            weights=(blob(index + 1, size_bytes),),
+            work_bytes=work_bytes,
+        )
+        for index, size_bytes in enumerate(weight_bytes)
+    ]
+    sizes = dict(zip(names, (asked, *cut_bytes, given), strict=True))
+    return graph(
+        parts,
+        inputs=("x",),
+        outputs=("y",),
+        sizes=sizes,
+        whole_work_bytes=whole_work_bytes,
+        strategies=strategies,
+        name=name,
+    )
+
+
+def timing(seconds: float) -> Timing:
+    return Timing(median_s=seconds, spread_s=0.0, runs=5)
+
+
+def link(rtt_s: float, goodput_bytes_per_s: float) -> LinkProfile:
+    return LinkProfile(rtt_s=rtt_s, goodput_bytes_per_s=goodput_bytes_per_s)
+
+
+BUNDLE = sha(500)
+
+
+def profile(
+    manifest: Manifest,
+    seconds: Sequence[float] | float = 1.0,
+    *,
+    whole_s: float | None = None,
+    links: Mapping[BoardId, LinkProfile] | None = None,
+    memory_bytes: int = 1 << 30,
+    life: int = 1,
+    bundle: Sha256 = BUNDLE,
+    slowdown: float = 1.0,
+) -> Profile:
+    """Return a profile with `seconds` for each segment, and their sum for the whole if nothing is said."""
+    count = len(manifest.segments)
+    seconds = [seconds] * count if isinstance(seconds, int | float) else seconds
+    timings = {s.name: timing(each) for s, each in zip(manifest.segments, seconds, strict=True)}
+    timings[WHOLE] = timing(sum(seconds) if whole_s is None else whole_s)
+    return Profile(
+        incarnation=life,
+        bundle=bundle,
+        segments=timings,
+        links=links or {},
+        memory_bytes=memory_bytes,
+        slowdown=slowdown,
+        source=Source.MEASURED,
+    )
+
+
+def source(name: str = "model", manifest: Sha256 = BUNDLE) -> BundleSource:
+    return BundleSource(name=name, manifest=manifest, url="http://coordinator:9000")
+
+
+def deployment(
+    name: str = "model",
+    manifest: Sha256 = BUNDLE,
+    objective: Literal["latency", "throughput"] = "latency",
+    max_boards: int = 0,
+) -> Deployment:
+    return Deployment(bundle=source(name, manifest), objective=objective, max_boards=max_boards)
+
+
+def plan(epoch: int = 1, lead: BoardId = A, *others: BoardId, strategy: str = "local") -> Plan:
+    """Return a plan in which the lead runs all, and the others hold the model too."""
+    whole = Program(steps=(Run(segment=WHOLE),))
+    programs = dict.fromkeys((lead, *others), whole)
+    return Plan(
+        epoch=epoch,
+        bundle=BUNDLE,
+        model="model",
+        strategy=strategy,
+        lead=lead,
+        lanes=(Lane(programs=programs, weight=1.0),),
+        addresses={board: address_of(board) for board in programs},
+        predicted=Prediction(latency_s=1.0, throughput_per_s=1.0),
+        reason="test",
+    )
+
+
+# --- any valid record ---------------------------------------------------------------------------
+
+_names = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda name: name[0] not in "._-")
+_shas = st.integers(0, 1 << 200).map(sha)
+_positive = st.floats(1e-9, 1e12)
+_natural = st.integers(0, 1 << 40)
+_ports = st.integers(1, 65535)
+_times_s = st.floats(1e-9, 1e6)
+_epochs = st.integers(1, MAX_EPOCH)
+
+_SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
+    (TensorSpec, "dtype"): st.sampled_from(sorted(ITEM_BYTES)),
+    (TensorSpec, "shape"): st.lists(st.one_of(st.integers(0, 9), st.text(max_size=3)), max_size=4).map(tuple),
+    (Blob, "size_bytes"): _natural,
+    (Address, "host"): st.sampled_from(["pi.local", "10.0.0.7", "fe80::1", "localhost"]),
+    (Address, "data_port"): _ports,
+    (Address, "http_port"): _ports,
+    (Timing, "median_s"): _times_s,
+    (Timing, "spread_s"): st.floats(0, 1e9),
+    (Timing, "runs"): st.integers(1, 99),
+    (LinkProfile, "rtt_s"): _times_s,
+    (LinkProfile, "goodput_bytes_per_s"): st.floats(1.0, 1e13),
+    (Readiness, "epoch"): _epochs,
+    (Profile, "memory_bytes"): _natural,
+    (Profile, "slowdown"): _positive,
+    (BundleSource, "name"): _names,
+    (Deployment, "max_boards"): _natural,
+    (Exchange, "tag"): st.integers(0, 65535),
+    (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
+    (Segment, "name"): _names,
+}
+"""Fields whose records take less than their type says."""
+
+
+@functools.cache
+def any_of(kind: Any) -> SearchStrategy[Any]:
+    """Return a strategy for the valid values of a type of our records."""
+    if kind is Sha256:
+        return _shas
+    if isinstance(kind, typing.NewType):
+        return _names
+    if kind is Plan:
+        return _plans()
+    if kind is Manifest:
+        return _manifests()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        fields = {
+            field.name: _SPECIAL[kind, field.name]
+            if (kind, field.name) in _SPECIAL
+            else any_of(hints[field.name])
+            for field in dataclasses.fields(kind)
+        }
+        return st.builds(kind, **fields)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin in (Union, types.UnionType):
+        return st.one_of(*(any_of(each) for each in arguments))
+    if origin is tuple:
+        return st.lists(any_of(arguments[0]), max_size=3).map(tuple)
+    if origin is not None and issubclass(origin, Mapping):
+        return st.dictionaries(any_of(arguments[0]), any_of(arguments[1]), max_size=3)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return st.sampled_from(kind)
+    plain: Mapping[Any, SearchStrategy[Any]] = {
+        type(None): st.none(),
+        bool: st.booleans(),
+        int: st.integers(),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        str: st.text(max_size=8),
+    }
+    return plain[kind]
+
+
+@st.composite
+def _plans(draw: st.DrawFn) -> Plan:
+    boards = draw(st.lists(any_of(BoardId), min_size=1, max_size=3, unique=True))
+    programs = any_of(Program)
+    lanes = tuple(
+        Lane(programs={board: draw(programs) for board in boards}, weight=draw(_positive))
+        for _ in range(draw(st.integers(1, 2)))
+    )
+    return Plan(
+        epoch=draw(_epochs),
+        bundle=draw(_shas),
+        model=draw(st.text(max_size=8)),
+        strategy=draw(st.text(max_size=8)),
+        lead=boards[0],
+        lanes=lanes,
+        addresses={board: draw(any_of(Address)) for board in boards},
+        predicted=draw(any_of(Prediction)),
+        reason=draw(st.text(max_size=8)),
+    )
+
+
+@st.composite
+def _manifests(draw: st.DrawFn) -> Manifest:
+    names = draw(st.lists(_names.filter(lambda name: name != WHOLE), min_size=1, max_size=3, unique=True))
+    segments = tuple(dataclasses.replace(draw(any_of(Segment)), name=name) for name in names)
+    hints = typing.get_type_hints(Manifest)
+    values = {name: draw(any_of(hint)) for name, hint in hints.items() if name not in ("segments", "cuts")}
+    specs = [
+        *values["inputs"],
+        *values["outputs"],
+        *(spec for s in (*segments, values["whole"]) for spec in (*s.inputs, *s.outputs)),
+    ]
+    values["sample_sizes"] = {dim: 1 + len(dim) for s in specs for dim in s.shape if isinstance(dim, str)}
+    crossing = st.lists(st.sampled_from(specs), max_size=2) if specs else st.just([])
+    values["cuts"] = tuple(
+        Cut(index=index, tensors=tuple(draw(crossing)), size_bytes=draw(_natural))
+        for index in range(1, len(segments))
+    )
+    values |= {"name": draw(_names), "whole": dataclasses.replace(values["whole"], name=WHOLE)}
+    return Manifest(**{**values, "segments": segments, "format": FORMAT, "version": VERSION})
