@@ -27,8 +27,8 @@ LINK_PERIOD_S: Final = 10.0
 LINK_BAND: Final = 0.25
 """A link is said to have changed if it differs by more."""
 PING_TIMEOUT_S: Final = 5.0
-CANARY_PERIOD_S: Final = 4.0
-CANARY_SHARE: Final = 0.003
+CANARY_PERIOD_S: Final = 5.0
+CANARY_SHARE: Final = 0.002
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks eight times as often."""
