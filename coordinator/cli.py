@@ -119,7 +119,7 @@ async def _deploy(
 
     _check_cluster(cluster)
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
-        source = await client.upload(http, client.coordinator_url(operator.view), bundle)
+        source = await client.upload(http, await client.find_coordinator(operator), bundle)
         await operator.publish(Deployment(bundle=source, objective=objective, max_boards=max_boards))
         click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
         until_s = time.monotonic() + wait_s

@@ -123,6 +123,20 @@ def coordinator_url(view: View) -> str:
     return found.url
 
 
+async def find_coordinator(operator: Operator) -> str:
+    """Return where the coordinator takes bundles, waiting a little for one that has just been started.
+
+    Raises ConfigError if there is none.
+    """
+    until_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until_s:
+        found = operator.view.coordinator
+        if found is not None and found.state == "online":
+            break
+        await operator.next(until_s - time.monotonic())
+    return coordinator_url(operator.view)
+
+
 async def upload(http: aiohttp.ClientSession, url: str, bundle: Path) -> BundleSource:
     """Send what the coordinator lacks of a bundle, and return the bundle as it is known there.
 

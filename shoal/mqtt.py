@@ -28,6 +28,7 @@ from shoal.wire import Envelope
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 5
+STOP_S: Final = 0.5
 DEFAULT_PORT: Final = 1883
 MAX_EVENTS: Final = 10_000
 
@@ -111,6 +112,8 @@ class Mqtt:
         self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
         self._loop = asyncio.get_running_loop()
         self._tokens: dict[bytes, asyncio.Future[None]] = {}
+        self._unsubscribed: asyncio.Future[None] = self._loop.create_future()
+        self._stopping = False
         self._up = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -130,6 +133,7 @@ class Mqtt:
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_subscribe = self._subscribed
+        self._client.on_unsubscribe = lambda *_what: self._call(self._all_unsubscribed, None)
         self._client.on_message = self._arrived
         self._client.on_socket_open = _send_small_messages_at_once
 
@@ -139,7 +143,15 @@ class Mqtt:
         self._client.loop_start()
 
     async def stop(self) -> None:
-        """Disconnect in order (so that no last will is sent) and end the thread."""
+        """Disconnect in order, so that no last will is sent, and end the thread.
+
+        What still came in would make the system reset the connection, and the broker would take that for
+        a loss: so nothing is left subscribed before.
+        """
+        self._stopping = True
+        if self._up:
+            self._client.unsubscribe([*self._filters, self._fence])
+            await asyncio.wait((self._unsubscribed,), timeout=STOP_S)
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
 
@@ -195,6 +207,10 @@ class Mqtt:
         except asyncio.QueueFull:
             self.refused += 1
 
+    def _all_unsubscribed(self, _nothing: object) -> None:
+        if not self._unsubscribed.done():
+            self._unsubscribed.set_result(None)
+
     def _token_back(self, token: bytes) -> None:
         waiting = self._tokens.get(token)
         if waiting is not None and not waiting.done():
@@ -230,7 +246,8 @@ class Mqtt:
         self, _client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         self._up = False
-        self._call(self._put, Down(reason=str(reason)))
+        if not self._stopping:
+            self._call(self._put, Down(reason=str(reason)))
 
     def _arrived(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
         if message.topic == self._fence:
