@@ -18,8 +18,18 @@ from shoal.records import BoardId, check_name
 @click.option(
     "--host", help="Address at which the others reach this board.  [default: the one towards the broker]"
 )
-@click.option("--data-port", default=0, help="TCP port for tensors.  [default: any free one]")
-@click.option("--http-port", default=0, help="TCP port for requests.  [default: any free one]")
+@click.option(
+    "--data-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port for tensors.  [default: any free one]",
+)
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port for requests.  [default: any free one]",
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -56,6 +66,7 @@ def agent(
         level=logging.INFO if verbose else logging.WARNING,
         format=f"%(asctime)s {name} %(levelname)s %(message)s",
     )
+    logging.getLogger("shoal.agent.service").setLevel(logging.INFO)  # where it can be reached
     try:
         check_name("--name", name)
         check_name("--cluster", cluster)

@@ -45,14 +45,24 @@ def _check_cluster(cluster: str) -> None:
 @click.command()
 @_cluster_options
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
-@click.option("--http-port", default=0, help="TCP port that serves bundles.  [default: any free one]")
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port that serves bundles.  [default: any free one]",
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where bundles are kept.  [default: ~/.local/state/shoal/coordinator]",
 )
 @click.option("--margin", default=0.10, show_default=True, help="A new plan must be better by this share.")
-@click.option("--dwell", default=5.0, show_default=True, help="Least seconds between two free switches.")
+@click.option(
+    "--dwell",
+    default=5.0,
+    show_default=True,
+    help="Least seconds between two switches that nothing forces; doubles while they follow closely.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def coordinator(
     broker: str,
@@ -77,6 +87,7 @@ def coordinator(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s coordinator %(levelname)s %(message)s",
     )
+    logging.getLogger("shoal.coordinator.service").setLevel(logging.INFO)  # where it is, and each plan
     asyncio.run(
         service.run(
             service.Settings(
@@ -98,7 +109,13 @@ def coordinator(
     "--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True
 )
 @click.option("--max-boards", type=click.IntRange(0), default=0, help="Use at most so many.  [default: all]")
-@click.option("--wait", default=0.0, metavar="SECONDS", help="Wait so long for a plan to be in force.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for a plan to be in force.",
+)
 def deploy(
     bundle: Path, broker: str, cluster: str, objective: Objective, max_boards: int, wait: float
 ) -> None:
@@ -122,17 +139,24 @@ async def _deploy(
         source = await client.upload(http, await client.find_coordinator(operator), bundle)
         await operator.publish(Deployment(bundle=source, objective=objective, max_boards=max_boards))
         click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
+        if not wait_s:
+            return
         until_s = time.monotonic() + wait_s
-        while wait_s:
-            found = operator.view.plan
-            if found is not None and found.bundle == source.manifest:
-                click.echo(render.plan(found))
-                return
+        while True:
+            await operator.next(min(0.2, max(0.0, until_s - time.monotonic())))
+            found, decision = operator.view.plan, operator.view.cluster.get(Decision)
+            decided = isinstance(decision, Decision) and decision.objective == objective
+            if found is not None and decided and found.bundle == source.manifest:
+                settled = isinstance(decision, Decision) and (decision.epoch, decision.wanted) == (
+                    found.epoch,
+                    0,
+                )
+                if settled and found.boards <= operator.view.alive:
+                    click.echo(render.plan(found))
+                    return
             if time.monotonic() >= until_s:
-                decision = operator.view.cluster.get(Decision)
                 why = "; ".join(decision.waiting_for) if isinstance(decision, Decision) else ""
                 raise PlanError(f"no plan within {wait_s:.0f} s; waiting for {why or 'the coordinator'}")
-            await operator.next(until_s - time.monotonic())
 
 
 @click.command()

@@ -16,6 +16,7 @@ from shoal.errors import BoardError, ConfigError, ModelError
 from shoal.manifest import Manifest, parse
 from shoal.messages import HEARTBEAT_S, BundleSource, Coordinator, Deployment, Heartbeat, Message
 from shoal.mqtt import Down, Mqtt, Up
+from shoal.profiler.segments import sample
 from shoal.program import Plan
 from shoal.records import Array, BoardId, Sha256
 from shoal.wire import every
@@ -190,6 +191,21 @@ async def fetch_manifest(http: aiohttp.ClientSession, url: str, sha256: Sha256) 
             return parse(text, f"manifest {sha256[:12]}")
     except aiohttp.ClientError as error:
         raise BoardError(f"{url}: {error}") from error
+
+
+async def made_up(http: aiohttp.ClientSession, url: str, model: str) -> dict[str, Array]:
+    """Return tensors that `model` takes, by what a board says of it; sizes that are free are 1.
+
+    Raises BoardError if the board gives no answer.
+    """
+    try:
+        async with http.get(f"{url}/v2/models/{model}") as answer:
+            content = await answer.read()
+            if answer.status != 200:
+                raise BoardError(f"{url}: {_error_of(content)}")
+    except aiohttp.ClientError as error:
+        raise BoardError(f"{url}: {error}") from error
+    return {spec.name: sample(spec, {}) for spec in oip.parse_ports(content)}
 
 
 async def infer(

@@ -10,7 +10,6 @@ import numpy as np
 from shoal.coordinator import client
 from shoal.errors import ConfigError
 from shoal.messages import Birth
-from shoal.profiler.segments import sample
 from shoal.records import Array, BoardId
 
 
@@ -36,9 +35,7 @@ async def ask(
         if inputs is not None:
             tensors: Mapping[str, Array] = load(inputs)
         else:
-            at = client.coordinator_url(view)
-            manifest = await client.fetch_manifest(http, at, plan.bundle)
-            tensors = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
+            tensors = await client.made_up(http, url, plan.model)
         seconds = []
         for _ in range(repeat):
             begun_s = time.perf_counter()
@@ -50,7 +47,13 @@ async def ask(
 def load(file: Path) -> dict[str, Array]:
     """Return the tensors of an .npz file by name.  Raises ConfigError if it is none."""
     try:
-        with np.load(file, allow_pickle=False) as found:
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise ConfigError(
+                f"{file}: expected an .npz file with tensors by name, got one tensor; "
+                f"np.savez('inputs.npz', NAME=tensor) writes one"
+            )
+        with found:
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{file}: expected an .npz file with tensors by name: {error}") from error

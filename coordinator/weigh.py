@@ -88,11 +88,11 @@ def reason_to_stay(
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     gain = 1 - cost_s(new.predicted, question.objective) / cost_s(kept, question.objective)
-    better = f"{new.strategy} on {len(new.boards)} would be {gain:.0%} better"
+    better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
     if gain < settings.margin:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
     if since_s < max(settings.dwell_s, dwell_s):
-        return f"kept: {better}, but the last switch was only {since_s:.0f} s ago"
+        return f"kept: {better}, but the last switch was less than {max(settings.dwell_s, dwell_s):.0f} s ago"
     lost_s = settings.barrier_s
     if not fits_beside(question, new.lanes, old):
         lost_s += load_bytes(question.manifest, new.lanes) / settings.load_bytes_per_s

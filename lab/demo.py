@@ -32,6 +32,7 @@ from shoal.text import table
 
 MEMORY_SHARE: Final = 0.65
 """Each board may hold so much of the model, so that no board can run it alone."""
+SEGMENT_ROOM: Final = 1.25
 SLOW_SHARE: Final = 0.3
 CALM_S: Final = 5.0
 """Between two events."""
@@ -212,8 +213,9 @@ class Demo:
 
 
 def budget_bytes(manifest: Manifest) -> int:
-    """Return what each board may use: not enough for the model in one piece."""
-    return int(MEMORY_SHARE * memory_bytes(manifest, (WHOLE,)))
+    """Return what each board may use: not enough for the model in one piece, enough for any segment."""
+    largest = max(memory_bytes(manifest, (segment.name,)) for segment in manifest.segments)
+    return max(int(MEMORY_SHARE * memory_bytes(manifest, (WHOLE,))), int(SEGMENT_ROOM * largest))
 
 
 def _expected(example: Example) -> list[Answer]:

@@ -162,6 +162,18 @@ def model_metadata(manifest: Manifest) -> Json:
     }
 
 
+def parse_ports(metadata: bytes) -> tuple[TensorSpec, ...]:
+    """Return the inputs that model metadata names; sizes that a request chooses become 1."""
+    return tuple(
+        TensorSpec(
+            name=port["name"],
+            dtype=_DTYPES[port["datatype"]],
+            shape=tuple(max(1, int(size)) for size in port["shape"]),
+        )
+        for port in json.loads(metadata)["inputs"]
+    )
+
+
 def _port(spec: TensorSpec) -> Json:
     shape: list[Json] = [dim if isinstance(dim, int) else -1 for dim in spec.shape]
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}

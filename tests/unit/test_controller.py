@@ -655,7 +655,7 @@ def test_a_gain_below_the_margin_is_no_reason() -> None:
     world.slow(A, 1.2)  # b would now be 8 % better
     world.run(60)
     assert world.switches == 0
-    assert world.decision.reason == "kept: local on 1 would be 8% better, less than the margin of 10%"
+    assert world.decision.reason == "kept: local on b would be better by 8%, less than the margin of 10%"
 
 
 def test_a_gain_above_the_margin_is() -> None:
