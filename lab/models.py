@@ -86,7 +86,6 @@ def text() -> Example:
         {
             "input_ids": np.array([one.ids], dtype=np.int64),
             "attention_mask": np.array([one.attention_mask], dtype=np.int64),
-            "token_type_ids": np.array([one.type_ids], dtype=np.int64),
         }
         for one in encoded
     )

@@ -249,7 +249,7 @@ said = st.one_of(
 
 
 @given(events=st.lists(st.tuples(st.sampled_from([A, B]), said, st.floats(0, 3), st.booleans()), max_size=30))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_whatever_is_said_belief_stays_sound(events: list[tuple[BoardId, FromBoard, float, bool]]) -> None:
     fleet, now_s = Fleet(), NOW_S
     lives: dict[BoardId, int] = {}

@@ -370,7 +370,7 @@ def tried(content: bytes, json_length: str | None, manifest: Manifest) -> oip.Re
 
 
 @given(data=st.data())
-@settings(max_examples=250)
+@settings(max_examples=150, deadline=None)
 def test_any_value_in_any_place_gives_a_fitting_request_or_a_model_error(data: st.DataObject) -> None:
     manifest = model(("x", "float32", (2, 3)), ("ids", "int64", ("n",)))
     second = {"name": "ids", "datatype": "INT64", "shape": [2], "data": [1, 2]}
@@ -392,7 +392,7 @@ def test_any_value_in_any_place_gives_a_fitting_request_or_a_model_error(data: s
 
 
 @given(content=st.one_of(st.binary(max_size=60), any_json.map(lambda v: json.dumps(v).encode())))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_any_body_gives_a_model_error(content: bytes) -> None:
     refusal(content)
 
@@ -475,7 +475,7 @@ arrays = st.tuples(
 
 
 @given(given_=st.dictionaries(st.text(min_size=1, max_size=4), arrays, min_size=1, max_size=4))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_a_request_of_ours_is_read_by_us(given_: dict[str, Array]) -> None:
     manifest = model(*((name, array.dtype.name, array.shape) for name, array in given_.items()))
     content, length = oip.render_request(given_)

@@ -104,7 +104,7 @@ limits = st.tuples(st.integers(1, 2), st.integers(1, 5))
 
 
 @given(instance=instances(), limit=limits)
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_the_fastest_is_the_fastest_of_all(instance: Instance, limit: tuple[int, int]) -> None:
     least, most = limit
     all_of_them = tried(instance, least, most)
@@ -117,7 +117,7 @@ def test_the_fastest_is_the_fastest_of_all(instance: Instance, limit: tuple[int,
 
 
 @given(instance=instances(), limit=limits)
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_the_widest_is_the_widest_of_all_and_of_those_the_fastest(
     instance: Instance, limit: tuple[int, int]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -305,10 +305,11 @@ def test_why_there_is_no_plan_yet() -> None:
 
 
 def test_why_memory_binds() -> None:
-    words = why(BIG, big(50_000_000))
-    for figure in ("whole it needs 100 MB", "largest segment 60 MB", "offer 100 MB", "50 MB the largest"):
+    unequal = {A: big(30_000_000)[A], B: big(50_000_000)[B]}
+    words = why(BIG, unequal)
+    for figure in ("whole it needs 100 MB", "largest segment 60 MB", "offer 80 MB", "50 MB the largest"):
         assert figure in words
-    assert why(BIG, big(50_000_000, linked=False)) == words
+    assert "memory" in why(BIG, big(50_000_000, linked=False))
 
 
 def test_why_links_bind() -> None:
@@ -321,6 +322,8 @@ def test_why_links_bind() -> None:
 def test_why_the_number_of_boards_binds() -> None:
     words = why(BIG, big(70_000_000), max_boards=1)
     assert "no plan fits 1 board(s), but one fits more" in words
+    assert "memory limits" in why(BIG, big(50_000_000), max_boards=1)
+    assert "links" in why(BIG, big(70_000_000, linked=False), max_boards=2)
     assert "memory limits" not in words
 
 
@@ -491,7 +494,7 @@ def needs_bytes(manifest: Manifest, segments: set[str]) -> int:
 
 
 @given(cluster=clusters(early=True), objective=st.sampled_from(OBJECTIVES))
-@settings(max_examples=120)
+@settings(max_examples=80, deadline=None)
 def test_every_candidate_does_the_work_within_all_limits(cluster: Cluster, objective: Objective) -> None:
     manifest = cluster.manifest
     found = cluster.propose(objective)
@@ -518,7 +521,7 @@ def test_every_candidate_does_the_work_within_all_limits(cluster: Cluster, objec
 
 
 @given(cluster=clusters(early=True), objective=st.sampled_from(OBJECTIVES), chance=st.randoms())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_the_order_of_profiles_does_not_matter(
     cluster: Cluster, objective: Objective, chance: "Shuffler"
 ) -> None:
@@ -532,7 +535,7 @@ class Shuffler:
     def shuffle(self, names: list[BoardId]) -> None: ...
 
 
-def plans_by_hand(cluster: Cluster) -> Iterator[tuple[float, float]]:
+def plans_by_hand(cluster: Cluster) -> Iterator[tuple[str, float, float]]:
     """Yield latency and time of the busiest part of every local plan and every pipeline that may be."""
     manifest, profiles = cluster.manifest, cluster.profiles
     sizes = {spec.name: spec.shape[0] for s in manifest.by_name.values() for spec in (*s.inputs, *s.outputs)}
@@ -554,7 +557,7 @@ def plans_by_hand(cluster: Cluster) -> Iterator[tuple[float, float]]:
 
     for board in profiles:
         alone_s = stage(board, {WHOLE})
-        yield alone_s, alone_s
+        yield "local", alone_s, alone_s
     length = len(manifest.segments)
     for count in range(2, min(len(profiles), length, cluster.max_boards or 4) + 1):
         for boards in itertools.permutations(profiles, count):
@@ -572,31 +575,72 @@ def plans_by_hand(cluster: Cluster) -> Iterator[tuple[float, float]]:
                     hop_s, hop_busy_s = way(boards[index], next_board, crossing)
                     latency_s += took_s + hop_s
                     busy_s = max(busy_s, took_s, hop_busy_s)
-                yield latency_s, busy_s
+                yield "pipeline", latency_s, busy_s
+
+
+def best_of(costs: Iterable[float]) -> float:
+    return min(costs, default=math.inf)
 
 
 @given(cluster=clusters(), objective=st.sampled_from(OBJECTIVES))
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 def test_no_local_plan_and_no_pipeline_is_better_than_the_best(
     cluster: Cluster, objective: Objective
 ) -> None:
-    every = [each[objective == "throughput"] for each in plans_by_hand(cluster)]
-    best_s = min(every, default=math.inf)
+    every = list(plans_by_hand(cluster))
     found = cluster.propose(objective)
-    without_replicate = [cost_s(c.predicted, objective) for c in found if c.strategy != "replicate"]
-    if math.isinf(best_s):
-        assert not found
-    else:
-        assert min(without_replicate) == pytest.approx(best_s)
-        assert cost_s(found[0].predicted, objective) <= best_s * (1 + 1e-9)
+    for strategy in ("local", "pipeline"):
+        mine = best_of(
+            latency_s if objective == "latency" else busy_s
+            for kind, latency_s, busy_s in every
+            if kind == strategy
+        )
+        theirs = best_of(cost_s(candidate.predicted, objective) for candidate in of(found, strategy))
+        assert theirs == pytest.approx(mine), strategy
+    assert [c.lead for c in of(found, "local")] == sorted(
+        (c.lead for c in of(found, "local")), key=lambda b: (cluster.profiles[b].segments[WHOLE].median_s, b)
+    )
 
 
 @given(cluster=clusters(early=True))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_plan_is_found_whenever_there_is_one(cluster: Cluster) -> None:
     cluster = replace(cluster, max_boards=cluster.max_boards or 3)  # with more, an early output may be stuck
-    possible = any(math.isfinite(latency_s) for latency_s, _ in plans_by_hand(cluster))
+    possible = any(math.isfinite(latency_s) for _, latency_s, _ in plans_by_hand(cluster))
     assert bool(cluster.propose("latency")) == possible
+
+
+def test_round_trips_count_on_the_way_and_on_the_way_back() -> None:
+    """Only a begins; b and c follow in either order: 0.15 s back from c, or 0.2 s on the way to c."""
+    manifest = build.chain((100, 100, 100), cut_bytes=1, given=1)
+    near, far, farther = (build.link(rtt_s, 1e9) for rtt_s in (1e-6, 0.3, 0.4))
+    both = build.profile(manifest, (99.0, 1.0, 1.0), memory_bytes=100)
+    for way_to_c, way_from_c, boards in ((farther, far, [A, B, C]), (far, farther, [A, C, B])):
+        profiles = {
+            A: build.profile(manifest, (1.0, 99.0, 99.0), memory_bytes=100, links={B: near, C: way_to_c}),
+            B: replace(both, links={A: near, C: near}),
+            C: replace(both, links={A: way_from_c, B: near}),
+        }
+        (only,) = propose(manifest, profiles, NONE, "latency")
+        order = sorted(only.boards, key=lambda b: min(only.lanes[0].programs[b].segments))
+        assert order == boards
+        assert only.predicted.latency_s == pytest.approx(3.15, abs=1e-5)
+
+
+def test_a_lead_divides_no_more_than_its_interface_carries() -> None:
+    """a sends 100 bytes a request at 1000 bytes/s: 10 requests a second, though b and c could do 8 each."""
+    manifest = build.chain((100,), asked=100, given=1)
+    links = {each: build.link(0.001, 1000.0) for each in (A, B, C)}
+    seconds = {A: 0.5, B: 0.125, C: 0.125}
+    profiles = {board: build.profile(manifest, each, links=links) for board, each in seconds.items()}
+    (led_by_a,) = [c for c in of(propose(manifest, profiles, NONE, "throughput"), "replicate") if c.lead == A]
+    shares = {max(each.programs): each.weight * 12 for each in led_by_a.lanes}
+    assert shares == pytest.approx({A: 2, B: 8, C: 2})
+    assert led_by_a.predicted.throughput_per_s == pytest.approx(12)
+    profiles[A] = replace(profiles[A], links={**links, C: build.link(0.001, 100.0)})  # to c only 1 a second
+    (led_by_a,) = [c for c in of(propose(manifest, profiles, NONE, "throughput"), "replicate") if c.lead == A]
+    shares = {max(each.programs): each.weight * 11 for each in led_by_a.lanes}
+    assert shares == pytest.approx({A: 2, B: 8, C: 1})
 
 
 def test_many_boards_are_searched_by_the_quickest() -> None:
@@ -605,7 +649,7 @@ def test_many_boards_are_searched_by_the_quickest() -> None:
     links = {each: build.link(0.001, 1e6) for each in boards}
     profiles = {
         board: build.profile(manifest, 1.0 + 0.1 * index, links=links, memory_bytes=300)
-        for index, board in enumerate(boards)
+        for index, board in reversed(list(enumerate(boards)))
     }
     best = propose(manifest, profiles, NONE, "latency")[0]
     assert sorted(best.boards) == boards[:4]

@@ -217,7 +217,7 @@ def body(**change: object) -> bytes:
 
 
 @given(manifest=build.any_of(Manifest))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_a_manifest_that_was_written_is_read_again(manifest: Manifest) -> None:
     assert parse(to_json(manifest), "here") == manifest
 
@@ -321,7 +321,7 @@ def test_a_weight_that_is_used_twice_counts_once() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_anything_in_any_place_gives_a_manifest_to_plan_with_or_a_model_error(data: st.DataObject) -> None:
     whole = json.loads(to_json(build.chain()))
     at, _ = data.draw(st.sampled_from(list(places(whole))))

@@ -62,7 +62,7 @@ def test_a_streak_does_not_outlive_a_change() -> None:
 
 
 @given(ratio=st.floats(1e-3, 1e3).filter(lambda r: not 1 / 1.16 < r < 1.16), count=st.integers(2, 9))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_constant_ratio_outside_the_band_is_found(ratio: float, count: int) -> None:
     found = after(*[ratio] * count)
     assert found.slowdown == pytest.approx(ratio)
@@ -70,13 +70,13 @@ def test_a_constant_ratio_outside_the_band_is_found(ratio: float, count: int) ->
 
 
 @given(ratios=st.lists(st.floats(0.87, 1.149), max_size=30))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_noise_inside_the_band_is_no_news(ratios: list[float]) -> None:
     assert after(*ratios) == Drift()
 
 
 @given(ratios=st.lists(st.floats(1e-3, 1e3), max_size=30))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_what_is_said_was_always_seen_twice_on_that_side(ratios: list[float]) -> None:
     drift, before = Drift(), 1.0
     for last, ratio in zip([1.0, *ratios], ratios, strict=False):

@@ -195,8 +195,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_with_what_is_free(store: Store, size_bytes: int) -> None:
     content = bytes(size_bytes)
     store.part(blob_of(content).sha256).symlink_to("/dev/full")
-    with pytest.raises(BoardError, match=r"disk full, [0-9.]+ MB free; make room or use another folder"):
+    with pytest.raises(BoardError, match=r"disk full, [0-9.]+ MB free; make room or use another") as caught:
         store.put(content)
+    found = re.search(r"([0-9.]+) MB free", str(caught.value))
+    assert found is not None
+    assert float(found[1]) == pytest.approx(shutil.disk_usage(store.root).free / 1e6, rel=0.1)
     assert not store.has(blob_of(content).sha256)
 
 

@@ -98,7 +98,7 @@ def test_only_the_coordinator_says_what_is_desired_and_only_heartbeats_and_the_l
 
 @each_row
 @given(data=st.data(), retained=st.booleans())
-@settings(max_examples=15)
+@settings(max_examples=10, deadline=None)
 def test_what_is_encoded_is_decoded(route: Route, data: st.DataObject, retained: bool) -> None:
     message = data.draw(build.any_of(typing.cast(type, route.message)))
     envelope = wire.decode(topic_of(route), wire.encode(message), retained=retained)
@@ -108,7 +108,7 @@ def test_what_is_encoded_is_decoded(route: Route, data: st.DataObject, retained:
 
 @each_row
 @given(content=st.one_of(st.binary(max_size=40), any_json.map(lambda v: payload(v=1, m=v))))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_any_payload_gives_a_message_or_a_wire_error(route: Route, content: bytes) -> None:
     found = decoded(topic_of(route), content)
     if isinstance(found, WireError):
@@ -124,7 +124,7 @@ _levels = st.one_of(
 
 
 @given(name=st.lists(_levels, max_size=7).map("/".join), content=st.binary(max_size=8))
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 def test_any_topic_gives_a_message_or_a_wire_error(name: str, content: bytes) -> None:
     found = decoded(name, content)
     if isinstance(found, WireError):
