@@ -110,7 +110,7 @@ class Server:
         timeout_s = oip.timeout_s(body, request.headers.get(oip.JSON_LENGTH)) or DEFAULT_TIMEOUT_S
         deadline_s = begun_s + min(timeout_s, LONGEST_TIMEOUT_S)
         handed_on = HANDED_ON in request.headers
-        plan = await self._dispatcher.until(lambda _plan: True, deadline_s)
+        plan = self._dispatcher.plan or await self._dispatcher.until(_any, deadline_s)
         while plan is not None and time.monotonic() < deadline_s:
             if plan.lead == self._board:
                 try:
@@ -126,7 +126,7 @@ class Server:
                 await self._dispatcher.until(partial(_is_later, plan), soon_s)
             if handed_on:
                 return _json({"error": f"{self._board} is not the lead"}, status=NOT_LEAD)
-            plan = await self._dispatcher.until(lambda _plan: True, deadline_s)
+            plan = self._dispatcher.plan or await self._dispatcher.until(_any, deadline_s)
         raise ExpiredError(f"{self._board}: no lead answered in time")
 
     async def _lead(self, request: web.Request, body: bytes, deadline_s: float) -> web.Response:
@@ -176,6 +176,10 @@ class Server:
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.info("the lead %s gave no answer: %s", plan.lead, error or "time is up")
             return None
+
+
+def _any(_plan: Plan) -> bool:
+    return True
 
 
 def _is_later(plan: Plan, now: Plan) -> bool:

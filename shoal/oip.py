@@ -56,6 +56,8 @@ def timeout_s(body: bytes, json_length: str | None) -> float | None:
     """
     try:
         head, _ = _split(body, json_length)
+        if b'"timeout"' not in head[:SHORT_JSON_BYTES]:
+            return None
         value = json.loads(head)["parameters"]["timeout"] if len(head) <= SHORT_JSON_BYTES else None
     except (ModelError, ValueError, RecursionError, LookupError, TypeError):
         return None
