@@ -179,7 +179,6 @@ class Peers:
         """Frames of attempts that are over."""
         self.refused = 0
         """Connections that did not keep to the protocol."""
-        self.sent_bytes = 0
 
     def listen(self, host: str, port: int) -> int:
         """Begin to accept connections and return the port (the one asked for, or for 0 any free one)."""
@@ -223,7 +222,6 @@ class Peers:
             self._connection(peer).send(buffers)
         except (OSError, ValueError) as error:  # ValueError: an address that is none
             raise ExchangeError(peer, f"cannot send: {error}") from error
-        self.sent_bytes += sum(len(buffer) for buffer in buffers)
 
     def abort(self, attempt: bytes, peers: frozenset[BoardId], kind: Kind, why: str) -> None:
         """Tell the others that an attempt is over, as far as they can be reached."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from shoal.clock import SystemClock, wall_ms
+from shoal.clock import wall_ms
 from shoal.coordinator import controller
 from shoal.coordinator.controller import Effect, Say, State, Tell
 from shoal.coordinator.depot import Depot
@@ -68,7 +69,6 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._clock = SystemClock()
         self._store = Store(settings.state_dir)
         self._memory = Memory(settings.state_dir / "memory.json")
         incarnation = max(wall_ms(), self._memory.incarnation + 1)
@@ -132,7 +132,7 @@ class Service:
                 self._ready_s, self._remembered, self._deployment_came = None, False, False
                 self._state = replace(self._state, connected=False)
             elif isinstance(event, Up):
-                now_s = self._clock.now_s()
+                now_s = time.monotonic()
                 self._ready_s = now_s + SETTLE_S
                 self._state = replace(self._state, fleet=reconnected(self._state.fleet, now_s))
                 self._introduce()
@@ -142,7 +142,7 @@ class Service:
 
     def _introduce(self) -> None:
         """Publish all that we have to say anew: the broker may have lost it, and we too."""
-        now_s = self._clock.now_s()
+        now_s = time.monotonic()
         if self._remembered and not self._deployment_came:
             self._state = controller.deployed(self._state, None, now_s)  # while we were away
         elif not self._deployment_came and self._state.deployment is None:
@@ -162,7 +162,7 @@ class Service:
             self._mqtt.publish(state.decision)
 
     def _hear(self, envelope: Envelope) -> None:
-        now_s = self._clock.now_s()
+        now_s = time.monotonic()
         message, board = envelope.message, envelope.board
         match message:
             case Coordinator():
@@ -197,7 +197,7 @@ class Service:
                 self._me = replace(self._me, incarnation=self._state.incarnation)
 
     def _decide(self) -> None:
-        now_s = self._clock.now_s()
+        now_s = time.monotonic()
         state = self._state
         if self._ready_s is not None and now_s >= self._ready_s and not state.connected:
             state = replace(state, connected=True)

@@ -70,7 +70,6 @@ class Demo:
         http: aiohttp.ClientSession,
         say: Callable[[str], None],
     ) -> None:
-        self._example = example
         self._manifest = manifest
         self._cluster = cluster
         self._operator = operator

@@ -170,11 +170,6 @@ class Mqtt:
             return waiting.result() if done else None
         return self.events.get_nowait()
 
-    @property
-    def up(self) -> bool:
-        """Say whether the broker is there."""
-        return self._up
-
     def publish(self, message: Message, board: BoardId | None = None) -> bool:
         """Publish where the table says; return False if the broker is away and nothing was sent."""
         route = wire.route_of(type(message))
