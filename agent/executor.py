@@ -93,6 +93,12 @@ class Executor:
             del self._held[epoch]
             return True
 
+    def keep(self, epoch: int) -> None:
+        """Take attempts under `epoch` again, should it have been on its way out."""
+        with self._lock:
+            if epoch in self._held:
+                self._held[epoch].closing = False
+
     def give_up(self, epoch: int) -> None:
         """End the attempts that are still under way under `epoch`."""
         with self._lock:

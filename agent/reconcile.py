@@ -64,7 +64,11 @@ class Reconciler:
         return tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
 
     async def act(self, desired: Desired) -> None:
-        """Return once the board is what is desired, as far as that is possible."""
+        """Return once the board is what is desired, as far as that is possible.
+
+        Raises BoardError or ModelError if the plan in force cannot be served because its manifest cannot be
+        had; everything else has been done then, and it can be tried again.
+        """
         addresses: dict[BoardId, Address] = {}
         for plan in reversed(desired.plans):
             addresses |= plan.addresses
@@ -73,13 +77,16 @@ class Reconciler:
         committed = wanted.get(desired.committed)
         if committed is None:
             await self._dispatcher.serve(None, None)
-        elif committed.lead != self._board or committed.epoch in self._executor.epochs():
-            await self._serve(committed, desired.bundle)
+        elif committed.lead != self._board or committed == self._executor.epochs().get(committed.epoch):
+            with contextlib.suppress(BoardError, ModelError):  # tried again below
+                await self._serve(committed, desired.bundle)
         await self._drop_all_but(wanted)
         for plan in desired.plans:
             if self._board in plan.boards and plan.epoch not in self._executor.epochs():
                 await self._prepare(plan, desired.bundle)
-        if committed is not None and committed.epoch in self._executor.epochs():
+        if committed is not None and (
+            committed.lead != self._board or committed.epoch in self._executor.epochs()
+        ):
             await self._serve(committed, desired.bundle)
         self._say("serving" if committed else "idle")
 
@@ -93,15 +100,15 @@ class Reconciler:
         await self._fetcher.fetch(source.url, manifest.blobs.values())
 
     async def _serve(self, plan: Plan, source: BundleSource | None) -> None:
-        with contextlib.suppress(BoardError, ModelError):  # without it requests can still be handed on
-            if source is not None and source.manifest == plan.bundle:
-                await self.manifest(source)
-            await self._dispatcher.serve(plan, self._store.manifest(plan.bundle))
+        if source is not None and source.manifest == plan.bundle:
+            await self.manifest(source)
+        await self._dispatcher.serve(plan, self._store.manifest(plan.bundle))
 
     async def _drop_all_but(self, wanted: dict[int, Plan]) -> None:
         """Drop every other plan once its requests are through, and unload what none needs."""
         for epoch, plan in self._executor.epochs().items():
             if wanted.get(epoch) == plan:
+                self._executor.keep(epoch)
                 continue
             given_up_s = time.monotonic() + GRACE_S
             while not self._executor.drop(epoch):

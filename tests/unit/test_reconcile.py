@@ -1,0 +1,194 @@
+"""A board on its way to what is desired of it, with everything around it replaced by what records it."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from shoal.agent.dispatch import Dispatcher
+from shoal.agent.executor import Executor
+from shoal.agent.fetch import Fetcher
+from shoal.agent.peers import Peers
+from shoal.agent.reconcile import Reconciler
+from shoal.agent.sessions import Sessions
+from shoal.encoding import to_json
+from shoal.errors import BoardError
+from shoal.manifest import Manifest, Segment
+from shoal.messages import Desired
+from shoal.program import Plan
+from shoal.records import Address, Array, Blob, BoardId, Sha256
+from shoal.session import Session
+from shoal.store import Store
+from tests import build
+from tests.build import A, B
+
+
+class Boards:
+    """What the reconciler was told to do, and what stands in its way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+        self.manifest = build.chain()
+        self.bundle = self.store.put(to_json(self.manifest)).sha256
+        self.away = False
+        self.opened: list[str] = []
+        self.kept: list[str] = []
+        self.known: Mapping[BoardId, Address] = {}
+        self.room = True
+        self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
+        self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
+        self.reconciler = Reconciler(
+            A,
+            self.store,
+            cast(Fetcher, self),
+            cast(Sessions, self),
+            self.executor,
+            cast(Peers, self),
+            self.dispatcher,
+            lambda: None,
+        )
+
+    async def no_resort(self, _manifest: Manifest, _inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise BoardError("no")
+
+    # as Fetcher
+    async def fetch(self, _url: str, _blobs: Iterable[Blob]) -> None:
+        if self.away:
+            raise BoardError("coordinator: no answer")
+
+    async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
+        await self.fetch(url, ())
+
+    # as Sessions
+    def open(self, segments: Iterable[Segment]) -> dict[str, Session]:
+        if not self.room:
+            raise BoardError("does not fit")
+        names = [segment.name for segment in segments]
+        self.opened += names
+        return {name: cast(Session, Quick()) for name in names}
+
+    def keep(self, segments: Iterable[Segment]) -> None:
+        self.kept = [segment.name for segment in segments]
+
+    # as Peers
+    def know(self, addresses: Mapping[BoardId, Address]) -> None:
+        self.known = addresses
+
+    def plan(self, epoch: int, *boards: BoardId, lead: BoardId = A) -> Plan:
+        return replace(build.plan(epoch, lead, *boards), bundle=self.bundle)
+
+    def desired(self, *plans: Plan, committed: int = 0) -> Desired:
+        return Desired(
+            coordinator=1,
+            version=1,
+            bundle=build.source(manifest=self.bundle),
+            peers={},
+            plans=plans,
+            committed=committed,
+        )
+
+    def phases(self) -> dict[int, str]:
+        return {readiness.epoch: readiness.phase for readiness in self.reconciler.epochs}
+
+
+class Quick:
+    def run(self, _inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {}
+
+
+@pytest.fixture
+def boards(tmp_path: Path) -> Boards:
+    return Boards(tmp_path)
+
+
+def run(work: Callable[[], Coroutine[object, object, None]]) -> None:
+    asyncio.run(work())
+
+
+def test_a_plan_is_prepared_then_served_then_dropped(boards: Boards) -> None:
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1)))
+        assert boards.phases() == {1: "ready"}
+        assert boards.dispatcher.plan is None, "nothing is committed yet"
+        await boards.reconciler.act(boards.desired(boards.plan(1), committed=1))
+        assert boards.opened == ["whole"]
+        assert boards.dispatcher.plan == boards.plan(1)
+        await boards.reconciler.act(boards.desired())
+        assert boards.phases() == {}
+        assert boards.kept == []
+        assert boards.dispatcher.plan is None
+
+    run(work)
+
+
+def test_an_epoch_that_is_wanted_again_before_it_was_dropped_takes_requests_again(boards: Boards) -> None:
+    """Requests were still under way when it was put down, and then the coordinator changed its mind."""
+
+    async def work() -> None:
+        one = boards.desired(boards.plan(1), committed=1)
+        await boards.reconciler.act(one)
+        held = boards.executor._enter(1)
+        dropping = asyncio.ensure_future(boards.reconciler.act(boards.desired()))
+        await asyncio.sleep(0.05)
+        with pytest.raises(BoardError, match="not ready for epoch 1"):
+            boards.executor._enter(1)
+        dropping.cancel()
+        await asyncio.gather(dropping, return_exceptions=True)
+        await boards.reconciler.act(one)
+        assert boards.phases() == {1: "ready"}
+        boards.executor._leave(boards.executor._enter(1))
+        boards.executor._leave(held)
+
+    run(work)
+
+
+def test_an_epoch_number_with_another_plan_is_prepared_anew(boards: Boards) -> None:
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1), committed=1))
+        other = boards.plan(1, B)
+        await boards.reconciler.act(boards.desired(other, committed=1))
+        assert boards.executor.epochs() == {1: other}
+        assert boards.dispatcher.plan == other
+
+    run(work)
+
+
+def test_a_plan_that_does_not_fit_is_reported_with_the_reason(boards: Boards) -> None:
+    async def work() -> None:
+        boards.room = False
+        await boards.reconciler.act(boards.desired(boards.plan(1)))
+        (readiness,) = boards.reconciler.epochs
+        assert (readiness.phase, readiness.detail) == ("failed", "does not fit")
+        boards.room = True
+        await boards.reconciler.act(boards.desired(boards.plan(1)))
+        assert boards.phases() == {1: "ready"}
+
+    run(work)
+
+
+def test_a_manifest_that_cannot_be_had_is_an_error_to_be_tried_again(boards: Boards) -> None:
+    """Else the board would never learn who leads, and hold requests for ever."""
+
+    async def work() -> None:
+        boards.away = True
+        elsewhere = boards.desired(boards.plan(1, lead=B), committed=1)
+        with pytest.raises(BoardError, match="no answer"):
+            await boards.reconciler.act(elsewhere)
+        boards.away = False
+        await boards.reconciler.act(elsewhere)
+        assert boards.dispatcher.plan == boards.plan(1, lead=B)
+
+    run(work)
+
+
+def test_what_a_board_says_now_is_its_address_whatever_older_plans_say(boards: Boards) -> None:
+    async def work() -> None:
+        new = build.address_of(B, 2)
+        wanted = replace(boards.desired(boards.plan(1, B)), peers={B: new})
+        await boards.reconciler.act(wanted)
+        assert boards.known[B] == new
+
+    run(work)
