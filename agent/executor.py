@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shoal import frames
-from shoal.agent.peers import ExchangeError, Inbox, Peers
+from shoal.agent.inbox import Inbox
+from shoal.agent.peers import ExchangeError, Peers
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import Header, Kind
 from shoal.program import Exchange, Plan, Program, Run
@@ -43,6 +44,19 @@ class Held:
     inboxes: set[Inbox] = field(default_factory=set)
     last_uses: dict[int, dict[str, int]] = field(default_factory=dict)
     """By lane: after which step each tensor is no longer needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """This board's part of an attempt at a request."""
+
+    held: Held
+    program: Program
+    header: Header
+    """Of its frames: attempt, epoch and lane."""
+    inbox: Inbox
+    others: frozenset[BoardId]
+    deadline_s: float
 
 
 class Executor:
@@ -127,15 +141,19 @@ class Executor:
         """
         held = self._enter(epoch)
         try:
-            program = held.plan.lanes[lane].programs[self._board]
-            others = frozenset(held.plan.lanes[lane].programs) - {self._board}
-            inbox, _ = self.peers.open(attempt, others) if others else (Inbox(others), True)
-            header = Header(kind=Kind.TENSOR, attempt=attempt, epoch=epoch, lane=lane)
+            programs = held.plan.lanes[lane].programs
+            others = frozenset(programs) - {self._board}
+            inbox = self.peers.open(attempt, others)[0] if others else Inbox(others)
+            part = _Attempt(
+                held=held,
+                program=programs[self._board],
+                header=Header(kind=Kind.TENSOR, attempt=attempt, epoch=epoch, lane=lane),
+                inbox=inbox,
+                others=others,
+                deadline_s=deadline_s,
+            )
             try:
-                return self._run(held, program, header, dict(inputs), inbox, deadline_s, wanted)
-            except ShoalError as error:
-                self._tell(attempt, others, error)
-                raise
+                return self._run(part, dict(inputs), wanted)
             finally:
                 if others:
                     self.peers.close(attempt)
@@ -159,60 +177,53 @@ class Executor:
                 with self._lock:
                     self._attempts += 1
                     held.active += 1
-                self._followers.submit(self._follow, held, programs[self._board], header, inbox, others)
+                part = _Attempt(
+                    held=held,
+                    program=programs[self._board],
+                    header=header,
+                    inbox=inbox,
+                    others=others,
+                    deadline_s=time.monotonic() + BACKSTOP_S,
+                )
+                self._followers.submit(self._follow, part)
             return inbox
         finally:
             self._leave(held)
 
-    def _follow(
-        self, held: Held, program: Program, header: Header, inbox: Inbox, others: frozenset[BoardId]
-    ) -> None:
-        """Run this board's part; whatever goes wrong is told to the others."""
+    def _follow(self, part: _Attempt) -> None:
+        """Run this board's part of an attempt that another leads."""
         try:
-            self._run(held, program, header, {}, inbox, time.monotonic() + BACKSTOP_S, ())
+            self._run(part, {}, ())
         except ShoalError as error:
-            log.info("attempt %s ended: %s", header.attempt.hex()[:8], error)
-            self._tell(header.attempt, others, error)
+            log.info("attempt %s ended: %s", part.header.attempt.hex()[:8], error)
         except Exception:
-            log.exception("attempt %s failed", header.attempt.hex()[:8])
-            self._tell(header.attempt, others, BoardError(f"{self._board}: internal error, see its log"))
+            log.exception("attempt %s failed", part.header.attempt.hex()[:8])
         finally:
-            self.peers.close(header.attempt)
+            self.peers.close(part.header.attempt)
             with self._lock:
                 self._attempts -= 1
-            self._leave(held)
+            self._leave(part.held)
 
-    def _run(
-        self,
-        held: Held,
-        program: Program,
-        header: Header,
-        tensors: dict[str, Array],
-        inbox: Inbox,
-        deadline_s: float,
-        wanted: Sequence[str],
-    ) -> dict[str, Array]:
+    def _run(self, part: _Attempt, tensors: dict[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+        """Run all steps; whatever goes wrong is told to the others, who would wait for us."""
         with self._lock:
-            held.inboxes.add(inbox)
+            part.held.inboxes.add(part.inbox)
         try:
-            return self._steps(held, program, header, tensors, inbox, deadline_s, wanted)
-        except ExchangeError as error:
-            self._on_failure(header.epoch, error)
+            return self._steps(part, tensors, wanted)
+        except ShoalError as error:
+            if isinstance(error, ExchangeError):
+                self._on_failure(part.header.epoch, error)
+            self._tell(part, error)
+            raise
+        except Exception:
+            self._tell(part, BoardError(f"{self._board}: internal error, see its log"))
             raise
         finally:
             with self._lock:
-                held.inboxes.discard(inbox)
+                part.held.inboxes.discard(part.inbox)
 
-    def _steps(
-        self,
-        held: Held,
-        program: Program,
-        header: Header,
-        tensors: dict[str, Array],
-        inbox: Inbox,
-        deadline_s: float,
-        wanted: Sequence[str],
-    ) -> dict[str, Array]:
+    def _steps(self, part: _Attempt, tensors: dict[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+        held, header, program = part.held, part.header, part.program
         last_use = held.last_uses.get(header.lane)
         if last_use is None:
             last_use = held.last_uses[header.lane] = _last_uses(program, held.sessions)
@@ -238,16 +249,16 @@ class Executor:
                     ),
                 )
             else:
-                arrays = inbox.take(step.tag, len(step.tensors), step.peer, deadline_s)
+                arrays = part.inbox.take(step.tag, len(step.tensors), step.peer, part.deadline_s)
                 tensors |= dict(zip(step.tensors, arrays, strict=True))
             for name in [n for n in tensors if last_use.get(n, -1) <= position and n not in wanted]:
                 del tensors[name]
         return {name: tensors[name] for name in wanted}
 
-    def _tell(self, attempt: bytes, others: frozenset[BoardId], error: ShoalError) -> None:
+    def _tell(self, part: _Attempt, error: ShoalError) -> None:
         kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT
         gone = {error.peer} if isinstance(error, ExchangeError) else set()
-        self.peers.abort(attempt, others - gone, kind, str(error))
+        self.peers.abort(part.header.attempt, part.others - gone, kind, str(error))
 
     def _enter(self, epoch: int) -> Held:
         with self._lock:

@@ -13,13 +13,15 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 
 from shoal import frames
+from shoal.agent.connection import Buffers, Connection, tuned
+from shoal.agent.inbox import Inbox
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
@@ -30,15 +32,10 @@ log = logging.getLogger(__name__)
 CONNECT_S: Final = 2.0
 AGAIN_S: Final = 0.5
 """An address that was not reached is not tried again for so long: others wait for the same."""
-STUCK_S: Final = 2.0
-"""A peer that takes no byte for so long is given up."""
 HELLO_S: Final = 5.0
 REMEMBERED: Final = 4096
 """So many attempts that are over are remembered, to drop what comes late."""
 MAX_CONNECTIONS: Final = 256
-MAX_INBOX_BYTES: Final = 1 << 30
-
-Buffers = Sequence[bytes | memoryview]
 
 
 class ExchangeError(BoardError):
@@ -59,103 +56,12 @@ class Hello:
     receiver: BoardId
 
 
-class Inbox:
-    """What has come for one attempt, and who is waited for."""
-
-    def __init__(self, peers: frozenset[BoardId]) -> None:
-        self.peers = peers
-        self._arrived: dict[int, dict[int, Array]] = {}
-        self._size_bytes = 0
-        self._over: Exception | None = None
-        self._changed = threading.Condition()
-
-    def put(self, header: Header, array: Array) -> None:
-        """Take a tensor of an exchange."""
-        with self._changed:
-            self._size_bytes += array.nbytes
-            if self._size_bytes > MAX_INBOX_BYTES:
-                self._over = BoardError(f"more than {MAX_INBOX_BYTES} bytes came for one request")
-            self._arrived.setdefault(header.tag, {})[header.index] = array
-            self._changed.notify_all()
-
-    def end(self, why: Exception) -> None:
-        """Make every wait on this inbox fail with `why`."""
-        with self._changed:
-            self._over = self._over or why
-            self._changed.notify_all()
-
-    def take(self, tag: int, count: int, peer: BoardId, deadline_s: float) -> list[Array]:
-        """Return the `count` tensors of exchange `tag`, in order, as soon as all are here.
-
-        Raises what `end` was given, or BoardError at `deadline_s` (of time.monotonic): that is no proof
-        against the link, which ends its connection if it is at fault.
-        """
-        with self._changed:
-            while True:
-                here = self._arrived.get(tag, {})
-                if len(here) >= count and all(index in here for index in range(count)):
-                    del self._arrived[tag]
-                    self._size_bytes -= sum(array.nbytes for array in here.values())
-                    return [here[index] for index in range(count)]
-                if self._over is not None:
-                    raise self._over
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not self._changed.wait(left_s):
-                    raise BoardError(f"nothing came from {peer} for step {tag} in time")
-
-
 class Starter(Protocol):
     """Begins this board's part of an attempt that a peer began."""
 
     def __call__(self, header: Header, peer: BoardId) -> Inbox:
         """Return the attempt's inbox; BoardError says why this board cannot take part."""
         ...
-
-
-class _Connection:
-    """A socket with one reader thread; writes of many threads come one after the other."""
-
-    def __init__(self, sock: socket.socket, peer: BoardId | None) -> None:
-        self.sock = sock
-        self.peer = peer
-        self._writing = threading.Lock()
-
-    def send(self, buffers: Buffers) -> None:
-        """Write all of `buffers`; OSError if the peer takes nothing for `STUCK_S`."""
-        views = [memoryview(buffer) for buffer in buffers if len(buffer)]
-        with self._writing:
-            while views:
-                try:
-                    sent = self.sock.sendmsg(views[:512])
-                except OSError:
-                    self.close()  # a frame cut short spoils the connection
-                    raise
-                while views and sent >= len(views[0]):
-                    sent -= len(views.pop(0))
-                if sent:
-                    views[0] = views[0][sent:]
-
-    def receive(self, size_bytes: int) -> bytes:
-        """Return exactly so many bytes; ConnectionError if the peer closes before."""
-        buffer = bytearray(size_bytes)
-        self.receive_into(memoryview(buffer))
-        return bytes(buffer)
-
-    def receive_into(self, view: memoryview) -> None:
-        """Fill `view`; ConnectionError if the peer closes before."""
-        while len(view):
-            count = self.sock.recv_into(view)
-            if not count:
-                raise ConnectionResetError("closed by the peer")
-            view = view[count:]
-
-    def close(self) -> None:
-        """Close at once; the reader thread ends."""
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            log.debug("connection was closed already")
-        self.sock.close()
 
 
 class Peers:
@@ -167,10 +73,10 @@ class Peers:
         self._on_attempt = on_attempt
         self._lock = threading.Lock()
         self._addresses: Mapping[BoardId, Address] = {}
-        self._outgoing: dict[BoardId, _Connection] = {}
+        self._outgoing: dict[BoardId, Connection] = {}
         self._opening: dict[BoardId, threading.Lock] = {}
         self._unreached_s: dict[Address, float] = {}
-        self._all: set[_Connection] = set()
+        self._all: set[Connection] = set()
         self._inboxes: dict[bytes, Inbox] = {}
         self._over: OrderedDict[bytes, None] = OrderedDict()
         self._pongs: dict[bytes, threading.Event] = {}
@@ -256,7 +162,7 @@ class Peers:
         for inbox in waiting:
             inbox.end(BoardError(f"{self._board} is stopping"))
 
-    def _connection(self, peer: BoardId) -> _Connection:
+    def _connection(self, peer: BoardId) -> Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
         with self._lock:
             opening = self._opening.setdefault(peer, threading.Lock())
@@ -275,7 +181,7 @@ class Peers:
             except OSError:
                 self._unreached_s[address] = time.monotonic()
                 raise
-            connection = _Connection(_tuned(sock), peer)
+            connection = Connection(tuned(sock), peer)
             hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
             connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
             with self._lock:
@@ -294,7 +200,7 @@ class Peers:
                 log.warning("cannot accept a connection: %s", error)
                 time.sleep(0.05)  # out of file descriptors: let some close
                 continue
-            connection = _Connection(_tuned(sock), None)
+            connection = Connection(tuned(sock), None)
             with self._lock:
                 full = len(self._all) >= MAX_CONNECTIONS
                 if not full:
@@ -305,7 +211,7 @@ class Peers:
                 continue
             threading.Thread(target=self._read, args=(connection,), name="from", daemon=True).start()
 
-    def _read(self, connection: _Connection) -> None:
+    def _read(self, connection: Connection) -> None:
         """Read frames until the connection ends, and say so to whoever waits for that peer."""
         why = "closed"
         try:
@@ -323,7 +229,7 @@ class Peers:
             connection.close()
             self._lost(connection, why)
 
-    def _greeted(self, connection: _Connection) -> BoardId:
+    def _greeted(self, connection: Connection) -> BoardId:
         """Return who opened the connection.  Raises WireError if it is not of this cluster."""
         connection.sock.settimeout(HELLO_S)
         header = self._header(connection)
@@ -338,11 +244,11 @@ class Peers:
         connection.sock.settimeout(None)
         return hello.sender
 
-    def _header(self, connection: _Connection) -> Header:
+    def _header(self, connection: Connection) -> Header:
         fixed = connection.receive(frames.HEADER.size)
         return frames.unpack(fixed, connection.receive(8 * frames.dims_of(fixed)))
 
-    def _take(self, connection: _Connection, peer: BoardId) -> None:
+    def _take(self, connection: Connection, peer: BoardId) -> None:
         """Receive one frame and act on it."""
         header = self._header(connection)
         if header.kind is Kind.TENSOR:
@@ -351,7 +257,7 @@ class Peers:
                 connection.receive_into(array.reshape(-1).view(np.uint8).data)
             self._deliver(connection, peer, header, array)
         elif header.kind is Kind.PING:
-            _discard(connection, header.length)
+            connection.discard(header.length)
             connection.send([frames.pack(Header(kind=Kind.PONG, attempt=header.attempt))])
         elif header.kind is Kind.PONG:
             waiting = self._pongs.get(header.attempt)
@@ -372,7 +278,7 @@ class Peers:
         else:
             inbox.end(why)
 
-    def _deliver(self, connection: _Connection, peer: BoardId, header: Header, array: Array) -> None:
+    def _deliver(self, connection: Connection, peer: BoardId, header: Header, array: Array) -> None:
         with self._lock:
             inbox = self._inboxes.get(header.attempt)
             over = header.attempt in self._over
@@ -392,7 +298,7 @@ class Peers:
             return
         inbox.put(header, array)
 
-    def _lost(self, connection: _Connection, why: str) -> None:
+    def _lost(self, connection: Connection, why: str) -> None:
         peer = connection.peer
         with self._lock:
             self._all.discard(connection)
@@ -402,26 +308,3 @@ class Peers:
         if peer is not None and not self._closing:
             for inbox in waiting:
                 inbox.end(ExchangeError(peer, why))
-
-
-def _tuned(sock: socket.socket) -> socket.socket:
-    """Send small messages at once, and find out soon that a peer is gone."""
-    sock.settimeout(None)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stuck = (int(STUCK_S).to_bytes(8, "little")) + bytes(8)  # struct timeval of a 64-bit system
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stuck)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK_S * 1000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    return sock
-
-
-def _discard(connection: _Connection, size_bytes: int) -> None:
-    scratch = memoryview(bytearray(min(size_bytes, 1 << 16)))
-    while size_bytes:
-        take = min(size_bytes, len(scratch))
-        connection.receive_into(scratch[:take])
-        size_bytes -= take

@@ -282,3 +282,28 @@ def test_a_tensor_for_an_attempt_of_others_is_refused(boards: tuple[Board, Board
 def test_a_ping_tells_when_all_bytes_are_there(boards: tuple[Board, Board]) -> None:
     for size in (0, 64, 1 << 20):
         assert 0 < boards[0].peers.ping(B, size, 5.0) < 5.0
+
+
+def test_a_bug_on_the_lead_keeps_nobody_waiting(boards: tuple[Board, Board]) -> None:
+    """It fails after b has begun: b must hear of it, and not wait for what will never come."""
+    good = boards[0].executor.epochs()[1]
+    waits = Program(
+        steps=(
+            Exchange(kind="recv", tag=0, tensors=("y",), peer=A),
+            Exchange(kind="recv", tag=7, tensors=("more",), peer=A),
+        )
+    )
+    fails = Program(
+        steps=(
+            Exchange(kind="send", tag=0, tensors=("x",), peer=B),
+            Run(segment="first"),
+            Exchange(kind="send", tag=7, tensors=("y",), peer=B),
+        )
+    )
+    plan = replace(good, epoch=2, lanes=(Lane(programs={A: fails, B: waits}, weight=1.0),))
+    for board in boards:
+        board.executor.hold(plan, {"first": board.first, "second": board.second})  # type: ignore[dict-item]
+    boards[0].first.failure = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        ask(boards[0], epoch=2)
+    assert settled(*boards), "b would wait for a minute"
