@@ -72,6 +72,8 @@ class Measurer:
         self._lock = threading.Lock()
         self._timings: Mapping[str, Timing] = {}
         self._sample_bytes: Mapping[str, int] = {}
+        self._estimated: frozenset[str] = frozenset()
+        """Segments whose timing was not measured but made of others."""
         self._drift = Drift()
         self._links: dict[BoardId, LinkProfile] = {}
         self._ran_s = self._measured_s = 0.0
@@ -93,7 +95,7 @@ class Measurer:
                 links=dict(self._links),
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
-                source=Source.MEASURED,
+                source=Source.ESTIMATED if self._estimated else Source.MEASURED,
             )
 
     def profiled(self, bundle: Sha256) -> bool:
@@ -120,7 +122,8 @@ class Measurer:
             if after.slowdown < 1.0:
                 self._timings = _scaled(self._timings, after.slowdown)
                 self._drift = Drift()
-            bundle, timings = self._bundle, self._timings
+            bundle = self._bundle
+            timings = {name: t for name, t in self._timings.items() if name not in self._estimated}
         if after.slowdown < 1.0 and bundle is not None:
             log.info("profiled anew: takes %.2f times what it took before", after.slowdown)
             self._remember(bundle, timings)
@@ -141,10 +144,11 @@ class Measurer:
             self._remember(bundle, timings)
         if not timings:
             raise BoardError("no segment of the bundle fits this board's memory")
-        timings = _with_whole(manifest, timings)
+        measured, timings = timings, _with_whole(manifest, timings)
         canary = self._choose_canary(manifest, timings)
         with self._lock:
             self._bundle, self._timings, self._drift = bundle, timings, Drift()
+            self._estimated = frozenset(timings.keys() - measured.keys())
             self._sample_bytes = {
                 name: sum(manifest.tensor_bytes[spec.name] for spec in segment.inputs)
                 for name, segment in manifest.by_name.items()

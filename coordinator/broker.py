@@ -212,7 +212,8 @@ def _run_embedded(bind: str, port: int) -> None:
         from shoal.coordinator import embedded_broker
     except ImportError as error:
         raise ConfigError(
-            f"no broker is installed: apt install mosquitto, or pip install shoal[broker] ({error})"
+            "no broker is installed: apt install mosquitto, or in a clone of shoal "
+            f"pip install '.[broker]' ({error})"
         ) from error
     text = f"embedded broker on {_address(bind, port)}, retained messages in memory only"
     with _listen(bind, port) as listening:

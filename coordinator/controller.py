@@ -329,20 +329,20 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
             return replace(state, decision=_decision(ranking, old.epoch, 0, reason))
     if broken and not broken.endswith(" lost"):
         state = replace(state, cause=broken)
-    return _begin(state, question, ranking, best, now_s, forced=bool(broken))
+    return _begin(state, deployment, ranking, best, now_s, forced=bool(broken))
 
 
 def _begin(
-    state: State, question: Question, ranking: Ranking, best: Candidate, now_s: float, *, forced: bool
+    state: State, deployment: Deployment, ranking: Ranking, best: Candidate, now_s: float, *, forced: bool
 ) -> State:
     """Return the state with `best` on its way in; `forced` if the old plan cannot go on."""
-    old = state.serving
+    old, question = state.serving, ranking.question
     first = old is None and state.switched_s is None and not state.given_up
     cause = "the first plan" if first else state.cause
     births = {board: state.fleet.boards[board].birth for board in best.boards}
     plan = Plan(
         epoch=state.epoch + 1,
-        bundle=_bundle(state) or Sha256(""),
+        bundle=deployment.bundle.manifest,
         model=question.manifest.name,
         strategy=best.strategy,
         lead=best.lead,
@@ -352,7 +352,7 @@ def _begin(
         reason=f"{cause}: {describe(best)}",
     )
     olds = tuple(other for other in (old, state.draining) if other is not None)
-    beside = _beside(question, plan, olds[:1] if old else ())
+    beside = _beside(question, plan, (old,) if old else ())
     drains_on = _beside(question, plan, olds)
     dwell_s = state.dwell_s
     if not forced:

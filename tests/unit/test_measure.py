@@ -1,0 +1,190 @@
+"""What a board makes of its measurements, with segments whose speed is told."""
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from shoal.agent import measure
+from shoal.agent.executor import Executor
+from shoal.agent.measure import Measurer
+from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.sessions import Sessions
+from shoal.errors import BoardError
+from shoal.manifest import WHOLE, Manifest, Segment, memory_bytes
+from shoal.profiler.statistics import WINDOW_S
+from shoal.records import Array, BoardId, Profile, Sha256, Source
+from shoal.session import Session
+from tests import build
+from tests.build import B
+
+BUNDLE = Sha256("7" * 64)
+MODEL = build.chain((1000, 1000, 1000))
+PARTS = [segment.name for segment in MODEL.segments]
+
+
+class Timed:
+    """A session that takes as long as it is told."""
+
+    def __init__(self, board: "Board", segment: Segment) -> None:
+        self.board, self.segment = board, segment
+
+    def run(self, _tensors: Mapping[str, Array]) -> dict[str, Array]:
+        self.board.runs.append(self.segment.name)
+        time.sleep(self.board.takes_s)
+        return {}
+
+
+class Board:
+    """All that a measurer needs of a board."""
+
+    def __init__(self, folder: Path, room: int = 1_000_000) -> None:
+        self.memory_bytes = room
+        self.loaded: list[Segment] = []
+        self.runs: list[str] = []
+        self.takes_s = 0.002
+        self.published: list[Profile] = []
+        self.alone = contextlib.nullcontext()
+        self.ping_fails = False
+        self.measurer = Measurer(
+            1,
+            folder,
+            cast(Executor, self),
+            cast(Sessions, self),
+            cast(Peers, self),
+            self.published.append,
+        )
+
+    def fits(self, segment: Segment) -> bool:
+        return memory_bytes([*self.loaded, segment]) <= self.memory_bytes
+
+    def borrow(self, segment: Segment) -> Session:
+        if not self.fits(segment):
+            raise BoardError("does not fit")
+        return cast(Session, Timed(self, segment))
+
+    def ping(self, peer: BoardId, size_bytes: int, _timeout_s: float) -> float:
+        if self.ping_fails:
+            raise ExchangeError(peer, "silent")
+        return 0.001 + size_bytes / 1e6
+
+    @property
+    def profile(self) -> Profile:
+        return self.published[-1]
+
+
+def size(manifest: Manifest, name: str) -> int:
+    return sum(manifest.tensor_bytes[spec.name] for spec in manifest.by_name[name].inputs)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock of the measurer's own, which moves only when told."""
+    found = SimpleNamespace(now_s=1000.0)
+    monkeypatch.setattr(
+        measure, "time", SimpleNamespace(monotonic=lambda: found.now_s, perf_counter=time.perf_counter)
+    )
+    return found
+
+
+def serve(
+    board: Board, clock: SimpleNamespace, name: str, took_s: float, size_bytes: int | None = None
+) -> None:
+    """Let the board hear of runs in service for a little over two windows."""
+    until_s = clock.now_s + 2.4 * WINDOW_S
+    while clock.now_s < until_s:
+        clock.now_s += 0.01
+        board.measurer.ran(name, size(MODEL, name) if size_bytes is None else size_bytes, took_s)
+
+
+def test_all_segments_are_timed_and_published(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    assert board.profile.segments.keys() == {WHOLE, *PARTS}
+    assert all(timing.median_s >= 0.002 for timing in board.profile.segments.values())
+    assert (board.profile.bundle, board.profile.source) == (BUNDLE, Source.MEASURED)
+    assert board.measurer.profiled(BUNDLE)
+    assert not board.measurer.profiled(Sha256("8" * 64))
+
+
+def test_a_slower_board_says_so_and_a_faster_one_was_profiled_under_load(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    before_s = board.profile.segments["s00"].median_s
+    serve(board, clock, "s00", 3 * before_s)
+    assert board.profile.slowdown == pytest.approx(3.0)
+    assert board.profile.segments[WHOLE].median_s >= 3 * 0.002
+    serve(board, clock, "s00", before_s)
+    assert board.profile.slowdown == pytest.approx(1.0)
+    serve(board, clock, "s00", before_s / 4)
+    assert board.profile.slowdown == 1.0
+    assert board.profile.segments["s00"].median_s == pytest.approx(before_s / 4)
+
+
+def test_larger_and_smaller_requests_say_nothing_about_the_board(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    told = len(board.published)
+    serve(board, clock, "s00", 1.0, size_bytes=8 * size(MODEL, "s00"))
+    assert len(board.published) == told
+
+
+def test_timings_are_kept_over_a_restart(tmp_path: Path) -> None:
+    Board(tmp_path).measurer.measure(BUNDLE, MODEL)
+    again = Board(tmp_path)
+    again.measurer.measure(BUNDLE, MODEL)
+    assert len(again.runs) <= 1, "only to choose what to look at while it idles"
+    assert again.profile.segments.keys() == {WHOLE, *PARTS}
+
+
+def test_what_did_not_fit_before_is_timed_when_it_does(tmp_path: Path) -> None:
+    small = Board(tmp_path, room=1500)
+    small.measurer.measure(BUNDLE, MODEL)
+    assert small.profile.source is Source.ESTIMATED
+    large = Board(tmp_path)
+    large.measurer.measure(BUNDLE, MODEL)
+    assert WHOLE in large.runs
+    assert large.profile.source is Source.MEASURED
+
+
+def test_a_whole_that_could_not_be_timed_is_estimated_and_not_kept(tmp_path: Path) -> None:
+    board = Board(tmp_path, room=1500)
+    board.measurer.measure(BUNDLE, MODEL)
+    parts_s = sum(board.profile.segments[name].median_s for name in PARTS)
+    assert board.profile.segments[WHOLE].median_s == pytest.approx(parts_s)
+    (kept,) = tmp_path.glob("profile-*.json")
+    assert json.loads(kept.read_text())["segments"].keys() == set(PARTS)
+
+
+def test_a_board_without_room_for_any_segment_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="no segment of the bundle fits"):
+        Board(tmp_path, room=10).measurer.measure(BUNDLE, MODEL)
+
+
+def test_a_spoilt_file_of_timings_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / f"profile-{BUNDLE}.json").write_text("{")
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    assert board.profile.segments.keys() == {WHOLE, *PARTS}
+
+
+def test_a_link_over_which_nothing_comes_back_is_forgotten(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.measurer._measure_link(B)
+    assert board.profile.links[B].goodput_bytes_per_s == pytest.approx(1e6, rel=0.05)
+    told = len(board.published)
+    board.measurer._measure_link(B)
+    assert len(board.published) == told, "nothing has changed"
+    board.ping_fails = True
+    board.measurer._measure_link(B)
+    assert B not in board.profile.links
