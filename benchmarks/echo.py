@@ -1,4 +1,4 @@
-"""What HTTP alone costs: a server that reads a body and answers a few bytes.  `python -m benchmarks.echo PORT`."""
+"""What HTTP alone costs: `python -m benchmarks.echo PORT` reads a body and answers a few bytes."""
 
 import sys
 
