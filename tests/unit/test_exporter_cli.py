@@ -85,5 +85,5 @@ def test_export_without_onnx_says_what_to_install(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=r"pip install 'shoal\[export\]'"):
+    with pytest.raises(ConfigError, match=r"in a clone of shoal, pip install '\.\[export\]'"):
         run("export", model, "-o", tmp_path / "bundle")
