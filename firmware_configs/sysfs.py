@@ -47,7 +47,7 @@ class Tree:
         return self.root / path.lstrip("/")
 
     def find(self, pattern: str) -> list[str]:
-        """Return the paths that match a pattern such as `/sys/class/hwmon/hwmon*`, as people would sort them."""
+        """Return the paths that match a pattern such as `/sys/class/hwmon/hwmon*`, 9 before 10."""
         try:
             found = sorted(self.root.glob(pattern.lstrip("/")), key=_by_number)
         except OSError:
