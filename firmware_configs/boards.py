@@ -151,6 +151,7 @@ _SENSORS: Final[tuple[tuple[str, PowerKind, Scope, float], ...]] = (
     ("/sys/class/hwmon/hwmon*/power*_input", "hwmon", "chip", 0.1),
     ("/sys/class/hwmon/hwmon*/power*_average", "hwmon", "chip", 0.1),
     ("/sys/class/power_supply/BAT*", "battery", "battery", 0.1),
+    ("/proc/driver/nvidia/gpus/*", "nvml", "chip", 0.05),
 )
 """What shows that a sensor is there, its kind, and what it covers as far as can be said without knowing
 the board."""
