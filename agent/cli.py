@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from shoal.errors import ConfigError
+from shoal.firmware_configs.sysfs import Tree
 from shoal.records import BoardId, check_name
 
 
@@ -42,6 +43,12 @@ from shoal.records import BoardId, check_name
     type=click.FloatRange(0, min_open=True),
     help="Memory for weights and activations.  [default: 80 % of what is free]",
 )
+@click.option(
+    "--board",
+    metavar="ID|FILE.toml",
+    help="Kind of board, as in firmware_configs, or a file like those.  [default: what is found]",
+)
+@click.option("--meter", metavar="TOPIC", help="MQTT topic at which a power meter of yours publishes watts.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def agent(
     broker: str,
@@ -53,6 +60,8 @@ def agent(
     state_dir: Path | None,
     threads: int | None,
     memory: float | None,
+    board: str | None,
+    meter: str | None,
     verbose: bool,
 ) -> None:
     """Be a board of a cluster: profile, run sub-graphs, answer requests.
@@ -72,6 +81,7 @@ def agent(
         check_name("--cluster", cluster)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    config = hardware.board_config(board, Tree())
     settings = service.Settings(
         broker=broker,
         cluster=cluster,
@@ -80,7 +90,9 @@ def agent(
         data_port=data_port,
         http_port=http_port,
         state_dir=state_dir or Path.home() / ".local" / "state" / "shoal" / name,
-        threads=threads or hardware.usable_cores(),
-        memory_bytes=int(memory * 1e6) if memory else hardware.offered_memory_bytes(),
+        threads=threads or hardware.useful_threads(config),
+        memory_bytes=int(memory * 1e6) if memory else hardware.offered_memory_bytes(config),
+        config=config,
+        meter=meter,
     )
     asyncio.run(service.run(settings))

@@ -112,6 +112,10 @@ class Measurer:
         if timing is not None and size_bytes == self._sample_bytes.get(segment):
             self._judge(lambda drift: observed(drift, timing.median_s, took_s, self._ran_s))
 
+    def doubt(self) -> None:
+        """Look at the board's speed more often for a while: heat or clocks have changed."""
+        self._measured_s = time.monotonic()
+
     def _judge(self, judge: Callable[[Drift], Drift]) -> None:
         """Take a new look at the board's speed; a faster board than profiled was profiled under load."""
         with self._lock:

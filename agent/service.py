@@ -23,8 +23,10 @@ from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
-from shoal.clock import wall_ms
+from shoal.agent.watch import open_watch
+from shoal.clock import boot_s, wall_ms
 from shoal.errors import BoardError, ModelError
+from shoal.firmware_configs.schema import BoardConfig
 from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
@@ -35,8 +37,10 @@ from shoal.messages import (
     Heartbeat,
     Presence,
     Reported,
+    Vitals,
 )
 from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
+from shoal.profiler.power import External
 from shoal.records import Address, Array, BoardId, Profile
 from shoal.store import Store
 from shoal.wire import Envelope, topic
@@ -65,6 +69,10 @@ class Settings:
     state_dir: Path
     threads: int
     memory_bytes: int
+    config: BoardConfig
+    """What is known of this kind of board."""
+    meter: str | None
+    """Topic of a power meter of the operator's."""
 
 
 async def run(settings: Settings) -> None:
@@ -137,6 +145,14 @@ class Agent:
             self._report,
         )
         self._server = Server(self._board, self._dispatcher, http)
+        external = External(settings.meter, boot_s) if settings.meter else None
+        self._watch = open_watch(
+            incarnation,
+            settings.config,
+            settings.state_dir,
+            external,
+            working=lambda: self._executor.alone.locked() or self._dispatcher.in_flight > 0,
+        )
         self._mqtt = Mqtt(
             settings.broker,
             settings.cluster,
@@ -146,6 +162,7 @@ class Agent:
             ),
             will=Presence(incarnation=incarnation, state="lost"),
             will_board=self._board,
+            strangers={settings.meter: external.hear} if settings.meter and external else {},
         )
         self._desired: Desired | None = None
         self._news = asyncio.Event()
@@ -155,7 +172,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._refusal: BoardError | None = None
         self._alarmed_s: dict[BoardId, float] = {}
-        self._hardware: Hardware = facts()
+        self._hardware: Hardware = facts(settings.config)
         self._address: Address
 
     async def live(self) -> None:
@@ -186,6 +203,7 @@ class Agent:
                 self._profile,
                 self._tell_telemetry,
                 self._measurer.watch_speed,
+                partial(self._watch.run, self._tell_vitals),
                 partial(self._measurer.watch_links, self._neighbours),
             )
         ]
@@ -320,7 +338,13 @@ class Agent:
             await asyncio.sleep(TELEMETRY_S)
             report = self._dispatcher.telemetry(self._incarnation)
             if report is not None:
+                self._watch.answered(report.answered)
                 self._mqtt.publish(report, self._board)
+
+    def _tell_vitals(self, vitals: Vitals) -> None:
+        if self._watch.clocks_changed():
+            self._measurer.doubt()
+        self._mqtt.publish(vitals, self._board)
 
     def _report(self) -> None:
         desired = self._desired
@@ -335,6 +359,7 @@ class Agent:
         )
 
     def _ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+        self._watch.ran(took_s)
         self._measurer.ran(segment, size_bytes, took_s)
 
     def _profiled(self, profile: Profile) -> None:

@@ -188,6 +188,7 @@ class Mark:
     joules: float
     covered_s: float
     answered: int
+    busy_s: float
 
 
 def since(marks: Sequence[Mark], span_s: float) -> tuple[Mark, Mark] | None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from shoal.firmware_configs.schema import PowerSource
+from shoal.firmware_configs.schema import BoardConfig, PowerSource
 from shoal.firmware_configs.sysfs import Tree, Unreadable, Why
 from shoal.profiler.energy import Power, Reading
 
@@ -111,3 +111,13 @@ class Pmic:
 def open_pmic(tree: Tree, _source: PowerSource) -> Pmic:
     """Return the power chip of this Raspberry Pi.  Raises Unreadable."""
     return Pmic(Mailbox(tree).ask)
+
+
+def firmware(config: BoardConfig, tree: Tree) -> Ask | None:
+    """Return the way to ask this board's firmware; None if it is no Raspberry Pi, or not to be reached."""
+    if config.heat.flags != "raspberry":
+        return None
+    try:
+        return Mailbox(tree).ask
+    except Unreadable:
+        return None

@@ -9,12 +9,16 @@ from shoal.records import Address, BoardId, Profile, Sha256, check_name
 
 HEARTBEAT_S: Final = 0.25
 """Agents send a heartbeat so often."""
+VITALS_S: Final = 1.0
+"""Agents tell their power and heat so often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """What an agent found out about the machine it runs on."""
 
+    board: str
+    """Which kind of board it is, by its file in firmware_configs; `unknown` if there is none."""
     machine: str
     """As `uname -m` says it."""
     model: str

@@ -65,6 +65,7 @@ def address_of(board: BoardId, life: int = 1) -> Address:
 
 
 HARDWARE = Hardware(
+    board="raspberry-pi-5",
     machine="aarch64",
     model="Raspberry Pi 5",
     cores=4,

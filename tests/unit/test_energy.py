@@ -179,7 +179,7 @@ def test_no_request_has_no_energy_and_no_board_no_total() -> None:
 
 
 def test_a_stretch_of_time_lies_between_marks() -> None:
-    marks = [Mark(at_s=t, joules=2 * t, covered_s=t, answered=int(t)) for t in (0.0, 5.0, 10.0)]
+    marks = [Mark(at_s=t, joules=2 * t, covered_s=t, answered=int(t), busy_s=0.0) for t in (0.0, 5.0, 10.0)]
     assert energy.since(marks, 6.0) == (marks[1], marks[2])
     assert energy.since(marks, 1.0) is None
     assert energy.since([], 1.0) is None
