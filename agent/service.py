@@ -202,6 +202,7 @@ class Agent:
                 self._reconcile,
                 self._profile,
                 self._tell_telemetry,
+                self._measurer.watch_segments,
                 self._measurer.watch_speed,
                 partial(self._watch.run, self._tell_vitals),
                 partial(self._measurer.watch_links, self._neighbours),

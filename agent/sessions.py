@@ -55,6 +55,12 @@ class Sessions:
         with self._lock:
             return segment.model.sha256 in self._opened or self._needed([segment]) <= self.memory_bytes
 
+    @property
+    def room_bytes(self) -> int:
+        """Return the memory that weights of loaded segments leave."""
+        with self._lock:
+            return self.memory_bytes - sum(segment.weight_bytes for segment, _ in self._opened.values())
+
     def _needed(self, wanted: list[Segment]) -> int:
         """Return the memory of what is loaded and wanted: each session has its own copy of its weights."""
         held = {sha256: segment for sha256, (segment, _) in self._opened.items()}

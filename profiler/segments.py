@@ -1,24 +1,38 @@
-"""Times the segments of a bundle on this board."""
+"""Times the segments of a bundle on this board: each once at first, then more closely and at more counts."""
 
 import logging
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from shoal.errors import BoardError
+from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest, Segment
+from shoal.profiler.fit import CLOSE, Point, fit, known_within, settled
 from shoal.profiler.statistics import timing
-from shoal.records import Array, TensorSpec, Timing
+from shoal.records import Array, Law, TensorSpec, Timing
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
 RUNS: Final = 5
-BUDGET_S: Final = 1.5
-"""Most time for one segment's runs; at least one run is made."""
+FIRST_BUDGET_S: Final = 0.4
+"""Most time for the runs of a segment that is looked at for the first time; one run is always made."""
+REFINE_BUDGET_S: Final = 20.0
+"""Most time for looking more closely, at all segments together."""
+LEAST_ROUNDS: Final = 5
+MOST_ROUNDS: Final = 60
+SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
+"""Of the sample's tokens, at which segments are timed whose number of tokens can be chosen."""
+BATCHES: Final = (2, 4)
+"""Batches, beside that of the sample, at which segments are timed whose batch can be chosen."""
+
+OpenSegment = Callable[[Segment], Session]
+"""Raises BoardError where memory does not suffice."""
 
 
 def sample(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
@@ -30,20 +44,18 @@ def sample(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
 
 
 def measure(
-    manifest: Manifest,
-    open_segment: Callable[[Segment], Session],
-    alone: AbstractContextManager[object],
+    manifest: Manifest, open_segment: OpenSegment, alone: AbstractContextManager[object]
 ) -> Iterator[Mapping[str, Timing]]:
     """Measure every segment that the board can hold; yield what is known so far after each.
 
     Segments get what earlier ones made, so that shapes and indices in it make sense.  Those of one kind
-    cost the same: the first of a kind is timed for all.  `open_segment` raises BoardError where memory
-    does not suffice; while `alone` is held, nothing else of this agent computes.
+    cost the same: the first of a kind is timed for all.  While `alone` is held, nothing else of this agent
+    computes.
     """
     known: dict[str, Timing] = {}
     kinds: dict[str, Timing] = {}
     tensors = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
-    for segment in (manifest.whole, *manifest.segments):
+    for segment in (*manifest.segments, manifest.whole):
         try:
             session = open_segment(segment)
         except BoardError as error:
@@ -65,9 +77,151 @@ def time_runs(
 ) -> Timing:
     """Return the timing of a segment that is warm."""
     seconds: list[float] = []
-    while len(seconds) < runs and sum(seconds) < BUDGET_S:
-        with alone:
-            begun_s = time.perf_counter()
-            session.run(tensors)
-            seconds.append(time.perf_counter() - begun_s)
+    while len(seconds) < runs and sum(seconds) < FIRST_BUDGET_S:
+        seconds.append(_run_s(session, tensors, alone))
     return timing(seconds)
+
+
+def _run_s(session: Session, tensors: Mapping[str, Array], alone: AbstractContextManager[object]) -> float:
+    with alone:
+        begun_s = time.perf_counter()
+        session.run(tensors)
+        return time.perf_counter() - begun_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Counts at which a segment is timed, and the sizes of named dimensions that they stand for."""
+
+    rows: int
+    attended: int
+    sizes: Mapping[str, int]
+
+
+def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
+    """Return the counts at which to time a segment, the sample's first; one if none can be chosen.
+
+    The rows of a segment are those of its outputs.  A named dimension that its inputs have and its outputs
+    have not is that of the tokens it attends to; without one, its rows attend to one another.
+    """
+    made = _names(segment.outputs) - {manifest.batch}
+    local = sorted(name for name in made if name)
+    gathered = sorted(name for name in _names(segment.inputs) - made - {manifest.batch} if name)
+    batch = manifest.batch if manifest.batch in _names(segment.inputs) else None
+
+    def at(share: float, attended_share: float, batch_size: int | None) -> Counts:
+        sizes = dict(manifest.sample_sizes)
+        sizes |= {name: max(1, round(share * manifest.sample_sizes[name])) for name in local}
+        sizes |= {name: max(1, round(attended_share * manifest.sample_sizes[name])) for name in gathered}
+        if batch is not None and batch_size is not None:
+            sizes[batch] = batch_size
+        tokens = max([1, *(sizes[name] for name in local)])
+        return Counts(
+            rows=tokens * (sizes[batch] if batch else 1),
+            attended=max([1, *(sizes[name] for name in gathered or local)]),
+            sizes=sizes,
+        )
+
+    found = [at(1, 1, None)]
+    if local:
+        found += [at(share, 1 if gathered else share, None) for share in SHARES]
+    if gathered:
+        found += [at(share, share, None) for share in SHARES]
+    if batch is not None:
+        found += [at(1, 1, size) for size in BATCHES]
+    return list({(c.rows, c.attended): c for c in found}.values())
+
+
+def _names(specs: Sequence[TensorSpec]) -> set[str]:
+    return {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closer:
+    """What a closer look found of the segments of one kind."""
+
+    segments: tuple[str, ...]
+    timing: Timing | None
+    """At the sample's counts; None: it does not run, or not now."""
+    law: Law | None
+    """None: its counts cannot be chosen."""
+
+
+def refine(
+    manifest: Manifest,
+    open_segment: OpenSegment,
+    alone: AbstractContextManager[object],
+    known: Mapping[str, Timing],
+    *,
+    go_on: Callable[[], bool],
+    room_bytes: int,
+    budget_s: float = REFINE_BUDGET_S,
+) -> Iterator[Closer]:
+    """Look more closely at one segment of each kind in `known`, the slowest first, while `go_on` says so.
+
+    All counts of a segment are timed in turn, round after round, so that whatever else slows the board down
+    meanwhile slows all alike; a segment is done when every middle is known well, or its share of the time
+    is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
+    """
+    kinds: dict[str, list[Segment]] = {}
+    for segment in (*manifest.segments, manifest.whole):
+        if segment.name in known:
+            kinds.setdefault(segment.kind, []).append(segment)
+    todo = sorted(kinds.values(), key=lambda alike: -known[alike[0].name].median_s)
+    until_s = time.perf_counter() + budget_s
+    for index, alike in enumerate(todo):
+        left_s = until_s - time.perf_counter()
+        if left_s <= 0 or not go_on():
+            return
+        share_s = left_s / (len(todo) - index)
+        try:
+            found = _look_closer(manifest, alike, open_segment, alone, go_on, room_bytes, share_s)
+        except (BoardError, ModelError) as error:
+            log.info("not looked at more closely: %s", error)
+            found = Closer(segments=tuple(each.name for each in alike), timing=None, law=None)
+        yield found
+
+
+def _look_closer(
+    manifest: Manifest,
+    alike: Sequence[Segment],
+    open_segment: OpenSegment,
+    alone: AbstractContextManager[object],
+    go_on: Callable[[], bool],
+    room_bytes: int,
+    budget_s: float,
+) -> Closer:
+    begun_s = time.perf_counter()
+    segment = alike[0]
+    session = open_segment(segment)
+    usable: list[tuple[Counts, Mapping[str, Array], list[float]]] = []
+    wanted = counts(manifest, segment)
+    for each in wanted:
+        growth = each.rows / wanted[0].rows * max(1.0, each.attended / wanted[0].attended)
+        if each is not wanted[0] and segment.weight_bytes + growth * segment.work_bytes > room_bytes:
+            continue
+        tensors: Mapping[str, Array] = {spec.name: sample(spec, each.sizes) for spec in segment.inputs}
+        try:
+            _run_s(session, tensors, alone)  # the warm-up
+        except (BoardError, ModelError) as error:
+            if not usable:
+                raise
+            log.info("%s does not run at %d rows: %s", segment.name, each.rows, error)
+            continue
+        usable.append((each, tensors, []))
+    for number in range(MOST_ROUNDS):
+        if number >= LEAST_ROUNDS and all(known_within(settled(r)) <= CLOSE for _, _, r in usable):
+            break
+        if number >= 1 and (time.perf_counter() - begun_s > budget_s or not go_on()):
+            break
+        for _, tensors, readings in usable:
+            readings.append(_run_s(session, tensors, alone))
+    points = [
+        Point(rows=each.rows, attended=each.attended, seconds=statistics.median(settled(readings)))
+        for each, _, readings in usable
+    ]
+    return Closer(
+        segments=tuple(each.name for each in alike),
+        timing=timing(settled(usable[0][2])),
+        law=fit(points) if len(points) > 1 else None,
+    )

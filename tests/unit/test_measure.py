@@ -74,6 +74,10 @@ class Board:
         return 0.001 + size_bytes / 1e6
 
     @property
+    def room_bytes(self) -> int:
+        return self.memory_bytes
+
+    @property
     def profile(self) -> Profile:
         return self.published[-1]
 
@@ -188,3 +192,50 @@ def test_a_link_over_which_nothing_comes_back_is_forgotten(tmp_path: Path) -> No
     board.ping_fails = True
     board.measurer._measure_link(B)
     assert B not in board.profile.links
+
+
+def test_a_closer_look_replaces_what_was_measured_in_a_rush_and_is_kept(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.takes_s = 0.02
+    board.measurer.measure(BUNDLE, MODEL)
+    board.takes_s = 0.005
+    board.measurer.refine()
+    assert 0.005 <= board.profile.segments["s00"].median_s < 0.015
+    assert board.profile.segments["s00"].runs >= 5
+    runs = len(board.runs)
+    board.measurer.refine()
+    assert len(board.runs) == runs, "all is known well"
+    again = Board(tmp_path)
+    again.measurer.measure(BUNDLE, MODEL)
+    assert again.profile.segments == board.profile.segments
+
+
+def test_a_board_that_serves_is_not_looked_at_more_closely(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.measurer.ran("s00", size(MODEL, "s00"), 0.002)
+    runs = len(board.runs)
+    board.measurer.refine()
+    assert len(board.runs) == runs
+
+
+def test_what_does_not_fit_is_tried_once_and_not_for_ever(tmp_path: Path) -> None:
+    board = Board(tmp_path, room=1500)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.measurer.refine()
+    assert board.profile.segments.keys() == {WHOLE, *PARTS}
+    assert board.measurer._unsure == frozenset()
+
+
+def test_a_slow_spell_during_a_closer_look_is_no_slower_board(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """Readings taken while the board is known to run at a third count as three times as fast."""
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    serve(board, clock, "s00", 3 * board.profile.segments["s00"].median_s)
+    assert board.profile.slowdown == pytest.approx(3.0)
+    clock.now_s += 10.0
+    board.takes_s = 0.006
+    board.measurer.refine()
+    assert board.profile.segments["s00"].median_s == pytest.approx(0.006, rel=0.2)
+    serve(board, clock, "s00", 0.002)
+    assert board.profile.segments["s00"].median_s == pytest.approx(0.002, rel=0.25)
