@@ -1,4 +1,4 @@
-"""`shoal agent`: the command that a board runs."""
+"""`shoal agent`, `shoal profile`, `shoal doctor`: the commands that are for a board."""
 
 import asyncio
 import logging
@@ -7,13 +7,27 @@ from pathlib import Path
 
 import click
 
-from shoal.errors import ConfigError
+from shoal.encoding import to_json
+from shoal.errors import BoardError, ConfigError
+from shoal.firmware_configs.boards import choose
 from shoal.firmware_configs.sysfs import Tree
 from shoal.records import BoardId, check_name
 
+_board_option = click.option(
+    "--board",
+    metavar="ID|FILE.toml",
+    help="Kind of board, as in firmware_configs, or a file like those.  [default: what is found]",
+)
+_root_option = click.option(
+    "--sysfs-root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default="/",
+    help="Look for /sys, /proc and /dev below this folder, such as a recorded board.",
+)
 
-@click.command()
-@click.option("--broker", required=True, metavar="mqtt://HOST[:PORT]", help="Where the MQTT broker is.")
+
+@click.group(invoke_without_command=True)
+@click.option("--broker", metavar="mqtt://HOST[:PORT]", help="Where the MQTT broker is.  [required]")
 @click.option("--name", default=lambda: platform.node().split(".")[0], show_default="host name")
 @click.option("--cluster", default="default", show_default=True)
 @click.option(
@@ -43,15 +57,13 @@ from shoal.records import BoardId, check_name
     type=click.FloatRange(0, min_open=True),
     help="Memory for weights and activations.  [default: 80 % of what is free]",
 )
-@click.option(
-    "--board",
-    metavar="ID|FILE.toml",
-    help="Kind of board, as in firmware_configs, or a file like those.  [default: what is found]",
-)
+@_board_option
 @click.option("--meter", metavar="TOPIC", help="MQTT topic at which a power meter of yours publishes watts.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.pass_context
 def agent(
-    broker: str,
+    context: click.Context,
+    broker: str | None,
     name: str,
     cluster: str,
     host: str | None,
@@ -69,6 +81,10 @@ def agent(
     It needs no list of other boards: it meets them at the broker.  Without the broker or the coordinator
     it goes on with the last plan.  Stop it with Ctrl-C or SIGTERM; requests under way are finished first.
     """
+    if context.invoked_subcommand is not None:
+        return
+    if broker is None:
+        raise click.UsageError("Missing option '--broker'.")
     from shoal.agent import hardware, service
 
     logging.basicConfig(
@@ -81,7 +97,7 @@ def agent(
         check_name("--cluster", cluster)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    config = hardware.board_config(board, Tree())
+    config = choose(board, Tree())
     settings = service.Settings(
         broker=broker,
         cluster=cluster,
@@ -96,3 +112,67 @@ def agent(
         meter=meter,
     )
     asyncio.run(service.run(settings))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--threads", type=click.IntRange(1), help="Cores for inference.  [default: all that help]")
+@click.option("--memory", metavar="MB", type=click.FloatRange(0, min_open=True))
+@click.option("--seconds", type=click.FloatRange(1), default=20.0, show_default=True, help="Most to spend.")
+@click.option(
+    "--broker", metavar="mqtt://HOST[:PORT]", help="Measure the links to the agents of this broker too."
+)
+@click.option("--cluster", default="default", show_default=True)
+@_board_option
+@_root_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def profile(
+    bundle: Path,
+    threads: int | None,
+    memory: float | None,
+    seconds: float,
+    broker: str | None,
+    cluster: str,
+    board: str | None,
+    sysfs_root: Path,
+    as_json: bool,
+) -> None:
+    """Time the segments of BUNDLE on this board, with power, heat and network; nothing else is needed.
+
+    Energy is that above idling, of one run.  Times by counts: n is rows (tokens times batch), m the tokens
+    that each attends to.
+    """
+    from shoal.agent import hardware, links, look
+
+    tree = Tree(sysfs_root)
+    config = choose(board, tree)
+    found = look.profile(
+        bundle,
+        config,
+        tree,
+        threads=threads or hardware.useful_threads(config),
+        memory=int(memory * 1e6) if memory else hardware.offered_memory_bytes(config),
+        budget_s=seconds,
+        links=lambda: asyncio.run(links.measure_all(broker, cluster)) if broker else {},
+    )
+    click.echo(to_json(found).decode() if as_json else look.render(found))
+
+
+@click.command()
+@_board_option
+@_root_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def doctor(board: str | None, sysfs_root: Path, as_json: bool) -> None:
+    """Say in plain words what of this board will hurt, and what helps; nothing is changed.
+
+    Exits 0, or 5 if something is wrong (marked !!).
+    """
+    from shoal.agent import symptoms
+    from shoal.profiler.doctor import examine
+
+    tree = Tree(sysfs_root)
+    state_dir = Path.home() / ".local" / "state" / "shoal"
+    found = examine(symptoms.symptoms(choose(board, tree), tree, state_dir))
+    click.echo(to_json(found).decode() if as_json else symptoms.render(found))
+    if any(finding.weight == "wrong" for finding in found):
+        raise SystemExit(BoardError.exit_code)

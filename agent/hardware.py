@@ -18,16 +18,6 @@ MEMORY_SHARE: Final = 0.8
 """Of the memory that is free at start, so much is offered to programs unless the operator says else."""
 
 
-def board_config(board: str | None, tree: Tree) -> BoardConfig:
-    """Return what is known of the kind of this board: as found, or of the id or file that `board` names.
-
-    Raises ConfigError.
-    """
-    if board is None:
-        return boards.detect(tree)
-    return boards.load_file(Path(board)) if board.endswith(boards.SUFFIX) else boards.load(board)
-
-
 def facts(config: BoardConfig) -> Hardware:
     """Return the hardware facts of this machine, of which `config` is the kind."""
     return Hardware(

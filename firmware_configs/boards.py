@@ -137,6 +137,16 @@ def detect(tree: Tree) -> BoardConfig:
     return best if likeness else generate(identity, tree)
 
 
+def choose(board: str | None, tree: Tree) -> BoardConfig:
+    """Return the kind of board that is found, or that of the id or file which `board` names.
+
+    Raises ConfigError.
+    """
+    if board is None:
+        return detect(tree)
+    return load_file(Path(board)) if board.endswith(SUFFIX) else load(board)
+
+
 def _likeness(match: Match, identity: Identity) -> int:
     """Return the length of the longest text that matches; a part number outweighs any name."""
     exact = [1000 + len(each) for each in match.compatible if each in identity.compatible]

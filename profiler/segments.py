@@ -96,6 +96,8 @@ class Counts:
     rows: int
     attended: int
     sizes: Mapping[str, int]
+    growth: float
+    """By how much more is computed than for the sample, at most."""
 
 
 def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
@@ -116,10 +118,13 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
         if batch is not None and batch_size is not None:
             sizes[batch] = batch_size
         tokens = max([1, *(sizes[name] for name in local)])
+        whole = max([1, *(manifest.sample_sizes[name] for name in local)])
+        grown = sizes[batch] / manifest.sample_sizes[batch] if batch else 1.0
         return Counts(
             rows=tokens * (sizes[batch] if batch else 1),
             attended=max([1, *(sizes[name] for name in gathered or local)]),
             sizes=sizes,
+            growth=grown * tokens / whole,
         )
 
     found = [at(1, 1, None)]
@@ -167,39 +172,46 @@ def refine(
     for segment in (*manifest.segments, manifest.whole):
         if segment.name in known:
             kinds.setdefault(segment.kind, []).append(segment)
-    todo = sorted(kinds.values(), key=lambda alike: -known[alike[0].name].median_s)
+    todo = []
+    for alike in kinds.values():
+        wanted = [c for c in counts(manifest, alike[0]) if _fits(alike[0], c, room_bytes)]
+        todo.append((alike, wanted, known[alike[0].name].median_s))
+    todo.sort(key=lambda each: -each[2])
     until_s = time.perf_counter() + budget_s
-    for index, alike in enumerate(todo):
+    for index, (alike, wanted, run_s) in enumerate(todo):
         left_s = until_s - time.perf_counter()
         if left_s <= 0 or not go_on():
             return
-        share_s = left_s / (len(todo) - index)
+        costs_s = [once_s * sum(c.growth for c in each) for _, each, once_s in todo[index:]]
+        share_s = left_s * costs_s[0] / sum(costs_s)
+        affordable = share_s / ((LEAST_ROUNDS + 1) * run_s)
+        while len(wanted) > 1 and sum(c.growth for c in wanted) > affordable:
+            wanted.remove(max(wanted[1:], key=lambda c: c.growth))
         try:
-            found = _look_closer(manifest, alike, open_segment, alone, go_on, room_bytes, share_s)
+            found = _look_closer(alike, wanted, open_segment, alone, go_on, share_s)
         except (BoardError, ModelError) as error:
             log.info("not looked at more closely: %s", error)
             found = Closer(segments=tuple(each.name for each in alike), timing=None, law=None)
         yield found
 
 
+def _fits(segment: Segment, each: Counts, room_bytes: int) -> bool:
+    return each.growth == 1.0 or segment.weight_bytes + each.growth * segment.work_bytes <= room_bytes
+
+
 def _look_closer(
-    manifest: Manifest,
     alike: Sequence[Segment],
+    wanted: Sequence[Counts],
     open_segment: OpenSegment,
     alone: AbstractContextManager[object],
     go_on: Callable[[], bool],
-    room_bytes: int,
     budget_s: float,
 ) -> Closer:
     begun_s = time.perf_counter()
     segment = alike[0]
     session = open_segment(segment)
     usable: list[tuple[Counts, Mapping[str, Array], list[float]]] = []
-    wanted = counts(manifest, segment)
     for each in wanted:
-        growth = each.rows / wanted[0].rows * max(1.0, each.attended / wanted[0].attended)
-        if each is not wanted[0] and segment.weight_bytes + growth * segment.work_bytes > room_bytes:
-            continue
         tensors: Mapping[str, Array] = {spec.name: sample(spec, each.sizes) for spec in segment.inputs}
         try:
             _run_s(session, tensors, alone)  # the warm-up
