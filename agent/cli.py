@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import platform
 from pathlib import Path
 
@@ -85,18 +86,14 @@ def agent(
         return
     if broker is None:
         raise click.UsageError("Missing option '--broker'.")
-    from shoal.agent import hardware, service
+    from shoal.agent import hardware, service, supervisor
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format=f"%(asctime)s {name} %(levelname)s %(message)s",
     )
     logging.getLogger("shoal.agent.service").setLevel(logging.INFO)  # where it can be reached
-    try:
-        check_name("--name", name)
-        check_name("--cluster", cluster)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    _check_names(name, cluster)
     config = choose(board, Tree())
     settings = service.Settings(
         broker=broker,
@@ -111,7 +108,61 @@ def agent(
         config=config,
         meter=meter,
     )
-    asyncio.run(service.run(settings))
+    asyncio.run(service.run(settings, supervisor.Supervisor(os.environ)))
+
+
+@agent.command()
+@click.option("--broker", metavar="mqtt://[USER:PASSWORD@]HOST[:PORT]", help="Where the MQTT broker is.")
+@click.option("--cluster", default="default", show_default=True)
+@click.option("--name", help="Name of the board.  [default: host name]")
+@_board_option
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+@click.option("--uninstall", is_flag=True, help="Take the service away; /var/lib/shoal stays.")
+def install(
+    broker: str | None, cluster: str, name: str | None, board: str | None, dry_run: bool, uninstall: bool
+) -> None:
+    """Make the agent a service of this board (as root): unit, user, state directory, udev rules.
+
+    Run it again to change something; what is as wanted is left alone.
+    """
+    import grp
+    import sys
+
+    from shoal.agent import install as steps
+
+    root = Path("/")
+    if uninstall:
+        if dry_run:
+            raise click.UsageError("--uninstall has no --dry-run.")
+        if not steps.remove(root, steps.run_program, click.echo):
+            click.echo("the agent is not installed")
+        return
+    if broker is None:
+        raise click.UsageError("Missing option '--broker'.")
+    _check_names(name or "board", cluster)
+    wanted = steps.Wanted(
+        config=choose(board, Tree()),
+        broker=broker,
+        cluster=cluster,
+        name=name,
+        program=str(Path(sys.argv[0]).absolute()),
+    )
+    running = Path("/run/systemd/system").is_dir()  # as sd_booted(3) tells
+    found = steps.plan(wanted, [group.gr_name for group in grp.getgrall()], running=running)
+    if dry_run:
+        click.echo(steps.show(found, root))
+    elif not steps.apply(found, root, steps.run_program, click.echo):
+        click.echo("all is as wanted already")
+    if not running:
+        click.echo("systemd does not run here: the service starts when the board does", err=True)
+
+
+def _check_names(name: str, cluster: str) -> None:
+    try:
+        check_name("--name", name)
+        check_name("--cluster", cluster)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @click.command()

@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from shoal import __version__
+from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
@@ -23,8 +24,9 @@ from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
+from shoal.agent.supervisor import Progress, Supervisor
 from shoal.agent.watch import open_watch
-from shoal.clock import boot_s, wall_ms
+from shoal.clock import boot_s
 from shoal.errors import BoardError, ModelError
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.manifest import Manifest
@@ -75,53 +77,29 @@ class Settings:
     """Topic of a power meter of the operator's."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, supervisor: Supervisor) -> None:
     """Be a board until told to stop.  Raises BoardError if another agent has the same name."""
     parse_url(settings.broker)
-    incarnation = await _claim(settings)
-    async with aiohttp.ClientSession() as http:
-        agent = Agent(settings, incarnation, http)
-        await agent.live()
-
-
-async def _claim(settings: Settings) -> int:
-    """Return this life's incarnation, larger than any before it.
-
-    Raises BoardError if an agent of that name is alive: its heartbeats are heard.
-    """
-    filters = tuple(topic(settings.cluster, kind, settings.name) for kind in (Presence, Heartbeat))
-    scout = Mqtt(settings.broker, settings.cluster, f"{settings.name}-scout", filters=filters)
-    scout.start()
-    before: Presence | None = None
-    until_s: float | None = None
+    supervisor.say(READY="1", STATUS=f"looking for the broker {settings.broker}")
+    feeding = asyncio.ensure_future(supervisor.feed())
     try:
-        while until_s is None or time.monotonic() < until_s:
-            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            event = await scout.next(left_s)
-            if event is None:
-                break
-            if isinstance(event, Down):
-                log.warning("broker %s: %s; trying again", scout.url, event.reason)
-            elif isinstance(event, Up):
-                known = before is not None and before.state == "online"
-                until_s = time.monotonic() + (3 * HEARTBEAT_S if known else 0.0)
-            elif isinstance(event.message, Presence):
-                before = event.message
-            elif isinstance(event.message, Heartbeat):
-                raise BoardError(
-                    f"{settings.name}: another agent with this name is in cluster {settings.cluster}; "
-                    f"give each board its own --name"
-                )
+        incarnation = await claim(settings.broker, settings.cluster, settings.name)
+        async with aiohttp.ClientSession() as http:
+            agent = Agent(settings, incarnation, http, supervisor)
+            await agent.live()
     finally:
-        await scout.stop()
-    return max(wall_ms(), before.incarnation + 1 if before else 0)
+        supervisor.say(STOPPING="1")
+        feeding.cancel()
 
 
 class Agent:
     """One board, put together."""
 
-    def __init__(self, settings: Settings, incarnation: int, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, settings: Settings, incarnation: int, http: aiohttp.ClientSession, supervisor: Supervisor
+    ) -> None:
         self._settings = settings
+        self._supervisor = supervisor
         self._board = settings.name
         self._incarnation = incarnation
         self._store = Store(settings.state_dir)
@@ -129,6 +107,7 @@ class Agent:
         self._executor = Executor(self._board, self._ran, self._alarm)
         self._peers = Peers(settings.cluster, self._board, self._executor.begin)
         self._executor.connect(self._peers)
+        self._progress = supervisor.alive = Progress(self._executor.alone)
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._board, self._executor, self._resort)
         self._measurer = Measurer(
@@ -193,6 +172,7 @@ class Agent:
         log.info(
             "board %s: requests on %s, tensors on port %d", self._board, self._address.http_url, data_port
         )
+        self._supervisor.say(STATUS=f"requests on {self._address.http_url}")
         self._mqtt.start()
         tasks = [
             self._loop.create_task(_supervised(work))
@@ -360,6 +340,7 @@ class Agent:
         )
 
     def _ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+        self._progress.ran()
         self._watch.ran(took_s)
         self._measurer.ran(segment, size_bytes, took_s)
 
