@@ -16,9 +16,10 @@ from typing import Final
 from shoal import frames
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
+from shoal.collective import BOUNDS, count, handed_out, made_of, waited_for
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import Header, Kind
-from shoal.program import Exchange, Plan, Program, Run
+from shoal.program import RANGE, Collective, Exchange, Plan, Program, Run, Step
 from shoal.records import Array, BoardId
 from shoal.session import Session
 
@@ -57,6 +58,14 @@ class _Attempt:
     inbox: Inbox
     others: frozenset[BoardId]
     deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Awaited:
+    """A collective that has begun, and this board's own tensors in it."""
+
+    step: Collective
+    mine: Mapping[str, Array]
 
 
 class Executor:
@@ -227,7 +236,11 @@ class Executor:
         last_use = held.last_uses.get(header.lane)
         if last_use is None:
             last_use = held.last_uses[header.lane] = _last_uses(program, held.sessions)
+        awaited: dict[str, _Awaited] = {}
         for position, step in enumerate(program.steps):
+            for name in _needs(step, held.sessions):
+                if name in awaited:
+                    tensors |= self._settle(part, awaited[name], awaited)
             if isinstance(step, Run):
                 session = held.sessions[step.segment]
                 size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
@@ -237,23 +250,40 @@ class Executor:
                     took_s = time.perf_counter() - begun_s
                 self._on_run(step.segment, size_bytes, took_s)
                 tensors |= made
+            elif isinstance(step, Collective):
+                for peer, arrays in handed_out(step, self._board, tensors).items():
+                    self._send(part, peer, step.tag, arrays)
+                mine = {name: tensors[name] for name in _needs(step, held.sessions) if name in tensors}
+                awaited |= dict.fromkeys(_makes(step), _Awaited(step=step, mine=mine))
             elif step.kind == "send":
-                self.peers.send(
-                    step.peer,
-                    frames.tensors(
-                        [tensors[name] for name in step.tensors],
-                        attempt=header.attempt,
-                        epoch=header.epoch,
-                        lane=header.lane,
-                        tag=step.tag,
-                    ),
-                )
+                self._send(part, step.peer, step.tag, [tensors[name] for name in step.tensors])
             else:
                 arrays = part.inbox.take(step.tag, len(step.tensors), step.peer, part.deadline_s)
                 tensors |= dict(zip(step.tensors, arrays, strict=True))
             for name in [n for n in tensors if last_use.get(n, -1) <= position and n not in wanted]:
                 del tensors[name]
+        for name in wanted:
+            if name in awaited:
+                tensors |= self._settle(part, awaited[name], awaited)
         return {name: tensors[name] for name in wanted}
+
+    def _send(self, part: _Attempt, peer: BoardId, tag: int, arrays: Sequence[Array]) -> None:
+        header = part.header
+        buffers = frames.tensors(
+            arrays, attempt=header.attempt, epoch=header.epoch, lane=header.lane, tag=tag
+        )
+        self.peers.send(peer, buffers)
+
+    def _settle(self, part: _Attempt, waits: _Awaited, awaited: dict[str, _Awaited]) -> dict[str, Array]:
+        """Wait for what the others hand over in a collective, and return what is made of it."""
+        step = waits.step
+        handed = {
+            peer: part.inbox.take(step.tag, count(step), peer, part.deadline_s)
+            for peer in waited_for(step, self._board, waits.mine)
+        }
+        for name in _makes(step):
+            del awaited[name]
+        return made_of(step, self._board, waits.mine, handed)
 
     def _tell(self, part: _Attempt, error: ShoalError) -> None:
         kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT
@@ -273,12 +303,20 @@ class Executor:
             held.active -= 1
 
 
+def _needs(step: Step, sessions: Mapping[str, Session]) -> tuple[str, ...]:
+    """Return the tensors that a step reads."""
+    if isinstance(step, Run):
+        return sessions[step.segment].inputs
+    if isinstance(step, Exchange) and step.kind == "recv":
+        return ()
+    return (*step.tensors, BOUNDS) if isinstance(step, Collective) and step.rows else step.tensors
+
+
+def _makes(step: Collective) -> tuple[str, ...]:
+    """Return the tensors of which a collective makes at least some boards' own."""
+    return (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made
+
+
 def _last_uses(program: Program, sessions: Mapping[str, Session]) -> dict[str, int]:
-    """Return the last step that needs each tensor."""
-    uses: dict[str, int] = {}
-    for position, step in enumerate(program.steps):
-        if isinstance(step, Run):
-            uses |= dict.fromkeys(sessions[step.segment].inputs, position)
-        elif isinstance(step, Exchange) and step.kind == "send":
-            uses |= dict.fromkeys(step.tensors, position)
-    return uses
+    """Return the last step that needs each tensor; what a collective needs later, it keeps itself."""
+    return {name: position for position, step in enumerate(program.steps) for name in _needs(step, sessions)}

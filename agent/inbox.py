@@ -16,18 +16,18 @@ class Inbox:
 
     def __init__(self, peers: frozenset[BoardId]) -> None:
         self.peers = peers
-        self._arrived: dict[int, dict[int, Array]] = {}
+        self._arrived: dict[tuple[int, BoardId], dict[int, Array]] = {}
         self._size_bytes = 0
         self._over: Exception | None = None
         self._changed = threading.Condition()
 
-    def put(self, header: Header, array: Array) -> None:
-        """Take a tensor of an exchange."""
+    def put(self, header: Header, peer: BoardId, array: Array) -> None:
+        """Take a tensor that `peer` handed over in an exchange."""
         with self._changed:
             self._size_bytes += array.nbytes
             if self._size_bytes > MAX_INBOX_BYTES:
                 self._over = BoardError(f"more than {MAX_INBOX_BYTES} bytes came for one request")
-            self._arrived.setdefault(header.tag, {})[header.index] = array
+            self._arrived.setdefault((header.tag, peer), {})[header.index] = array
             self._changed.notify_all()
 
     def end(self, why: Exception) -> None:
@@ -37,16 +37,16 @@ class Inbox:
             self._changed.notify_all()
 
     def take(self, tag: int, count: int, peer: BoardId, deadline_s: float) -> list[Array]:
-        """Return the `count` tensors of exchange `tag`, in order, as soon as all are here.
+        """Return the `count` tensors that `peer` hands over in exchange `tag`, in order, once all are here.
 
         Raises what `end` was given, or BoardError at `deadline_s` (of time.monotonic): that is no proof
         against the link, which ends its connection if it is at fault.
         """
         with self._changed:
             while True:
-                here = self._arrived.get(tag, {})
+                here = self._arrived.get((tag, peer), {})
                 if len(here) >= count and all(index in here for index in range(count)):
-                    del self._arrived[tag]
+                    self._arrived.pop((tag, peer), None)
                     self._size_bytes -= sum(array.nbytes for array in here.values())
                     return [here[index] for index in range(count)]
                 if self._over is not None:

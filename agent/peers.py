@@ -296,7 +296,7 @@ class Peers:
             self.dropped += 1
             log.warning("dropped a tensor of %s, which has no part in that request", peer)
             return
-        inbox.put(header, array)
+        inbox.put(header, peer, array)
 
     def _lost(self, connection: Connection, why: str) -> None:
         peer = connection.peer

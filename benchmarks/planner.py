@@ -49,6 +49,7 @@ def chain(length: int) -> Manifest:
         whole=segment(WHOLE, 0, length),
         segments=tuple(segment(f"s{i:02d}", i, i + 1) for i in range(length)),
         cuts=cuts,
+        shardings=(),
         verification=proofs,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from shoal import manifest as manifests
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
-from shoal.program import Exchange, Lane, Prediction, Program, Run
+from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run
 from shoal.records import BoardId, LinkProfile, Profile
 
 Profiles = Mapping[BoardId, Profile]
@@ -70,6 +70,8 @@ def _lane_latency_s(
                 step = program.steps[position[board]]
                 if isinstance(step, Run):
                     now_s[board] += segment_s(profiles[board], step.segment)
+                elif isinstance(step, Collective):
+                    raise PlanError("plan: what a collective costs is not known")
                 elif step.kind == "send":
                     path = _usable(profiles, barred, board, step.peer)
                     duration_s = path.rtt_s / 2 + _exchange_bytes(manifest, step) / path.goodput_bytes_per_s

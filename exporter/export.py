@@ -110,6 +110,7 @@ class _Export:
             whole=whole,
             segments=segments,
             cuts=writer.cuts(cuts),
+            shardings=(),
             verification=verification,
         )
 

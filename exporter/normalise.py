@@ -72,6 +72,14 @@ def name_free_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def rename_size(model: onnx.ModelProto, old: str, new: str) -> None:
+    """Give the named size `old` of the inputs and outputs another name."""
+    for port in (*model.graph.input, *model.graph.output):
+        for dim in port.type.tensor_type.shape.dim:
+            if dim.dim_param == old:
+                dim.dim_param = new
+
+
 def prune(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove nodes that lead to no output, and weights that no node reads."""
     graph = model.graph

@@ -67,7 +67,7 @@ class SegmentWriter:
         path = self._folder / f"{name}.onnx"
         content = model.SerializeToString(deterministic=True)
         path.write_bytes(content)
-        _check(path)
+        check_file(path)
         specs = tuple(self._spec(name) for name in inputs)
         running = nodes | self._graph.copies_of(nodes) & self._graph.varying
         blobs = {blob_of(tensor) for tensor in weights_in(model.graph) if is_external(tensor)}
@@ -116,7 +116,8 @@ class SegmentWriter:
         return helper.make_tensor_value_info(name, data_type, self._tensors[name].dims)
 
 
-def _check(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise ModelError, naming the file, unless it is a valid ONNX model."""
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:

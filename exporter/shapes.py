@@ -14,7 +14,8 @@ import onnx
 
 from shoal.errors import ModelError
 from shoal.exporter.look import Look, Sizes, dtype_word
-from shoal.exporter.samples import Sample, Use, make_sample
+from shoal.exporter.normalise import rename_size
+from shoal.exporter.samples import Sample, Use, choose_sizes, make_sample
 from shoal.exporter.view import initializers
 from shoal.records import ITEM_BYTES, Dim, TensorSpec
 
@@ -98,6 +99,29 @@ def find_tensors(
         fixed = tuple(int(size) for size in weight.dims)
         found[name] = Tensor(dtype=dtype_word(weight.data_type), sizes=fixed, dims=fixed)
     return found
+
+
+def unify_sizes(model: onnx.ModelProto, folder: Path, uses: Mapping[str, Use]) -> None:
+    """Give one name to sizes of inputs that have to be the same, whatever the file calls them.
+
+    Exporters invent a name for each input's batch and length.  Those at the same place that cannot differ
+    are one.
+    """
+    inputs = input_specs(model.graph)
+    places: dict[int, dict[str, None]] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape if len(spec.shape) > 1 else ()):
+            if isinstance(dim, str):
+                places.setdefault(axis, {})[dim] = None
+    sizes = choose_sizes(inputs, {})
+    for first, *others in (list(names) for names in places.values()):
+        for name in others:
+            apart = {**sizes, first: 2, name: 3}
+            try:
+                Look(model, folder).at(apart, make_sample(inputs, uses, apart, seed=1))
+            except ModelError:
+                rename_size(model, name, first)
+                sizes[name] = sizes[first]
 
 
 def _variants(sizes: Mapping[str, int]) -> Iterator[Mapping[str, int]]:

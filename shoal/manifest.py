@@ -8,21 +8,54 @@ A bundle is a folder:
 
 Segments stand in execution order, and a cut lies before each of them but the first: cut i is the set
 of tensors that segments 0..i-1 and the inputs hand to segments i and later.
+
+A sharding is a way to run the model on several boards at once: steps that the boards take together, over
+segments of its own.  A board has a range of *units*: tokens of the request, or heads and columns of the
+weights.  In its tensors the named dimension `ROWS` is how many tokens the board has and `COLUMNS` how
+many it has gathered.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from shoal.encoding import build
 from shoal.errors import ModelError, WireError
 from shoal.records import Blob, Sha256, TensorSpec, check_name
 
 FORMAT = "shoal-bundle"
-VERSION = 1
+VERSION = 2
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
+ROWS = "shoal.rows"
+COLUMNS = "shoal.columns"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """A weight of which a board holds a range: its bytes are [outer, units, unit_bytes]."""
+
+    tensor: str
+    """The initializer's name in the segment's ONNX file, which declares it whole."""
+    blob: Blob
+    axis: int
+    """The axis along which it is divided; `outer` is 1 where a range of units is a range of bytes."""
+    outer: int
+    units: int
+    unit_bytes: int
+    sha256s: tuple[Sha256, ...]
+    """Of each unit's bytes, so that a range can be verified without the rest."""
+
+    def __post_init__(self) -> None:
+        if self.outer * self.units * self.unit_bytes != self.blob.size_bytes:
+            raise ValueError(
+                f"slice {self.tensor}: expected {self.blob.size_bytes} bytes in all, got {self.outer} x "
+                f"{self.units} x {self.unit_bytes}"
+            )
+        if len(self.sha256s) != self.units:
+            raise ValueError(f"slice {self.tensor}: expected {self.units} digests, got {len(self.sha256s)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +74,15 @@ class Segment:
     """Floating-point operations of one run at the sample sizes; an estimate."""
     work_bytes: int
     """Memory that one run needs beyond weights, at the sample sizes; an estimate."""
+    units: int = 0
+    """How many units a board can hold a range of; 0: it is held whole."""
+    slices: tuple[Slice, ...] = ()
+    """Those of the weights that are held in ranges."""
 
     def __post_init__(self) -> None:
         check_name("segment", self.name)
+        if bool(self.units) != bool(self.slices):
+            raise ValueError(f"segment {self.name}: expected units and slices together, got {self.units}")
 
     @property
     def weight_bytes(self) -> int:
@@ -69,6 +108,55 @@ class Cut:
     tensors: tuple[TensorSpec, ...]
     size_bytes: int
     """At the sample sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRun:
+    """A step of a sharding: run a segment, at every board or at the lead only."""
+
+    segment: str
+    lead_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardCollective:
+    """A step of a sharding at which the boards meet; see `shoal.program.Collective`."""
+
+    kind: Literal["broadcast", "scatter", "gather", "reduce"]
+    tensors: tuple[TensorSpec, ...]
+    """What each board (of a broadcast or scatter: the lead) hands in."""
+    made: tuple[TensorSpec, ...]
+    axes: tuple[int, ...]
+    to_lead: bool
+    """What is made is made at the lead only."""
+    rows: tuple[int, ...]
+
+
+ShardStep = ShardRun | ShardCollective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """A way to run the model on several boards at once."""
+
+    name: str
+    """Distinct within the bundle."""
+    strategy: Literal["sequence", "tensor"]
+    point: str
+    """Of a sequence: what is gathered, `kv` (projected already) or `hidden` (the rows they are made of)."""
+    units: int
+    """At the sample sizes: the most boards among which it can be divided."""
+    causal: bool
+    """A board needs the rows before its own only."""
+    steps: tuple[ShardStep, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def exchanges(self) -> int:
+        """Return how many times all boards wait for all others in one request."""
+        return sum(1 for s in self.steps if isinstance(s, ShardCollective) and not s.to_lead) - sum(
+            1 for s in self.steps if isinstance(s, ShardCollective) and s.kind in ("broadcast", "scatter")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +192,7 @@ class Manifest:
     whole: Segment
     segments: tuple[Segment, ...]
     cuts: tuple[Cut, ...]
+    shardings: tuple[Sharding, ...]
     verification: tuple[Verification, ...]
 
     def __post_init__(self) -> None:
@@ -113,7 +202,7 @@ class Manifest:
                 f"bundle {self.name}: expected one cut fewer than segments, got "
                 f"{len(self.cuts)} cuts and {len(self.segments)} segments"
             )
-        names = [segment.name for segment in (*self.segments, self.whole)]
+        names = [segment.name for segment in self._all_segments]
         if len(set(names)) != len(names):
             raise ValueError(f"bundle {self.name}: expected distinct segment names, got {names}")
         if self.whole.name != WHOLE:
@@ -132,8 +221,13 @@ class Manifest:
 
     @cached_property
     def by_name(self) -> Mapping[str, Segment]:
-        """Return all segments, the whole included, by name."""
-        return {segment.name: segment for segment in (*self.segments, self.whole)}
+        """Return all segments, the whole and those of shardings included, by name."""
+        return {segment.name: segment for segment in self._all_segments}
+
+    @property
+    def _all_segments(self) -> tuple[Segment, ...]:
+        sharded = (segment for sharding in self.shardings for segment in sharding.segments)
+        return (*self.segments, self.whole, *sharded)
 
     @cached_property
     def blobs(self) -> Mapping[Sha256, Blob]:

@@ -1,12 +1,15 @@
 """Programs: everything that a board can be told to do, and plans, which hand them out.
 
 A program is a list of steps over named tensors.  `Run` runs a segment: it takes the segment's inputs
-from the tensors at hand and adds its outputs.  `Exchange` hands tensors to a peer or waits for them.
-Strategies are only ways to make programs; a board does not know that strategies exist.
+from the tensors at hand and adds its outputs.  `Exchange` hands tensors to a peer or waits for them;
+`Collective` does so among several boards at once.  A collective begins at its step and is awaited by the
+first later step that needs a tensor of it, so bytes travel while the board computes.  Strategies are only
+ways to make programs; a board does not know that strategies exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from shoal.records import Address, BoardId, Sha256, check_positive
@@ -20,6 +23,12 @@ class Run:
     """Run a segment on the tensors at hand."""
 
     segment: str
+    part: tuple[int, ...] = ()
+    """The range of the segment's units that this board has, (start, stop); empty: all of them."""
+
+    def __post_init__(self) -> None:
+        if self.part and not (len(self.part) == 2 and 0 <= self.part[0] < self.part[1]):
+            raise ValueError(f"run {self.segment}: expected a part of 0 <= start < stop, got {self.part}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +47,81 @@ class Exchange:
             raise ValueError(f"exchange {self.tag}: expected 1 to 255 tensors, got {self.tensors}")
 
 
-Step = Run | Exchange
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """Hand tensors to several boards at once; the same record stands in the programs of all of them.
+
+    broadcast  the root's `tensors` go to every board
+    scatter    each board gets its range of the root's `tensors`, by `shares`, and learns the range
+    gather     the boards' `tensors`, joined along `axes` in the order of `boards`, are `made`
+    reduce     the boards' `tensors`, added up in the order of `boards`, are `made`
+
+    What is made is made at the root, or at every board if there is none.
+    """
+
+    kind: Literal["broadcast", "scatter", "gather", "reduce"]
+    tag: int
+    tensors: tuple[str, ...]
+    made: tuple[str, ...]
+    axes: tuple[int, ...]
+    """Of scatter and gather: for each tensor, along which axis the ranges lie."""
+    boards: tuple[BoardId, ...]
+    """Who takes part, in the order of their ranges."""
+    root: BoardId | None
+    shares: tuple[float, ...] = ()
+    """Of scatter: what share of the units each board gets; they add up to 1."""
+    causal: bool = False
+    """Of gather: each board gets only its own range and those before it."""
+    rows: tuple[int, ...] = ()
+    """Of gather: only these rows of the whole, (start, stop) as Python slices count; empty: all."""
+    codec: str = "f32"
+
+    def __post_init__(self) -> None:
+        what = f"{self.kind} {self.tag}"
+        if not 0 <= self.tag < 65536:
+            raise ValueError(f"{what}: expected a tag of 0 to 65535, got {self.tag}")
+        if not 0 < len(self.tensors) < 256 or len(self.made) != len(self.tensors):
+            raise ValueError(f"{what}: expected 1 to 255 tensors and as many made, got {self}")
+        if len(set(self.boards)) != len(self.boards) or len(self.boards) < 2:
+            raise ValueError(f"{what}: expected two or more distinct boards, got {self.boards}")
+        if self.root is None if self.kind in ("broadcast", "scatter") else False:
+            raise ValueError(f"{what}: expected a root, got none")
+        if self.root is not None and self.root not in self.boards:
+            raise ValueError(f"{what}: expected a root among {self.boards}, got {self.root}")
+        ranged = self.kind in ("scatter", "gather")
+        if len(self.axes) != (len(self.tensors) if ranged else 0):
+            raise ValueError(f"{what}: expected an axis for each ranged tensor, got {self.axes}")
+        if len(self.shares) != (len(self.boards) if self.kind == "scatter" else 0):
+            raise ValueError(f"{what}: expected a share for each board of a scatter, got {self.shares}")
+        if self.shares and (min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(f"{what}: expected shares that add up to 1, got {self.shares}")
+        if self.rows and len(self.rows) != 2:
+            raise ValueError(f"{what}: expected rows (start, stop), got {self.rows}")
+
+
+RANGE = "shoal.range"
+"""The tensor [3] that a scatter makes at each board: the first of its units, the one behind its last, and
+how many there are; a Run with a part has one of its own."""
+
+
+def bounds(units: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Return where each board's range begins, and where the last ends: as near to `shares` as can be.
+
+    Each board with a share gets one unit or more while there are enough.
+
+    >>> bounds(10, (0.5, 0.25, 0.25))
+    (0, 5, 8, 10)
+    """
+    counts = [0] * len(shares)
+    wanting = [index for index, share in enumerate(shares) if share > 0]
+    for index in wanting[:units]:
+        counts[index] = 1
+    for _ in range(units - sum(counts)):
+        counts[min(wanting, key=lambda i: ((counts[i] + 1) / shares[i], i))] += 1
+    return tuple(accumulate(counts, initial=0))
+
+
+Step = Run | Exchange | Collective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +137,9 @@ class Program:
 
     @property
     def peers(self) -> frozenset[BoardId]:
-        """Return the boards it talks to."""
-        return frozenset(step.peer for step in self.steps if isinstance(step, Exchange))
+        """Return the boards it talks to, this one too if it takes part in a collective."""
+        found = {step.peer for step in self.steps if isinstance(step, Exchange)}
+        return frozenset(found.union(*(step.boards for step in self.steps if isinstance(step, Collective))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,17 @@ from typing import Any, Literal, Union
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from shoal.manifest import FORMAT, VERSION, WHOLE, Cut, Manifest, Segment, Verification
+from shoal.manifest import (
+    FORMAT,
+    VERSION,
+    WHOLE,
+    Cut,
+    Manifest,
+    Segment,
+    Sharding,
+    Slice,
+    Verification,
+)
 from shoal.messages import (
     Alarm,
     Birth,
@@ -29,7 +39,7 @@ from shoal.messages import (
     Readiness,
     Reported,
 )
-from shoal.program import MAX_EPOCH, Exchange, Lane, Plan, Prediction, Program, Run
+from shoal.program import MAX_EPOCH, Collective, Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import (
     ITEM_BYTES,
     Address,
@@ -170,6 +180,7 @@ def graph(
         whole=segment(0, WHOLE, whole),
         segments=tuple(segment(i + 1, f"s{i:02}", part) for i, part in enumerate(parts)),
         cuts=tuple(cuts),
+        shardings=(),
         verification=tuple(
             Verification(
                 strategy=strategy, verified=True, max_abs_err=0.0, max_rel_err=0.0, samples=2, reason=""
@@ -286,6 +297,7 @@ def plan(epoch: int = 1, lead: BoardId = A, *others: BoardId, strategy: str = "l
 
 # --- any valid record ---------------------------------------------------------------------------
 
+Kind = Literal["broadcast", "scatter", "gather", "reduce"]
 _names = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda name: name[0] not in "._-")
 _shas = st.integers(0, 1 << 200).map(sha)
 _positive = st.floats(1e-9, 1e12)
@@ -319,7 +331,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Deployment, "max_boards"): _natural,
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
-    (Segment, "name"): _names,
+    (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),
 }
 """Fields whose records take less than their type says."""
 
@@ -335,6 +347,12 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         return _plans()
     if kind is Manifest:
         return _manifests()
+    if kind is Collective:
+        return _collectives()
+    if kind is Slice:
+        return _slices()
+    if kind is Segment:
+        return _segments()
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         fields = {
@@ -366,6 +384,48 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
 
 
 @st.composite
+def _collectives(draw: st.DrawFn) -> Collective:
+    kind: Kind = draw(st.sampled_from(typing.get_args(Kind)))
+    boards = tuple(draw(st.lists(any_of(BoardId), min_size=2, max_size=4, unique=True)))
+    rooted = kind in ("broadcast", "scatter") or draw(st.booleans())
+    tensors = draw(st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple))
+    return Collective(
+        kind=kind,
+        tag=draw(st.integers(0, 65535)),
+        tensors=tensors,
+        made=tuple(f"{name}'" for name in tensors),
+        axes=tuple(range(len(tensors))) if kind in ("scatter", "gather") else (),
+        boards=boards,
+        root=boards[-1] if rooted else None,
+        shares=(1 / len(boards),) * len(boards) if kind == "scatter" else (),
+        causal=draw(st.booleans()),
+        rows=draw(st.sampled_from([(), (0, 1), (-1, 9)])),
+        codec=draw(st.text(max_size=4)),
+    )
+
+
+@st.composite
+def _slices(draw: st.DrawFn) -> Slice:
+    outer, units, unit_bytes = (draw(st.integers(1, 4)) for _ in range(3))
+    return Slice(
+        tensor=draw(st.text(max_size=4)),
+        blob=Blob(sha256=draw(_shas), size_bytes=outer * units * unit_bytes),
+        axis=draw(st.integers(0, 3)),
+        outer=outer,
+        units=units,
+        unit_bytes=unit_bytes,
+        sha256s=tuple(draw(_shas) for _ in range(units)),
+    )
+
+
+@st.composite
+def _segments(draw: st.DrawFn) -> Segment:
+    hints = typing.get_type_hints(Segment)
+    values = {name: draw(any_of(hint)) for name, hint in hints.items() if name not in ("units", "name")}
+    return Segment(**values, name=draw(_names), units=draw(st.integers(1, 9)) if values["slices"] else 0)
+
+
+@st.composite
 def _plans(draw: st.DrawFn) -> Plan:
     boards = draw(st.lists(any_of(BoardId), min_size=1, max_size=3, unique=True))
     programs = any_of(Program)
@@ -391,11 +451,21 @@ def _manifests(draw: st.DrawFn) -> Manifest:
     names = draw(st.lists(_names.filter(lambda name: name != WHOLE), min_size=1, max_size=3, unique=True))
     segments = tuple(dataclasses.replace(draw(any_of(Segment)), name=name) for name in names)
     hints = typing.get_type_hints(Manifest)
-    values = {name: draw(any_of(hint)) for name, hint in hints.items() if name not in ("segments", "cuts")}
+    skipped = ("segments", "cuts", "shardings")
+    values = {name: draw(any_of(hint)) for name, hint in hints.items() if name not in skipped}
+    shardings = []
+    for number in range(draw(st.integers(0, 1))):
+        own = tuple(
+            dataclasses.replace(segment, name=f"{number}-{index}-{segment.name[:40]}")
+            for index, segment in enumerate(draw(st.lists(any_of(Segment), max_size=2)))
+        )
+        shardings.append(dataclasses.replace(draw(any_of(Sharding)), segments=own))
+    values["shardings"] = tuple(shardings)
+    everything = (*segments, values["whole"], *(s for sharding in shardings for s in sharding.segments))
     specs = [
         *values["inputs"],
         *values["outputs"],
-        *(spec for s in (*segments, values["whole"]) for spec in (*s.inputs, *s.outputs)),
+        *(spec for s in everything for spec in (*s.inputs, *s.outputs)),
     ]
     values["sample_sizes"] = {dim: 1 + len(dim) for s in specs for dim in s.shape if isinstance(dim, str)}
     crossing = st.lists(st.sampled_from(specs), max_size=2) if specs else st.just([])

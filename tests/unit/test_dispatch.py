@@ -76,6 +76,7 @@ def manifest(batch: str | None = "n") -> Manifest:
         whole=whole,
         segments=(part,),
         cuts=(),
+        shardings=(),
         verification=(),
     )
 

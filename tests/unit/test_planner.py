@@ -14,7 +14,7 @@ from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
-from shoal.program import Exchange, Lane, Prediction, Program, Run, Step
+from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, Step
 from shoal.records import Blob, BoardId, LinkProfile, Profile
 from tests import build
 from tests.build import A, B, C, D, Part
@@ -463,6 +463,7 @@ def play(manifest: Manifest, lead: BoardId, lane: Lane) -> dict[str, Value]:
         for board, steps in left.items():
             while steps:
                 step = steps[0]
+                assert not isinstance(step, Collective)
                 if isinstance(step, Run):
                     at_hand[board] |= made_by(manifest, step.segment, at_hand[board])
                 elif step.kind == "send":

@@ -1,0 +1,156 @@
+"""Finds where a request can be taken apart: the tensor whose rows are given to the boards.
+
+Every tensor on the way into the model is tried, along each of its axes: the graph behind it is divided,
+and the one that leaves most of the work to the boards' own rows wins; of those as good, the one for which
+the fewest bytes have to be handed out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import onnx
+
+from shoal.exporter.axes import Dim
+from shoal.exporter.costs import flops
+from shoal.exporter.divide import Division, NotDivisibleError, Seam, Work, divide
+from shoal.exporter.graph import Graph
+from shoal.exporter.shapes import Tensor
+from shoal.records import Array
+
+LEAST: Final = 0.5
+"""A division must leave so large a part of the model's operations to the boards' own rows."""
+AS_GOOD: Final = 0.99
+GAIN: Final = 2
+"""Inputs are handed out instead of what is made of them if they are not this many times larger."""
+CHEAP: Final = 1 / 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A normalised model as the sharding part of the exporter sees it."""
+
+    nodes: Sequence[onnx.NodeProto]
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    """At sizes that tell batch and tokens from all others."""
+    ints: Mapping[str, Array]
+    batch: str | None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the model's outputs."""
+        return self.graph.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """Where a request is taken apart."""
+
+    tensor: str
+    dim: Dim
+    whole: tuple[str, ...]
+    """What every board is given whole besides."""
+
+
+class NoRootError(NotDivisibleError):
+    """There is no tensor whose rows could be divided."""
+
+
+def find_root(model: Model) -> Root:
+    """Return where to take requests apart.  Raises NoRootError: what stood in the way of the best try."""
+    total = max(1, sum(flops(node, model.tensors) for node in model.nodes))
+    found: list[tuple[float, int, int, Root]] = []
+    best, hindrance = 0.0, "no tensor has an axis that all of the work behind it keeps"
+    for order, (name, axis) in enumerate(_candidates(model)):
+        try:
+            root, division = _try(model, name, axis)
+        except NotDivisibleError as error:
+            if not found:
+                hindrance = str(error)
+            continue
+        share = sum(w.flops for w in division.items if isinstance(w, Work) and w.divided) / total
+        if not any(isinstance(item, Seam) for item in division.items):
+            continue
+        size_bytes = sum(model.tensors[n].size_bytes for n in (root.tensor, *root.whole))
+        found.append((share, size_bytes, -order, root))
+        if share > best:
+            best = share
+            hindrance = max(division.stops, key=lambda stop: stop[1], default=(hindrance, 0))[0]
+        elif share < best / 2 and best >= LEAST:
+            break
+    if best < LEAST:
+        raise NoRootError(hindrance)
+    return min((f for f in found if f[0] >= AS_GOOD * best), key=lambda f: f[1:3])[3]
+
+
+def _try(model: Model, name: str, axis: int) -> tuple[Root, Division]:
+    roots: dict[str, Dim | None] = {name: Dim(axis)}
+    division = divide(model.nodes, model.outputs, model.tensors, model.ints, roots=roots)
+    whole = whole_roots(model, division, name)
+    roots |= dict.fromkeys(whole)
+    if whole:
+        division = divide(model.nodes, model.outputs, model.tensors, model.ints, roots=roots)
+    return Root(tensor=name, dim=Dim(axis), whole=whole), division
+
+
+def _candidates(model: Model) -> Iterator[tuple[str, int]]:
+    """Yield tensors that depend on the inputs' values, in order, with each axis that is not the batch."""
+    values = set(model.graph.inputs)
+    names = list(model.graph.inputs)
+    for node, reads, makes in zip(model.nodes, model.graph.reads, model.graph.makes, strict=True):
+        if node.op_type not in ("Shape", "Size") and not values.isdisjoint(reads):
+            values.update(makes)
+            names.extend(makes)
+    for name in names:
+        tensor = model.tensors.get(name)
+        if tensor is None or len(tensor.sizes) < 2 or not tensor.dtype.startswith("float"):
+            continue
+        for axis, size in enumerate(tensor.sizes[:-1]):
+            if size > 2 and tensor.dims[axis] != model.batch:
+                yield name, axis
+
+
+def whole_roots(model: Model, division: Division, root: str) -> tuple[str, ...]:
+    """Return what boards need whole besides their rows of `root`: inputs, or what is made of these."""
+    graph, tensors = model.graph, model.tensors
+    made = {name for item in division.items if isinstance(item, Work) for name in item.node.output}
+    seams = {item.full for item in division.items if isinstance(item, Seam)}
+    needed = dict.fromkeys(
+        name
+        for item in division.items
+        if isinstance(item, Work)
+        for name in item.node.input
+        if name not in made
+        and name not in seams
+        and (name in graph.inputs or (name in graph.maker and graph.varying >> graph.maker[name] & 1))
+    )
+    limit = CHEAP * sum(flops(node, tensors) for node in model.nodes)
+    found: dict[str, None] = {}
+    for name in needed:
+        inputs, cost = _made_of(model, name)
+        small = sum(tensors[i].size_bytes for i in inputs) <= GAIN * tensors[name].size_bytes
+        cheap = cost <= limit and root not in _upstream(model, name)
+        found |= dict.fromkeys(inputs if inputs and small and cheap else (name,))
+    return tuple(name for name in found if name != root)
+
+
+def _made_of(model: Model, name: str) -> tuple[tuple[str, ...], int]:
+    """Return the inputs of the model on which a tensor depends, and the operations between."""
+    names = _upstream(model, name)
+    nodes = {model.graph.maker[n] for n in names if n in model.graph.maker}
+    return tuple(n for n in model.graph.inputs if n in names), sum(
+        flops(model.nodes[node], model.tensors) for node in nodes
+    )
+
+
+def _upstream(model: Model, name: str) -> set[str]:
+    found: set[str] = set()
+    left = [name]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            if one in model.graph.maker:
+                left.extend(model.graph.reads[model.graph.maker[one]])
+    return found

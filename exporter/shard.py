@@ -1,0 +1,285 @@
+"""Writes a board's share of a model as segments of a sharding."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from shoal.exporter.axes import Dim
+from shoal.exporter.costs import flops, work_bytes
+from shoal.exporter.divide import ALL, Division, Seam, Value, Work
+from shoal.exporter.graph import Graph, each
+from shoal.exporter.kinds import kind_of
+from shoal.exporter.segments import PRODUCER, check_file
+from shoal.exporter.shapes import Tensor
+from shoal.exporter.stages import Stages
+from shoal.exporter.view import initializers, view
+from shoal.exporter.weights import blob_of, is_external, weights_in
+from shoal.manifest import COLUMNS, ROWS, Segment, ShardCollective, ShardRun, ShardStep
+from shoal.program import RANGE
+from shoal.records import Blob, Sha256, TensorSpec
+from shoal.records import Dim as Size
+
+
+class ShardWriter:
+    """Writes the segments of one sharding of a normalised model, whose weights lie in `folder`."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        graph: Graph,
+        tensors: Mapping[str, Tensor],
+        units: int,
+        folder: Path,
+        prefix: str,
+    ) -> None:
+        """Take the model and its tensors at the sample sizes, of which `units` are divided.
+
+        `prefix` begins the name of each segment.
+        """
+        self._model, self._graph, self._tensors = model, graph, tensors
+        self._units, self._folder, self._prefix = units, folder, prefix
+        self._weights = initializers(model.graph)
+        self.sizes = {ROWS: (units + 1) // 2, COLUMNS: units}
+        self.segments: list[Segment] = []
+
+    def ahead(self, roots: Sequence[str], outputs: Sequence[str]) -> list[ShardStep]:
+        """Write what the lead runs before anything is divided: all that makes `roots`."""
+        made = [name for name in (*roots, *outputs) if name in self._graph.maker]
+        if not made:
+            return []
+        nodes = 0
+        left = [self._graph.maker[name] for name in made]
+        while left:
+            node = left.pop()
+            if not nodes >> node & 1:
+                nodes |= 1 << node
+                left.extend(self._graph.maker[n] for n in self._graph.reads[node] if n in self._graph.maker)
+        taken = [n for n in self._graph.inputs if any(n in self._graph.reads[i] for i in each(nodes))]
+        protos = [self._model.graph.node[node] for node in each(nodes)]
+        self._write("ahead", protos, taken, made, {}, {})
+        return [ShardRun(segment=self.segments[-1].name, lead_only=True)]
+
+    def handing_out(self, roots: Mapping[str, Dim | None]) -> list[ShardStep]:
+        """Return the steps that give the boards what they begin with."""
+        whole = tuple(self._spec(Value(source=name)) for name, dim in roots.items() if dim is None)
+        steps: list[ShardStep] = []
+        if whole:
+            steps.append(
+                ShardCollective(kind="broadcast", tensors=whole, made=whole, axes=(), to_lead=False, rows=())
+            )
+        for name, dim in roots.items():
+            if dim is not None:
+                part = Value(source=name, rows=dim)
+                steps.append(
+                    ShardCollective(
+                        kind="scatter",
+                        tensors=(self._spec(Value(source=name)),),
+                        made=(replace(self._spec(part), name=f"{name}.part"),),
+                        axes=(dim.axis,),
+                        to_lead=False,
+                        rows=(),
+                    )
+                )
+        return steps
+
+    def stages(self, division: Division, stages: Stages, outputs: Sequence[str]) -> list[ShardStep]:
+        """Write the segments of all stages and return the steps, the tail at the lead included."""
+        groups = [(one.before, one.beside) for one in stages.stages]
+        wanted = _Wanted(division, stages, outputs)
+        steps: list[ShardStep] = []
+        for number, (one, (before, beside)) in enumerate(zip(stages.stages, groups, strict=True)):
+            steps += self._segment(f"{number:03}a", division, before, wanted)
+            meeting = [division.items[i] for i in one.meeting]
+            steps += self._meetings(division, meeting, to_lead=False)
+            steps += self._segment(f"{number:03}b", division, beside, wanted)
+            collected = [division.items[i] for i in one.collected]
+            steps += self._meetings(division, collected, to_lead=True)
+        tail = [i for i in stages.tail if isinstance(division.items[i], Work)]
+        for step in self._segment("tail", division, tail, wanted):
+            assert isinstance(step, ShardRun)
+            steps.append(replace(step, lead_only=True))
+        return steps
+
+    def _meetings(
+        self, division: Division, seams: Iterable[Work | Seam], *, to_lead: bool
+    ) -> list[ShardStep]:
+        """Return the collectives of seams that are entered together: one for each way of meeting."""
+        ways: dict[tuple[str, tuple[int, ...]], list[Seam]] = {}
+        for seam in seams:
+            assert isinstance(seam, Seam)
+            ways.setdefault((seam.kind, seam.rows or ()), []).append(seam)
+        found: list[ShardStep] = []
+        for (_, rows), group in ways.items():
+            kind = group[0].kind
+            found.append(
+                ShardCollective(
+                    kind=kind,
+                    tensors=tuple(self._local_spec(seam.part, division) for seam in group),
+                    made=tuple(self._local_spec(seam.full, division) for seam in group),
+                    axes=tuple(seam.axis for seam in group) if kind == "gather" else (),
+                    to_lead=to_lead,
+                    rows=rows,
+                )
+            )
+        return found
+
+    def _segment(
+        self, name: str, division: Division, works: Sequence[int], wanted: "_Wanted"
+    ) -> list[ShardStep]:
+        """Write the works as one segment, if there are any."""
+        if not works:
+            return []
+        items = [division.items[i] for i in (*wanted.copies_for(works), *works)]
+        protos = [item.node for item in items if isinstance(item, Work)]
+        made = {name for proto in protos for name in proto.output}
+        handed_on = [n for i in works for n in _outputs(division.items[i]) if wanted.outside(n, works)]
+        protos = [*self._copies(protos, made), *protos]
+        made |= {n for proto in protos for n in proto.output}
+        taken = dict.fromkeys(
+            n
+            for proto in protos
+            for n in proto.input
+            if n and n not in made and n not in self._weights and n not in division.constants
+        )
+        self._write(name, protos, list(taken), handed_on, division.constants, division.values)
+        return [ShardRun(segment=self.segments[-1].name, lead_only=False)]
+
+    def _copies(self, protos: Sequence[onnx.NodeProto], made: set[str]) -> list[onnx.NodeProto]:
+        """Return the nodes, constant or of constants, that these need and nobody else has made."""
+        nodes, left = 0, [n for proto in protos for n in proto.input if n not in made]
+        while left:
+            name = left.pop()
+            node = self._graph.maker.get(name)
+            if node is not None and not self._graph.varying >> node & 1 and not nodes >> node & 1:
+                nodes |= 1 << node
+                left.extend(self._graph.reads[node])
+        return [self._model.graph.node[node] for node in each(nodes)]
+
+    def _write(
+        self,
+        name: str,
+        protos: Sequence[onnx.NodeProto],
+        taken: Sequence[str],
+        handed_on: Sequence[str],
+        constants: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
+        values: Mapping[str, Value],
+    ) -> None:
+        name = f"{self._prefix}-{name}"
+        local = {
+            n: self._local(values.get(n, Value(source=n))) for p in protos for n in (*p.input, *p.output)
+        }
+        local |= {n: self._local(values.get(n, Value(source=n))) for n in (*taken, *handed_on)}
+        read = {n for proto in protos for n in proto.input}
+        model = onnx.ModelProto(
+            ir_version=self._model.ir_version, opset_import=self._model.opset_import, producer_name=PRODUCER
+        )
+        model.graph.name = name
+        model.graph.node.extend(protos)
+        model.graph.initializer.extend(w for n, w in self._weights.items() if n in read)
+        model.graph.initializer.extend(
+            numpy_helper.from_array(array, n) for n, array in sorted(constants.items()) if n in read
+        )
+        inputs = tuple(local[n].spec(n) for n in taken)
+        outputs = tuple(local[n].spec(n) for n in handed_on)
+        model.graph.input.extend(_port(n, local[n]) for n in taken)
+        model.graph.output.extend(_port(n, local[n]) for n in handed_on)
+        content = model.SerializeToString(deterministic=True)
+        path = self._folder / f"{name}.onnx"
+        path.write_bytes(content)
+        check_file(path)
+        shape = view(model.graph)
+        blobs = {blob_of(tensor) for tensor in weights_in(model.graph) if is_external(tensor)}
+        self.segments.append(
+            Segment(
+                name=name,
+                model=Blob(sha256=Sha256(hashlib.sha256(content).hexdigest()), size_bytes=len(content)),
+                weights=tuple(sorted(blobs, key=lambda blob: blob.sha256)),
+                inputs=inputs,
+                outputs=outputs,
+                kind=kind_of(model.graph, inputs, [local[n].sizes for n in taken]),
+                flops=sum(flops(proto, local) for proto in protos),
+                work_bytes=work_bytes(shape, (1 << len(shape)) - 1, local),
+            )
+        )
+
+    def _local_spec(self, name: str, division: Division) -> TensorSpec:
+        return replace(self._spec(division.values[name]), name=name)
+
+    def _spec(self, value: Value) -> TensorSpec:
+        return self._local(value).spec(value.source)
+
+    def _local(self, value: Value) -> Tensor:
+        """Return what is known of a tensor of the board's own graph, at the sample sizes."""
+        known = self._tensors.get(value.source)
+        if known is None:  # made by the exporter to count with
+            length = 3 if value.source == RANGE else 1
+            dtype = "float32" if value.source.endswith("float32") else "int64"
+            return Tensor(dtype=dtype, sizes=(length,), dims=(length,))
+        sizes, dims = list(known.sizes), list(known.dims)
+        for dim, name in ((value.rows, ROWS), (value.columns, COLUMNS)):
+            if dim is not None:
+                packed = dim.outer * dim.inner
+                word = name if packed == 1 else f"{name}*{packed}"
+                self.sizes.setdefault(word, self.sizes[name] * packed)
+                sizes[dim.axis], dims[dim.axis] = self.sizes[word], word
+        if value.picked is not None:
+            axis, (start, stop) = value.picked
+            sizes[axis] = len(range(*slice(start, stop).indices(self._units)))
+            dims[axis] = sizes[axis]
+            if isinstance(known.dims[axis], str) and (start < 0) != (stop < 0 or (start < 0 and stop == ALL)):
+                dims[axis] = word = f"{ROWS}[{start}:]"
+                self.sizes[word] = sizes[axis]
+        return Tensor(dtype=known.dtype, sizes=tuple(sizes), dims=tuple(dims))
+
+
+class _Wanted:
+    """Who needs what a board's works make."""
+
+    def __init__(self, division: Division, stages: Stages, outputs: Sequence[str]) -> None:
+        self._items = division.items
+        self._copied = stages.copied
+        self._maker = {n: i for i, item in enumerate(division.items) for n in _outputs(item)}
+        self._outputs = frozenset(outputs)
+        placed = {
+            i for one in stages.stages for i in (*one.before, *one.beside, *one.meeting, *one.collected)
+        }
+        self._readers: dict[str, list[int]] = {}
+        for i in sorted(placed | set(stages.tail)):
+            for name in _inputs(division.items[i]):
+                self._readers.setdefault(name, []).append(i)
+
+    def outside(self, name: str, works: Sequence[int]) -> bool:
+        """Say whether somebody else than `works` needs a tensor of theirs."""
+        inside = set(works)
+        return name in self._outputs or any(reader not in inside for reader in self._readers.get(name, ()))
+
+    def copies_for(self, works: Sequence[int]) -> list[int]:
+        """Return the works that are copied to whoever needs them, for these."""
+        found: set[int] = set()
+        left = list(works)
+        while left:
+            for name in _inputs(self._items[left.pop()]):
+                maker = self._maker.get(name)
+                if maker in self._copied and maker is not None and maker not in found:
+                    found.add(maker)
+                    left.append(maker)
+        return sorted(found)
+
+
+def _inputs(item: Work | Seam) -> tuple[str, ...]:
+    return (item.part,) if isinstance(item, Seam) else tuple(n for n in item.node.input if n)
+
+
+def _outputs(item: Work | Seam) -> tuple[str, ...]:
+    return (item.full,) if isinstance(item, Seam) else tuple(n for n in item.node.output if n)
+
+
+def _port(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
+    data_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    dims: tuple[Size | None, ...] = tensor.dims
+    return helper.make_tensor_value_info(name, data_type, dims)

@@ -1,0 +1,1 @@
+"""Finds the ways to run a model on several boards at once, and proves each."""
