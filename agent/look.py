@@ -131,7 +131,7 @@ def profile(
         first_s=first_s,
         took_s=time.monotonic() - begun_s,
         kinds=tuple(_kinds(manifest, known, closer, power)),
-        skipped=tuple(name for name in manifest.by_name if name not in known),
+        skipped=tuple(s.name for s in segments.timed(manifest) if s.name not in known),
         power=power,
         health=observer.look(),
         interfaces=interfaces(tree),
@@ -224,7 +224,7 @@ def _kinds(
     """Return the segments by kind, in the order of the model."""
     better = {name: found for found in closer for name in found.segments}
     kinds: dict[str, list[str]] = {}
-    for segment in (*manifest.segments, manifest.whole):
+    for segment in segments.timed(manifest):
         if segment.name in known:
             kinds.setdefault(segment.kind, []).append(segment.name)
     above_w = None

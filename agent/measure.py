@@ -159,7 +159,7 @@ class Measurer:
 
     def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
         timings, laws = self._remembered(bundle)
-        missing = [segment for name, segment in manifest.by_name.items() if name not in timings]
+        missing = [segment for segment in segments.timed(manifest) if segment.name not in timings]
         fresh = any(self._sessions.fits(segment) for segment in missing)
         if fresh:
             laws = {}

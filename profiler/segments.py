@@ -43,6 +43,12 @@ def sample(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     return np.ones(shape, dtype=spec.dtype)
 
 
+def timed(manifest: Manifest) -> tuple[Segment, ...]:
+    """Return the segments that can be timed: all but those of which a board holds a part of the weights."""
+    shared = (s for sharding in manifest.shardings for s in sharding.segments)
+    return (*manifest.segments, manifest.whole, *(s for s in shared if not s.units))
+
+
 def measure(
     manifest: Manifest, open_segment: OpenSegment, alone: AbstractContextManager[object]
 ) -> Iterator[Mapping[str, Timing]]:
@@ -54,8 +60,14 @@ def measure(
     """
     known: dict[str, Timing] = {}
     kinds: dict[str, Timing] = {}
+    chain = frozenset((*(segment.name for segment in manifest.segments), manifest.whole.name))
     tensors = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
-    for segment in (*manifest.segments, manifest.whole):
+    for segment in timed(manifest):
+        if segment.name not in chain:
+            if segment.kind in kinds:
+                known[segment.name] = kinds[segment.kind]
+                continue
+            tensors = {}  # what a board hands on by itself has the names of the whole, and other shapes
         try:
             session = open_segment(segment)
         except BoardError as error:
@@ -63,13 +75,20 @@ def measure(
             continue
         for spec in segment.inputs:
             tensors.setdefault(spec.name, sample(spec, manifest.sample_sizes))
-        with alone:
-            made = session.run(tensors)  # also the warm-up
+        try:
+            with alone:
+                made = session.run(tensors)  # also the warm-up
+        except ModelError as error:
+            if segment.name in chain:
+                raise
+            log.info("not profiled: %s", error)
+            continue
         if segment.kind not in kinds:
             kinds[segment.kind] = time_runs(session, tensors, alone)
         tensors |= made
         known[segment.name] = kinds[segment.kind]
         yield dict(known)
+    yield dict(known)
 
 
 def time_runs(
@@ -169,7 +188,7 @@ def refine(
     is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
     """
     kinds: dict[str, list[Segment]] = {}
-    for segment in (*manifest.segments, manifest.whole):
+    for segment in timed(manifest):
         if segment.name in known:
             kinds.setdefault(segment.kind, []).append(segment)
     todo = []
