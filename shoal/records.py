@@ -187,6 +187,8 @@ class LinkProfile:
     rtt_s: float
     """Median time of a small message there and back, software included."""
     goodput_bytes_per_s: float
+    rtt_p95_s: float | None = None
+    """Time within which 95 of 100 small messages are there and back; None: not known."""
 
     def __post_init__(self) -> None:
         if not LEAST_S <= self.rtt_s <= LONGEST_S:
