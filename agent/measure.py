@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import Final
 
 from shoal.agent.executor import Executor
-from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.sessions import Sessions
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
-from shoal.profiler import links, segments
+from shoal.profiler import segments
 from shoal.profiler.statistics import Drift, differs, observed, window
 from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
-LINK_PERIOD_S: Final = 10.0
-LINK_BAND: Final = 0.25
-"""A link is said to have changed if it differs by more."""
-PING_TIMEOUT_S: Final = 5.0
 REFINED_BAND: Final = 0.05
 """A closer look is told if it differs by more from the first."""
 REFINE_PAUSE_S: Final = 1.0
@@ -64,14 +59,14 @@ class Measurer:
         state_dir: Path,
         executor: Executor,
         sessions: Sessions,
-        peers: Peers,
+        links: Callable[[], Mapping[BoardId, LinkProfile]],
         changed: Callable[[Profile], None],
     ) -> None:
         self._incarnation = incarnation
         self._state_dir = state_dir
         self._executor = executor
         self._sessions = sessions
-        self._peers = peers
+        self._links = links
         self._changed = changed
         self._lock = threading.Lock()
         self._timings: Mapping[str, Timing] = {}
@@ -80,7 +75,6 @@ class Measurer:
         self._estimated: frozenset[str] = frozenset()
         """Segments whose timing was not measured but made of others."""
         self._drift = Drift()
-        self._links: dict[BoardId, LinkProfile] = {}
         self._ran_s = self._measured_s = 0.0
         self._bundle: Sha256 | None = None
         self._manifest: Manifest | None = None
@@ -105,7 +99,7 @@ class Measurer:
                 bundle=self._bundle,
                 segments=_scaled(self._timings, slowdown),
                 laws=_scaled_laws(self._laws, slowdown),
-                links=dict(self._links),
+                links=self._links(),
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
                 source=Source.ESTIMATED if self._estimated else Source.MEASURED,
@@ -145,7 +139,7 @@ class Measurer:
             self._remember()
         else:
             log.info("now %.2f times as slow as profiled", after.slowdown)
-        self._publish()
+        self.publish()
 
     def measure(self, bundle: Sha256, manifest: Manifest) -> None:
         """Time the segments of `bundle`, whose blobs are here, unless that was done before.
@@ -155,7 +149,7 @@ class Measurer:
         self._due = bundle
         with self._looking:
             self._measure(bundle, manifest)
-        self._publish()
+        self.publish()
 
     def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
         timings, laws = self._remembered(bundle)
@@ -231,7 +225,7 @@ class Measurer:
             self._estimated -= frozenset(names)
         self._remember()
         if news:
-            self._publish()
+            self.publish()
 
     def _quiet(self) -> bool:
         """Say whether nothing has run in service for a while."""
@@ -248,41 +242,6 @@ class Measurer:
             idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
             if canary is not None and timing is not None and idle:
                 await asyncio.to_thread(self._look, canary, timing.median_s)
-
-    async def watch_links(self, addresses: Callable[[], frozenset[BoardId]]) -> None:
-        """Measure the links to new peers at once and to all of them in turn, for ever."""
-        due_s: dict[BoardId, float] = {}
-        while True:
-            peers = addresses()
-            with self._lock:
-                gone = self._links.keys() - peers
-                for peer in gone:
-                    del self._links[peer]
-            for peer in sorted(peers):
-                if due_s.get(peer, 0.0) <= time.monotonic() or peer not in self._links:
-                    await asyncio.to_thread(self._measure_link, peer)
-                    due_s[peer] = time.monotonic() + LINK_PERIOD_S
-            await asyncio.sleep(0.25)
-
-    def _measure_link(self, peer: BoardId) -> None:
-        """Measure the link to `peer`; one over which nothing comes back is no longer known."""
-        found: LinkProfile | None = None
-        try:
-            found = links.measure(lambda size: self._peers.ping(peer, size, PING_TIMEOUT_S))
-        except ExchangeError as error:
-            log.info("link not measured: %s", error)
-        with self._lock:
-            old = self._links.get(peer)
-            if found is None:
-                changed = self._links.pop(peer, None) is not None
-            else:
-                changed = old is None or (
-                    differs(old.rtt_s, found.rtt_s, LINK_BAND)
-                    or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, LINK_BAND)
-                )
-                self._links[peer] = found if changed or old is None else old
-        if changed:
-            self._publish()
 
     def _look(self, canary: _Canary, expected_s: float) -> None:
         """Time the canary, a short one several times, after a run that warms the caches."""
@@ -325,7 +284,8 @@ class Measurer:
             )
         return None
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Tell the profile, if there is one."""
         profile = self.profile
         if profile is not None:
             self._changed(profile)

@@ -19,6 +19,7 @@ from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
+from shoal.agent.link_watch import LinkWatch
 from shoal.agent.measure import Measurer
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.reconcile import Reconciler
@@ -32,6 +33,7 @@ from shoal.firmware_configs.schema import BoardConfig
 from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
+    Airtime,
     Alarm,
     Birth,
     Desired,
@@ -110,8 +112,14 @@ class Agent:
         self._progress = supervisor.alive = Progress(self._executor.alone)
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._board, self._executor, self._resort)
+        self._links = LinkWatch(self._board, incarnation, self._peers, self._link_news, self._airtime)
         self._measurer = Measurer(
-            incarnation, settings.state_dir, self._executor, self._sessions, self._peers, self._profiled
+            incarnation,
+            settings.state_dir,
+            self._executor,
+            self._sessions,
+            lambda: self._links.links,
+            self._profiled,
         )
         self._reconciler = Reconciler(
             self._board,
@@ -136,8 +144,9 @@ class Agent:
             settings.broker,
             settings.cluster,
             self._board,
-            filters=tuple(
-                topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)
+            filters=(
+                *(topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)),
+                topic(settings.cluster, Airtime, BoardId("+")),
             ),
             will=Presence(incarnation=incarnation, state="lost"),
             will_board=self._board,
@@ -185,7 +194,7 @@ class Agent:
                 self._measurer.watch_segments,
                 self._measurer.watch_speed,
                 partial(self._watch.run, self._tell_vitals),
-                partial(self._measurer.watch_links, self._neighbours),
+                partial(self._links.run, self._neighbours),
             )
         ]
         await self._stop.wait()
@@ -242,6 +251,8 @@ class Agent:
         elif isinstance(message, Presence) and message.incarnation < self._incarnation:
             # The last will of an earlier life came late and took the place of what we had said.
             self._mqtt.publish(Presence(incarnation=self._incarnation, state="online"), self._board)
+        elif isinstance(message, Airtime) and envelope.board is not None:
+            self._links.air(envelope.board, message)
         elif isinstance(message, Desired):
             known = self._desired
             newest = (known.coordinator, known.version) if known else (0, 0)
@@ -343,6 +354,12 @@ class Agent:
         self._progress.ran()
         self._watch.ran(took_s)
         self._measurer.ran(segment, size_bytes, took_s)
+
+    def _airtime(self, message: Airtime) -> bool:
+        return self._mqtt.publish(message, self._board)
+
+    def _link_news(self) -> None:
+        self._measurer.publish()
 
     def _profiled(self, profile: Profile) -> None:
         self._mqtt.publish(profile, self._board)

@@ -190,6 +190,16 @@ class Vitals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Airtime:
+    """A board wants to measure a link, or no longer does; whoever asked first may, one at a time."""
+
+    incarnation: int
+    number: int
+    """Of the measurement."""
+    state: Literal["wanted", "over"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
     """An exchange with `peer` failed; the board that says so may be wrong about whose fault it is."""
 
@@ -258,6 +268,7 @@ Message = (
     | Profile
     | Telemetry
     | Vitals
+    | Airtime
     | Alarm
     | Coordinator
     | Deployment
