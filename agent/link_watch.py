@@ -7,6 +7,7 @@ changed; probes take at most `SHARE` of the time, and one board at a time takes 
 
 import asyncio
 import logging
+import math
 import statistics
 import threading
 import time
@@ -36,12 +37,20 @@ ALARM_PAUSE_S: Final = 2.0
 """A change asks for one probe in so long at most."""
 BAND: Final = 0.15
 """A link is told anew if it differs by more."""
+QUIET_BAND: Final = 0.25
+"""Without an alarm it takes more: what transfers of a busy board tell is noisy."""
 FRESH_S: Final = 5.0
 """Transfers are taken into account for so long."""
 ENOUGH: Final = 5
 """So many transfers tell as much as a probe ..."""
 NEWEST: Final = 3
 """... and so many are what is known at once when the link has changed."""
+LEAST_TRIP_S: Final = 3e-4
+"""Round trips that differ by less are the same."""
+FEW_PINGS: Final = 3
+"""Of a link in use: each waits behind what it carries."""
+SLOW_LOOKS: Final = 2
+"""A link in use has longer round trips if so many looks, one after the other, say so."""
 PING_S: Final = 3.0
 AGAIN_S: Final = 1.0
 """A peer that refuses at once may only be about to start: it is tried again so soon."""
@@ -65,8 +74,8 @@ class _Link:
     trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
     info: TcpInfo | None = None
     heard_s: float = -1e9
-    alarmed: bool = False
-    """Its figures have changed since it was probed."""
+    slow_trips: int = 0
+    """Looks one after the other at which round trips were longer than is known."""
 
 
 class LinkWatch:
@@ -122,22 +131,38 @@ class LinkWatch:
             link.watched = seen(link.watched, transfer.rate)
             if alone:
                 link.transfers.append((now_s, transfer))
-            changed = False
             if link.watched.alarms > alarms:
                 log.info("the link to %s has changed: now about %.1f Mbit/s", peer, transfer.rate * 8e-6)
-                link.alarmed, link.due_s = True, max(now_s, link.probed_s + ALARM_PAUSE_S)
+                link.due_s = max(now_s, link.probed_s + ALARM_PAUSE_S)
                 newest = list(link.transfers)[-NEWEST:]
                 link.transfers.clear()
                 link.transfers.extend(newest)
-                changed = self._learn(link, now_s, NEWEST)
+            changed = alone and link.watched.alarms > 0 and self._follow(link)
         if changed:
             self._changed()
 
-    def _learn(self, link: _Link, now_s: float, least: int) -> bool:
+    def _follow(self, link: _Link) -> bool:
+        """Take over the newest transfers of a link that has just changed, and say whether that is news.
+
+        Their middle and not their line: the sizes from before the change would bend it.  Holds the lock.
+        """
+        if link.watched.level is not None or link.found is None or len(link.transfers) < NEWEST:
+            return False
+        rate = statistics.median(t.rate for _, t in list(link.transfers)[-NEWEST:])
+        if not differs(link.found.goodput_bytes_per_s, rate, BAND):
+            return False
+        link.found = replace(link.found, goodput_bytes_per_s=rate)
+        return True
+
+    def _learn(self, link: _Link, now_s: float) -> bool:
         """Take over what transfers tell, if there are enough; say whether that is news.  Holds the lock."""
         fresh = [t for at_s, t in link.transfers if now_s - at_s <= FRESH_S]
-        rate = goodput(fresh) if len(fresh) >= least else None
-        if rate is None or link.found is None or not differs(link.found.goodput_bytes_per_s, rate, BAND):
+        rate = goodput(fresh) if len(fresh) >= ENOUGH else None
+        if (
+            rate is None
+            or link.found is None
+            or not differs(link.found.goodput_bytes_per_s, rate, QUIET_BAND)
+        ):
             return False
         link.found = replace(link.found, goodput_bytes_per_s=rate)
         return True
@@ -152,7 +177,7 @@ class LinkWatch:
                     del self._links[peer]
                 for peer in peers:
                     self._links.setdefault(peer, _Link())
-                news = [self._learn(link, now_s, ENOUGH) for link in self._links.values()]
+                news = [self._learn(link, now_s) for link in self._links.values()]
                 due = sorted(peer for peer, link in self._links.items() if now_s >= link.due_s)
             if any(news):
                 self._changed()
@@ -194,7 +219,7 @@ class LinkWatch:
             link = self._links.setdefault(peer, _Link())
             old = link.found
             fresh = sum(1 for at_s, _ in link.transfers if begun_s - at_s <= FRESH_S)
-            told = old is not None and fresh >= ENOUGH and not link.alarmed
+            told = old is not None and fresh >= ENOUGH
         found: LinkProfile | None = None
         try:
             found = self._measured(peer, old if told else None)
@@ -202,7 +227,7 @@ class LinkWatch:
             log.info("link not measured: %s", error)
         now_s = time.monotonic()
         with self._lock:
-            link.probed_s, link.alarmed = now_s, False
+            link.probed_s = now_s
             link.due_s = now_s + max(PERIOD_S, (now_s - begun_s) / SHARE)
             if found is None:
                 changed, link.found = old is not None, None
@@ -210,7 +235,7 @@ class LinkWatch:
             else:
                 changed = (
                     old is None
-                    or differs(old.rtt_s, found.rtt_s, BAND)
+                    or _slower_trips(old.rtt_s, found.rtt_s)
                     or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
                 )
                 if changed or old is None:
@@ -223,21 +248,31 @@ class LinkWatch:
     def _measured(self, peer: BoardId, told: LinkProfile | None) -> LinkProfile:
         """Return what pings tell; with `told`, of a link that is in use, of the round trip only.
 
-        A ping waits behind tensors that are under way: so the least of them counts then.
+        A ping waits behind tensors that are under way: so the least of them counts then, or what the kernel
+        has seen of late if that is less.
         """
 
         def ping(size_bytes: int) -> float:
             return self._peers.ping(peer, size_bytes, PING_S)
 
-        trips_s = links.round_trips_s(ping)
+        link = self._links[peer]
+        trips_s = links.round_trips_s(ping, FEW_PINGS if told is not None else links.PINGS)
         if told is not None:
-            least_s = min(trips_s)
-            slower = least_s > told.rtt_s * (1 + BAND)
+            info = self._peers.info(peer)
+            by_kernel_s = info.min_rtt_us / 1e6 if info is not None and info.min_rtt_us else math.inf
+            least_s = min(*trips_s, by_kernel_s)
+            link.slow_trips = link.slow_trips + 1 if least_s > told.rtt_s * (1 + BAND) else 0
+            slower = link.slow_trips >= SLOW_LOOKS
             return replace(told, rtt_s=least_s if slower else min(told.rtt_s, least_s))
-        of_late = self._links[peer].trips_s
+        link.slow_trips = 0
         found = links.profile(trips_s, links.goodput(ping, statistics.median(trips_s)))
-        of_late.extend(trips_s)
-        return replace(found, rtt_p95_s=links.profile(list(of_late), 1.0).rtt_p95_s)
+        link.trips_s.extend(trips_s)
+        return replace(found, rtt_p95_s=links.profile(list(link.trips_s), 1.0).rtt_p95_s)
+
+
+def _slower_trips(old_s: float, new_s: float) -> bool:
+    """Say whether round trips differ by enough to matter; the scheduler's jitter does not."""
+    return differs(old_s, new_s, BAND) and abs(new_s - old_s) > LEAST_TRIP_S
 
 
 def _receiver_bound(before: TcpInfo | None, now: TcpInfo) -> bool:

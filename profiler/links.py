@@ -7,7 +7,7 @@ from typing import Final
 from shoal.profiler.statistics import differs
 from shoal.records import LinkProfile
 
-PINGS: Final = 7
+PINGS: Final = 9
 SMALL_BYTES: Final = 64
 FIRST_BYTES: Final = 32 * 1024
 LARGEST_BYTES: Final = 1 << 20
@@ -15,6 +15,8 @@ LONG_ENOUGH_S: Final = 0.02
 """A transfer of so long beyond the round trip tells the goodput, once TCP has got going ..."""
 LONGEST_S: Final = 0.3
 """... and one of so long is enough in any case."""
+CLEAR: Final = 1.1
+"""A transfer is told from a round trip if it takes so many times as long."""
 AGREE: Final = 0.07
 """TCP has got going when two transfers that follow one another agree within this."""
 
@@ -22,10 +24,10 @@ Ping = Callable[[int], float]
 """Sends so many bytes to the peer and returns the seconds until it says that it has them."""
 
 
-def round_trips_s(ping: Ping) -> list[float]:
+def round_trips_s(ping: Ping, count: int = PINGS) -> list[float]:
     """Return the round trips of small messages, in seconds; the first is a warm-up and left out."""
     ping(SMALL_BYTES)
-    return [ping(SMALL_BYTES) for _ in range(PINGS)]
+    return [ping(SMALL_BYTES) for _ in range(count)]
 
 
 def measure(ping: Ping) -> LinkProfile:
@@ -39,13 +41,16 @@ def goodput(ping: Ping, rtt_s: float) -> float:
     size_bytes = FIRST_BYTES
     before: float | None = None
     while True:
-        transfer_s = max(ping(size_bytes) - rtt_s, 1e-6)
+        took_s = ping(size_bytes)
+        # What else the link carries can make a small message take longer than a large one: then the time of
+        # the whole exchange counts, which bounds the speed from below.
+        transfer_s = took_s - rtt_s if took_s > CLEAR * rtt_s else took_s
         found = size_bytes / transfer_s
         steady = before is not None and not differs(before, found, AGREE)
         if transfer_s >= LONGEST_S or (transfer_s >= LONG_ENOUGH_S and steady):
             return found
-        if size_bytes >= LARGEST_BYTES and (steady or before is not None):
-            return max(found, before or 0.0)
+        if size_bytes >= LARGEST_BYTES and before is not None:
+            return max(found, before)
         before = found
         size_bytes = min(LARGEST_BYTES, size_bytes * (2 if transfer_s >= LONG_ENOUGH_S else 4))
 

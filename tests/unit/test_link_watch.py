@@ -94,18 +94,39 @@ def test_a_drop_under_load_is_told_within_a_second(net: Net) -> None:
     assert net.mbit_per_s() == pytest.approx(10.0, rel=0.02)
 
 
-def test_a_change_asks_for_a_probe(net: Net) -> None:
+def test_a_link_in_use_is_only_asked_for_its_round_trip(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 5.0)
+    count = len(net.sent)
+    net.watch.probe(B)
+    assert {size for _, _, size in net.sent[count:]} == {64}
+
+
+def test_a_change_of_a_link_that_then_falls_silent_asks_for_a_probe(net: Net) -> None:
     net.watch.probe(B)
     net.load(B, 30.0)
     net.rate = 1.25e6
-    net.load(B, 2.0)
+    net.load(B, 0.6)
+    net.rate = 2.5e6
     count = len(net.sent)
-    net.watch.probe(B)
+    run(net, 20.0, frozenset({B}))
     assert max(size for _, _, size in net.sent[count:]) >= 32 * 1024
-    count = len(net.sent)
-    net.load(B, 5.0)
+    assert net.mbit_per_s() == pytest.approx(20.0, rel=0.02)
+
+
+def test_a_ping_that_waits_behind_tensors_is_no_longer_round_trip(net: Net) -> None:
     net.watch.probe(B)
-    assert {size for _, _, size in net.sent[count:]} == {64}, "a link in use is only asked for its round trip"
+    net.info_now = replace(PLAIN, min_rtt_us=4000)
+    net.rtt_s = 0.050
+    for _ in range(3):
+        net.load(B, 5.0)
+        net.watch.probe(B)
+    assert net.watch.links[B].rtt_s == pytest.approx(0.004, rel=0.02)
+    net.info_now = replace(PLAIN, min_rtt_us=50_000)
+    for _ in range(3):
+        net.load(B, 5.0)
+        net.watch.probe(B)
+    assert net.watch.links[B].rtt_s == pytest.approx(0.050, rel=0.02)
 
 
 def test_what_had_no_more_to_send_does_not_make_a_link_slow(net: Net) -> None:

@@ -163,6 +163,16 @@ def test_a_slow_link_is_not_flooded() -> None:
     assert sum(sent) <= 100_000
 
 
+def test_round_trips_behind_a_queue_do_not_make_a_link_infinitely_fast() -> None:
+    """Pings that waited 400 ms for what was under way, then a link that is free: 12.5 MB/s at most."""
+    trips = iter([0.4] * 10)
+
+    def ping(size_bytes: int) -> float:
+        return next(trips, 0.004) + size_bytes / 12.5e6
+
+    assert links.measure(ping).goodput_bytes_per_s <= 12.5e6
+
+
 # --- what the kernel knows ---------------------------------------------------------------------
 
 
