@@ -60,6 +60,11 @@ _root_option = click.option(
 )
 @_board_option
 @click.option("--meter", metavar="TOPIC", help="MQTT topic at which a power meter of yours publishes watts.")
+@click.option(
+    "--no-looking",
+    is_flag=True,
+    help="Watch neither power, heat, speed nor links: to measure what that costs (benchmarks/looking.py).",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.pass_context
 def agent(
@@ -75,6 +80,7 @@ def agent(
     memory: float | None,
     board: str | None,
     meter: str | None,
+    no_looking: bool,
     verbose: bool,
 ) -> None:
     """Be a board of a cluster: profile, run sub-graphs, answer requests.
@@ -107,6 +113,7 @@ def agent(
         memory_bytes=int(memory * 1e6) if memory else hardware.offered_memory_bytes(config),
         config=config,
         meter=meter,
+        looking=not no_looking,
     )
     asyncio.run(service.run(settings, supervisor.Supervisor(os.environ)))
 

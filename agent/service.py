@@ -77,6 +77,8 @@ class Settings:
     """What is known of this kind of board."""
     meter: str | None
     """Topic of a power meter of the operator's."""
+    looking: bool
+    """Whether power, heat, speed and links are watched."""
 
 
 async def run(settings: Settings, supervisor: Supervisor) -> None:
@@ -183,6 +185,13 @@ class Agent:
         )
         self._supervisor.say(STATUS=f"requests on {self._address.http_url}")
         self._mqtt.start()
+        looking = (
+            self._tell_telemetry,
+            self._measurer.watch_segments,
+            self._measurer.watch_speed,
+            partial(self._watch.run, self._tell_vitals),
+            partial(self._links.run, self._neighbours),
+        )
         tasks = [
             self._loop.create_task(_supervised(work))
             for work in (
@@ -190,11 +199,7 @@ class Agent:
                 self._beat,
                 self._reconcile,
                 self._profile,
-                self._tell_telemetry,
-                self._measurer.watch_segments,
-                self._measurer.watch_speed,
-                partial(self._watch.run, self._tell_vitals),
-                partial(self._links.run, self._neighbours),
+                *(looking if self._settings.looking else ()),
             )
         ]
         await self._stop.wait()
