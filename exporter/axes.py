@@ -145,7 +145,9 @@ def moved_by_reshape(before: Sizes, after: Sizes, dim: Dim) -> Dim | None:
     >>> moved_by_reshape((2, 7, 12), (2, 7, 3, 4), Dim(2, 1, 4))
     Dim(axis=2, outer=1, inner=1)
     """
-    units = before[dim.axis] // (dim.outer * dim.inner)
+    units, rest = divmod(before[dim.axis], dim.outer * dim.inner)
+    if rest or not units:
+        return None
     ahead = prod(before[: dim.axis]) * dim.outer
     behind = dim.inner * prod(before[dim.axis + 1 :])
     for axis, size in enumerate(after):
