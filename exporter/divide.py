@@ -327,7 +327,7 @@ class _Divider:
         if fate.mean:
             total = self._constant_node("Cast", f"{_TOTAL}.{self._dtype(name)}", [self._range(_TOTAL)])
             part = f"{name}.mean"
-            self._helper("Div", [part_name(name), total], part)
+            self._helper("Div", [part_name(name), total], part, divided=True)
             self._value(part, name)
         full = f"{name}.sum" if bias else name
         self._seam(Seam(kind="reduce", part=part, full=full, source=name, axis=0))

@@ -109,7 +109,7 @@ class _Export:
             opset=self._source.opset,
             inputs=whole.inputs,
             outputs=whole.outputs,
-            sample_sizes={**self._sizes, **sharded.sizes},
+            sample_sizes=self._sizes,
             batch=lead_of(whole.inputs) if replicates else None,
             whole=whole,
             segments=segments,

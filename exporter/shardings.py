@@ -34,6 +34,7 @@ from shoal.exporter.verify import Answer, compare_runs, refused
 from shoal.exporter.view import initializers, view
 from shoal.exporter.weights import is_external
 from shoal.manifest import Segment, Sharding, Verification
+from shoal.memory import give_back
 from shoal.parts import write_part
 from shoal.program import RANGE, Run
 from shoal.records import Array, BoardId
@@ -53,8 +54,6 @@ class Shardings:
     """What was found."""
 
     shardings: tuple[Sharding, ...]
-    sizes: Mapping[str, int]
-    """What the named dimensions of the boards' tensors are at the sample sizes."""
     verification: tuple[Verification, ...]
 
 
@@ -102,7 +101,6 @@ class _Search:
         )
         self._shardings: list[Sharding] = []
         self._verification: list[Verification] = []
-        self._sizes: dict[str, int] = {}
 
     def run(self) -> Shardings:
         """Try all ways."""
@@ -114,9 +112,7 @@ class _Search:
         else:
             self._sequence(root)
             self._tensor(root)
-        return Shardings(
-            shardings=tuple(self._shardings), sizes=self._sizes, verification=tuple(self._verification)
-        )
+        return Shardings(shardings=tuple(self._shardings), verification=tuple(self._verification))
 
     def _look(self, uses: Mapping[str, Use], sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
         """Return the tensors at sizes that tell batch and tokens apart, if the model can have these."""
@@ -163,6 +159,7 @@ class _Search:
             raise
         except (ModelError, PlanError) as error:
             found = refused(name, str(error))
+        give_back()  # what sessions held, which the next ones need
         if found.verified:
             self._shardings.append(sharding)
         else:
@@ -249,13 +246,13 @@ class _Search:
             *writer.handing_out(roots),
             *writer.stages(division, stage(division, outputs), outputs),
         ]
-        self._sizes |= writer.sizes
         return Sharding(
             name=name,
             strategy=strategy,
             point=point,
             units=units,
             causal=causal,
+            sizes=writer.sizes,
             steps=tuple(steps),
             segments=tuple(writer.segments),
         )
@@ -282,6 +279,8 @@ class _Search:
         for sample in samples:
             tensors = play(told, boards[-1], sample, opened)
             yield {name: tensors[name] for name in self._model.outputs}
+        del opened
+        give_back()
 
 
 class _Opened:

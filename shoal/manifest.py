@@ -148,14 +148,17 @@ class Sharding:
     """At the sample sizes: the most boards among which it can be divided."""
     causal: bool
     """A board needs the rows before its own only."""
+    sizes: Mapping[str, int]
+    """What the named dimensions of the boards' own tensors were when costs were counted."""
     steps: tuple[ShardStep, ...]
     segments: tuple[Segment, ...]
 
     @property
     def exchanges(self) -> int:
-        """Return how many times all boards wait for all others in one request."""
-        return sum(1 for s in self.steps if isinstance(s, ShardCollective) and not s.to_lead) - sum(
-            1 for s in self.steps if isinstance(s, ShardCollective) and s.kind in ("broadcast", "scatter")
+        """Return how many times all boards wait for one another in one request."""
+        return sum(
+            isinstance(step, ShardCollective) and not step.to_lead and step.kind in ("gather", "reduce")
+            for step in self.steps
         )
 
 
@@ -239,11 +242,19 @@ class Manifest:
         return found
 
     @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Return the sample sizes, those of the boards' own tensors included."""
+        found = dict(self.sample_sizes)
+        for sharding in self.shardings:
+            found |= sharding.sizes
+        return found
+
+    @cached_property
     def tensor_bytes(self) -> Mapping[str, int]:
         """Return the bytes of every tensor that can cross a cut, in or out, at the sample sizes."""
         borders = (segment.inputs + segment.outputs for segment in self.by_name.values())
         specs = (*self.inputs, *self.outputs, *(spec for border in borders for spec in border))
-        return {spec.name: spec.size_bytes(self.sample_sizes) for spec in specs}
+        return {spec.name: spec.size_bytes(self.sizes) for spec in specs}
 
     def verified(self, strategy: str) -> bool:
         """Say whether export proved `strategy` against the original model."""

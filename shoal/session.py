@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,8 @@ def open_session(model: Path, *, threads: int = 1) -> Session:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    _share_arena()
     options.log_severity_level = 4  # errors are raised; printing them too would say everything twice
     if not model.is_file():
         raise ModelError(f"{model}: expected an ONNX file, found none")
@@ -63,6 +66,18 @@ def open_session(model: Path, *, threads: int = 1) -> Session:
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelError(f"{model}: {_first_line(error)}") from error
     return Session(session, model.name)
+
+
+@cache
+def _share_arena() -> None:
+    """Let all sessions take their tensors from one pool, that each would keep for itself otherwise."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 def runtime_version() -> str:
