@@ -35,8 +35,8 @@ from shoal.exporter.view import initializers, view
 from shoal.exporter.weights import is_external
 from shoal.manifest import Segment, Sharding, Verification
 from shoal.memory import give_back
-from shoal.parts import write_part
-from shoal.program import RANGE, Run
+from shoal.parts import pieces, range_of, write_part
+from shoal.program import Run
 from shoal.records import Array, BoardId
 from shoal.session import Session, open_session
 from shoal.sharding import programs
@@ -290,25 +290,22 @@ class _Opened:
         self._folder, self._segments = folder, segments
         self._sessions: dict[Run, Session] = {}
 
-    def __call__(self, run: Run) -> tuple[Session, Mapping[str, Array]]:
-        segment = self._segments[run.segment]
+    def __call__(self, run: Run) -> Session:
         if run not in self._sessions:
-            self._sessions[run] = self._open(run, segment)
-        session = self._sessions[run]
-        return session, {RANGE: np.array((*run.part, segment.units), np.int64)} if run.part else {}
+            self._sessions[run] = self._open(self._segments[run.segment], run.part)
+        return self._sessions[run]
 
-    def _open(self, run: Run, segment: Segment) -> Session:
-        whole = self._folder / f"{segment.name}.onnx"
-        if not run.part:
+    def _open(self, segment: Segment, part: tuple[int, ...]) -> Session:
+        whole, blobs = self._folder / f"{segment.name}.onnx", self._folder / BLOBS
+        if not part:
             return open_session(whole)
-        part = self._folder / f"{segment.name}.{run.part[0]}-{run.part[1]}.onnx"
-        made = set((self._folder / BLOBS).iterdir())
-        write_part(whole.read_bytes(), segment, run.part, self._folder, part)
+        own = self._folder / f"{segment.name}.part.onnx"
+        write_part(whole, segment, part, blobs, own)
         try:
-            return open_session(part)
+            return open_session(own, fixed=range_of(segment, part))
         finally:
-            for path in (part, *(set((self._folder / BLOBS).iterdir()) - made)):
-                path.unlink()
+            for path in (own, *(blobs / piece.name for piece in pieces(segment, part))):
+                path.unlink(missing_ok=True)
 
 
 def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:
