@@ -131,7 +131,10 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
         for name, array in want.items():
             assert got[name].shape == array.shape
             assert np.allclose(got[name], array, atol=1e-5)
-    assert not any(board.peers._inboxes for board in cluster.boards.values())
+    until_s = time.monotonic() + 3
+    while any(board.peers._inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
+        time.sleep(0.005)
+    assert not any(board.peers._inboxes for board in cluster.boards.values()), "something is left behind"
 
 
 @pytest.mark.parametrize("cluster", ["sequence", "sequence-hidden"], indirect=True)
