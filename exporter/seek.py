@@ -48,7 +48,7 @@ def find_root(model: Model) -> Root:
             hindrance = max(hindrance, (str(error), 0), key=lambda stop: stop[1])
             continue
         if not found:
-            hindrance = max(hindrance, *division.stops, key=lambda stop: stop[1])
+            hindrance = max([hindrance, *division.stops], key=lambda stop: stop[1])
         share = sum(w.flops for w in division.items if isinstance(w, Work) and w.divided) / total
         if not any(isinstance(item, Seam) for item in division.items):
             continue
