@@ -14,7 +14,7 @@ A gather is moved up to where the fewest bytes cross: over nodes that only move 
 into the graph are replaced by what they stand for.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -25,6 +25,7 @@ from onnx import helper
 from shoal.errors import ModelError
 from shoal.exporter.axes import Call, Dim, Fate, Kept, Stopped, Summed, follow, partner
 from shoal.exporter.costs import flops
+from shoal.exporter.graph import Graph
 from shoal.exporter.shapes import Tensor
 from shoal.records import Array
 
@@ -37,6 +38,8 @@ MOVES: Final = frozenset(
     {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Operators that only move elements, so that a gather may as well come before them."""
+SPLIT_OPSET: Final = 18
+"""From here on, Split has to be told into how many parts."""
 _SCALES: Final = frozenset({"Mul", "Div"})
 
 
@@ -80,6 +83,8 @@ class Value:
     """Where the units that it gathered lie."""
     picked: tuple[int, tuple[int, int]] | None = None
     """It has only these rows along that axis."""
+    divided: bool = True
+    """False: it was cut out of what every board has whole."""
 
 
 @dataclass(kw_only=True)
@@ -90,33 +95,72 @@ class Division:
     values: dict[str, Value] = field(default_factory=dict)
     constants: dict[str, Array] = field(default_factory=dict)
     """Small tensors that the new nodes need."""
-    slices: dict[str, Dim] = field(default_factory=dict)
-    """Weights of which a board holds a range."""
+    slices: dict[str, tuple[str, Dim]] = field(default_factory=dict)
+    """Weights of which a board holds a range: by the name of that, the whole one's, and how it lies."""
     stops: list[tuple[str, int]] = field(default_factory=list)
     """What needed a dimension whole, and the operations that every board then does alike."""
+    parts: dict[str, Dim] = field(default_factory=dict)
+    """The model's tensors of which a board has its own units, and where these lie."""
+    makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    order: dict[str, int] = field(default_factory=dict)
+    roots: frozenset[str] = frozenset()
+
+    def narrows(self, name: str) -> Iterator[str]:
+        """Yield the divided tensors of which alone `name` can be made, from itself back to the root."""
+        left = {name}
+        while True:
+            last = max(left, key=lambda n: self.order.get(n, -1))
+            if len(left) == 1:
+                yield last
+            node = self.makers.get(last)
+            if node is None or last in self.roots:
+                return
+            left.remove(last)
+            left.update(n for n in node.input if n in self.parts)
+            if not left:
+                return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A normalised model as the sharding part of the exporter sees it."""
+
+    nodes: Sequence[onnx.NodeProto]
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    """At sizes that tell batch and tokens from all others."""
+    ints: Mapping[str, Array]
+    """Constant tensors of whole numbers."""
+    batch: str | None
+    opset: int
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the model's outputs."""
+        return self.graph.outputs
 
 
 def divide(
-    nodes: Sequence[onnx.NodeProto],
-    outputs: Sequence[str],
-    tensors: Mapping[str, Tensor],
-    ints: Mapping[str, Array],
+    model: Model,
     *,
     roots: Mapping[str, Dim | None],
-    slices: Mapping[str, Dim] | None = None,
-    points: Mapping[str, str] | None = None,
+    slices: Mapping[tuple[str, str], Dim] | None = None,
+    covers: Mapping[str, int] | None = None,
+    points: Collection[str] = (),
     causal: bool = False,
 ) -> Division:
-    """Return a board's share of what is downstream of `roots`, up to `outputs`, which are made whole.
+    """Return a board's share of what is downstream of `roots`, up to the outputs, which are made whole.
 
-    `ints` are the constant tensors of whole numbers; `points` say, for a tensor that is needed whole, to
-    which tensor before it the gather is moved.  In a `causal` division a board gathers the rows before its
-    own last one only.  Raises NotDivisibleError.
+    `slices` are the weights of which a board has a range, by name and by the output of the node that reads
+    them.  `points` are tensors to which a gather is moved from where the whole is needed.  `covers` are
+    tensors that are made for so many units at a time, so that a board makes more than it has and cuts its
+    own out.  In a `causal` division a board gathers the rows before its own last one only.  Raises
+    NotDivisibleError.
     """
-    divider = _Divider(nodes, tensors, ints, roots, slices or {}, points or {}, causal=causal)
-    for node in nodes:
+    divider = _Divider(model, roots, slices or {}, covers or {}, points, causal=causal)
+    for node in model.nodes:
         divider.take(node)
-    for name in outputs:
+    for name in model.outputs:
         if divider.inner(name):
             divider.full(name)
     return divider.division
@@ -146,23 +190,25 @@ def part_name(name: str) -> str:
 class _Divider:
     def __init__(
         self,
-        nodes: Sequence[onnx.NodeProto],
-        tensors: Mapping[str, Tensor],
-        ints: Mapping[str, Array],
+        model: Model,
         roots: Mapping[str, Dim | None],
-        slices: Mapping[str, Dim],
-        points: Mapping[str, str],
+        slices: Mapping[tuple[str, str], Dim],
+        covers: Mapping[str, int],
+        points: Collection[str],
         *,
         causal: bool,
     ) -> None:
-        self._tensors, self._ints, self._points, self._causal = tensors, ints, points, causal
-        self._maker = {name: node for node in nodes for name in node.output}
-        self.division = Division(slices=dict(slices))
-        self._parts: dict[str, Dim] = dict(slices)
-        """The model's tensors of which this board has its own units, and where these lie."""
+        self._tensors, self._ints, self._causal = model.tensors, model.ints, causal
+        self._opset = model.opset
+        self._covers, self._points = covers, frozenset(points)
+        self._slices = slices
+        self._roots = frozenset(roots)
+        self._maker = {name: node for node in model.nodes for name in node.output}
+        order = {name: index for index, node in enumerate(model.nodes) for name in node.output}
+        self.division = Division(makers=self._maker, order=order, roots=self._roots)
+        self._parts = self.division.parts
         self._whole: dict[str, str] = {}
         """The model's tensors, downstream of a root, that are at hand whole: under which name."""
-        self._roots = frozenset(roots)
         for name, dim in roots.items():
             if dim is None:
                 self._whole[name] = name
@@ -173,11 +219,12 @@ class _Divider:
 
     def inner(self, name: str) -> bool:
         """Say whether a tensor depends on a root."""
-        return (name in self._parts or name in self._whole) and name not in self.division.slices
+        return name in self._parts or name in self._whole
 
     def take(self, node: onnx.NodeProto) -> None:
         """Add one node of the model, if it depends on a root or a sliced weight."""
-        if not any(name in self._parts or name in self._whole for name in node.input):
+        sliced = any((name, node.output[0]) in self._slices for name in node.input)
+        if not sliced and not any(self.inner(name) for name in node.input):
             return
         if not self._roots.isdisjoint(node.output):
             return
@@ -205,8 +252,6 @@ class _Divider:
             return self._whole[name]
         if name not in self._parts:
             return name
-        if name in self.division.slices:
-            raise NotDivisibleError(f"weight {name}: would be needed whole")
         point = self._point(name)
         if point == name:
             dim = self._parts[name]
@@ -228,7 +273,11 @@ class _Divider:
 
         Inputs that are needed whole are gathered.  False: none is divided; None: it has been dealt with.
         """
-        operands = {index: self._parts[name] for index, name in enumerate(node.input) if name in self._parts}
+        operands = {
+            index: dim
+            for index, name in enumerate(node.input)
+            if (dim := self._slices.get((name, node.output[0]), self._parts.get(name))) is not None
+        }
         while operands:
             fates = {index: follow(call, index, dim) for index, dim in operands.items()}
             stopped = next(((i, f) for i, f in fates.items() if isinstance(f, Stopped)), None)
@@ -278,7 +327,7 @@ class _Divider:
         if fate.mean:
             total = self._constant_node("Cast", f"{_TOTAL}.{self._dtype(name)}", [self._range(_TOTAL)])
             part = f"{name}.mean"
-            self._helper("Div", [part_name(name), total], part)
+            self._helper("Div", [part_name(name), total], part, divided=True)
             self._value(part, name)
         full = f"{name}.sum" if bias else name
         self._seam(Seam(kind="reduce", part=part, full=full, source=name, axis=0))
@@ -318,12 +367,16 @@ class _Divider:
         self._rewired(plain, node, operands)
         self._resize(plain, node, operands, rows, columns)
         self._line_up(plain, node, call, operands, rows[0] if rows else None, columns[0] if columns else None)
+        if fate and node.output[0] in self._covers:
+            plain.output[0] = f"{node.output[0]}.covered"
         self._add(plain, divided=fate is not None)
         for index, name in enumerate(node.output):
             if not name:
                 continue
             row = rows[index]
             if fate is not None and row is not None:
+                if name in self._covers:
+                    row = self._uncover(name, row)
                 self._parts[name] = row
                 self._value(part_name(name), name, rows=row, columns=columns[index])
             elif fate is not None:
@@ -332,15 +385,38 @@ class _Divider:
                 self._whole[name] = name
                 self._value(name, name, columns=columns[index])
 
+    def _uncover(self, name: str, dim: Dim) -> Dim:
+        """Cut the board's own units out of those that it had to make together with their neighbours."""
+        times = self._covers[name]
+        if dim.outer != 1 or dim.inner % times:
+            raise NotDivisibleError(f"tensor {name}: cannot be cut out of its neighbours")
+        covered, inner = f"{name}.covered", dim.inner // times
+        self._value(covered, name, rows=dim)
+        first = self._constant_node("Mod", f"{_START}.in{times}", [self._range(_START), self._numbers(times)])
+        behind = self._constant_node("Add", f"{_STOP}.in{times}", [first, self._range(_COUNT)])
+        edges = [self._times(edge, inner) for edge in (first, behind)]
+        self._helper("Slice", [covered, *edges, self._numbers(dim.axis)], part_name(name), divided=True)
+        return Dim(dim.axis, 1, inner)
+
     def _rewired(self, plain: onnx.NodeProto, node: onnx.NodeProto, operands: Mapping[int, Dim]) -> None:
         """Let the node read the board's units where `operands` says so, and the whole elsewhere."""
         for index, name in enumerate(node.input):
             if not name or index >= len(plain.input) or plain.input[index] != name:
                 continue
             if index in operands:
-                plain.input[index] = name if name in self.division.slices else part_name(name)
+                plain.input[index] = self._own(node, index, operands[index])
             else:
                 plain.input[index] = self.full(name)
+
+    def _own(self, node: onnx.NodeProto, index: int, dim: Dim) -> str:
+        """Return the name of the board's range of what a node reads."""
+        name = node.input[index]
+        if (name, node.output[0]) not in self._slices:
+            return part_name(name)
+        own = f"{name}.part{dim.axis}.{dim.outer}.{dim.inner}"
+        self.division.slices[own] = (name, dim)
+        self._value(own, name, rows=dim)
+        return own
 
     def _columns(
         self, call: Call, node: onnx.NodeProto, operands: Mapping[int, Dim]
@@ -404,7 +480,9 @@ class _Divider:
             known = self.division.values.get(local)
             source = known.source if known else local
             rows = known.rows if known else None
-            self._value(name, source, rows=rows, columns=Dim(axis, 1, dim.inner))
+            self.division.values[name] = Value(
+                source=source, rows=rows, columns=Dim(axis, 1, dim.inner), divided=False
+            )
         return name
 
     def _resize(
@@ -421,16 +499,22 @@ class _Divider:
             if here:
                 local = part_name(node.input[0]) if 0 in operands else self._whole.get(node.input[0], "")
                 own = {axis for axis, dim in here.items() if dim == rows[0]}
-                plain.input[1] = self._new_sizes(node, here, own, local)
+                plain.input[1] = self._new_sizes(plain.output[0], node, here, own, local)
                 _without_attributes(plain, "allowzero")
+        elif node.op_type == "Slice" and 0 in operands and rows[0] and rows[0].outer != operands[0].outer:
+            block = rows[0].outer * rows[0].inner
+            first = self._tensors[node.output[0]].sizes[rows[0].axis]
+            start = int(self._ints[node.input[1]].reshape(-1)[0]) // first
+            plain.input[1] = self._times(self._range(_COUNT), block * start) if start else self._numbers(0)
+            plain.input[2] = self._times(self._range(_COUNT), block * (start + 1))
         elif node.op_type == "Split" and 0 in operands and rows[0] and rows[0].outer != operands[0].outer:
             del plain.input[1:]
             _without_attributes(plain, "split", "num_outputs")
-            if any(a.name == "num_outputs" for a in node.attribute) or len(node.input) > 1:
+            if self._opset >= SPLIT_OPSET:
                 plain.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
     def _new_sizes(
-        self, node: onnx.NodeProto, here: Mapping[int, Dim], own: Container[int], local: str
+        self, base: str, node: onnx.NodeProto, here: Mapping[int, Dim], own: Container[int], local: str
     ) -> str:
         """Return the name of the sizes for a Reshape or Expand whose output has `here` the board's units.
 
@@ -455,15 +539,36 @@ class _Divider:
                 as_it_was = as_it_was and dim is not None and read.dims[source] == dim and size != 0
                 sizes.append(keep if as_it_was else "computed")
         if node.op_type == "Reshape":
-            left = [i for i, s in enumerate(sizes) if s == "computed"] or [
-                i for i, s in enumerate(sizes) if s == "units"
-            ]
+            covered = node.output[0] in self._covers
+            open_ = {
+                a for a, d in here.items() if covered or (d.outer != 1 and made.dims[a] != made.sizes[a])
+            }
+            order = {
+                axis: 0 if axis in open_ else 1 if s == "computed" else 2 for axis, s in enumerate(sizes)
+            }
+            left = sorted((order[i], i) for i, s in enumerate(sizes) if isinstance(s, str))
             if left:
-                sizes[left[0]] = -1
-        return self._sizes(node, sizes, here, own)
+                sizes[left[0][1]] = -1
+        return self._sizes(base, node, sizes, here, own, local)
+
+    def _urgency(self, node: onnx.NodeProto, axis: int, size: int | str, here: Mapping[int, Dim]) -> int:
+        """Return how badly a size has to be "what is left"; the least number most of all."""
+        if isinstance(size, int):
+            return 3
+        if size == "computed":
+            return 1
+        made = self._tensors[node.output[0]]
+        packed = here[axis].outer != 1 and made.dims[axis] != made.sizes[axis]
+        return 0 if packed or node.output[0] in self._covers else 2
 
     def _sizes(
-        self, node: onnx.NodeProto, sizes: Sequence[int | str], here: Mapping[int, Dim], own: Container[int]
+        self,
+        base: str,
+        node: onnx.NodeProto,
+        sizes: Sequence[int | str],
+        here: Mapping[int, Dim],
+        own: Container[int],
+        local: str,
     ) -> str:
         if all(isinstance(size, int) for size in sizes):
             return self._numbers(*(int(size) for size in sizes))
@@ -472,22 +577,37 @@ class _Divider:
             if size == "units":
                 pieces.append(self._counted(here[axis], node, own=axis in own))
             elif size == "computed":
-                given = self.full(node.input[1])
-                piece = f"{node.output[0]}.size{axis}"
-                self._helper("Slice", [given, self._numbers(axis), self._numbers(axis + 1)], piece)
-                pieces.append(piece)
+                pieces.append(self._open_size(base, node, axis, local))
             else:
                 pieces.append(self._numbers(int(size)))
-        name = f"{node.output[0]}.sizes"
+        name = f"{base}.sizes"
         self._helper("Concat", pieces, name, axis=0)
+        return name
+
+    def _open_size(self, base: str, node: onnx.NodeProto, axis: int, local: str) -> str:
+        """Return the size of an axis that does not count the units: as it is in the input, or as computed."""
+        read, dim = self._tensors[node.input[0]], self._tensors[node.output[0]].dims[axis]
+        value = self.division.values.get(local)
+        own = {d.axis for d in (value.rows, value.columns) if d} if value else set[int]()
+        name = f"{base}.size{axis}"
+        if isinstance(dim, str) and dim in read.dims and read.dims.index(dim) not in own:
+            shape = f"{base}.shape"
+            if shape not in self.division.values:
+                self._helper("Shape", [local or node.input[0]], shape)
+            axis = read.dims.index(dim)
+        elif node.input[1] in self._ints:
+            raise NotDivisibleError(f"{_where(node)}: leaves two sizes open")
+        else:
+            shape = self.full(node.input[1])
+        self._helper("Slice", [shape, self._numbers(axis), self._numbers(axis + 1)], name)
         return name
 
     def _counted(self, dim: Dim, node: onnx.NodeProto, *, own: bool) -> str:
         """Return how many units the board has of its own, or has gathered, times those packed with them."""
-        if dim.outer != 1:
+        if dim.outer != 1 and not self._slices:
             raise NotDivisibleError(f"{_where(node)}: packs the dimension with others")
         gathered = _STOP if self._causal else _TOTAL
-        return self._times(self._range(_COUNT if own else gathered), dim.inner)
+        return self._times(self._range(_COUNT if own else gathered), dim.outer * dim.inner)
 
     def _take_shape(self, node: onnx.NodeProto) -> None:
         """Add a Shape: sizes are always those of the whole, whatever part the board has."""
@@ -503,7 +623,10 @@ class _Divider:
                 raise NotDivisibleError(f"{_where(node)}: measures a packed dimension")
             if dim.axis > done:
                 pieces.append(self._piece(raw, done, dim.axis))
-            pieces.append(self._times(self._range(_TOTAL), dim.inner))
+            if self._slices:  # heads and columns are as many in every request
+                pieces.append(self._numbers(self._tensors[read].sizes[dim.axis]))
+            else:
+                pieces.append(self._times(self._range(_TOTAL), dim.inner))
             done = dim.axis + 1
         rank = len(self._tensors[read].sizes)
         if done < rank:
@@ -551,9 +674,8 @@ class _Divider:
 
     def _point(self, name: str) -> str:
         """Return the tensor to gather so that all of tensor `name` can be made: itself, or one before it."""
-        if name in self._points:
-            return self._points[name]
-        return min(self._before(name), key=self._price)
+        wanted = next((point for point in self.division.narrows(name) if point in self._points), None)
+        return wanted or min(self._before(name), key=self._price)
 
     def _before(self, name: str) -> Iterator[str]:
         """Yield `name` and what it is made of by nodes that only move elements."""
@@ -580,7 +702,7 @@ class _Divider:
     def _check_gather(self, name: str, dim: Dim) -> None:
         if (dim.outer, dim.inner) != (1, 1):
             raise NotDivisibleError(f"tensor {name}: is needed whole where other dimensions are packed in")
-        if self.division.slices:
+        if self._slices:
             raise NotDivisibleError(f"tensor {name}: is needed whole")
 
     def _stop(self, node: onnx.NodeProto, reason: str) -> None:
@@ -606,14 +728,16 @@ class _Divider:
         if name not in self.division.values:
             attributes = {}
             if operator == "Cast":
-                attributes["to"] = helper.np_dtype_to_tensor_dtype(np.dtype(name.rsplit(".", 1)[1]))
-            self._helper(operator, inputs, name, **attributes)
+                attributes["to"] = int(helper.np_dtype_to_tensor_dtype(np.dtype(name.rsplit(".", 1)[1])))
+            self._helper(operator, inputs, name, divided=False, **attributes)
         return name
 
-    def _helper(self, operator: str, inputs: Sequence[str], output: str, **attributes: int) -> None:
+    def _helper(
+        self, operator: str, inputs: Sequence[str], output: str, *, divided: bool = False, **attributes: int
+    ) -> None:
         node = helper.make_node(operator, list(inputs), [output])
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
-        self.division.items.append(Work(node=node, flops=0, divided=False))
+        self.division.items.append(Work(node=node, flops=0, divided=divided))
         self._value(output, output)
 
     def _numbers(self, *numbers: int) -> str:
@@ -635,11 +759,10 @@ class _Divider:
         self.division.items.append(work)
 
     def _flops_of(self, node: onnx.NodeProto) -> int:
-        origin = next((self._maker[self._source(name)] for name in node.output if name), None)
+        """Return the operations of the model's node from which `node` was made."""
+        name = node.output[0].removesuffix(".part").removesuffix(".covered")
+        origin = self._maker.get(name)
         return flops(origin, self._tensors) if origin is not None else 0
-
-    def _source(self, name: str) -> str:
-        return name[: -len(".part")] if name.endswith(".part") else name
 
     def _seam(self, seam: Seam) -> None:
         self.division.items.append(seam)

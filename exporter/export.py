@@ -26,15 +26,18 @@ from shoal.exporter.samples import (
     uses_of,
 )
 from shoal.exporter.segments import PRODUCER, SegmentWriter
-from shoal.exporter.shapes import find_tensors, input_specs
+from shoal.exporter.shapes import find_tensors, input_specs, unify_sizes
+from shoal.exporter.shardings import Shardings, find_shardings
 from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
 from shoal.exporter.view import view
 from shoal.exporter.weights import lift_weights
-from shoal.manifest import FORMAT, VERSION, Manifest, Segment, Verification
+from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Segment, Verification
 from shoal.records import check_name
 
 SAMPLES: Final = 2
 """Inputs on which the answers are compared."""
+LEAST_SIZE: Final = 8
+"""Guessed sizes are halved down to this if the model does not take them."""
 ROWS: Final = 3
 """Rows of the batch that is compared with its rows one by one."""
 
@@ -75,9 +78,10 @@ class _Export:
         asked: Mapping[str, int],
         sample: Path | None,
     ) -> None:
-        self._source, self._model, self._folder = source, model, folder
-        self._inputs = input_specs(model.graph)
+        self._source, self._model, self._folder, self._asked = source, model, folder, asked
         self._uses = uses_of(model.graph)
+        unify_sizes(model, folder, self._uses)
+        self._inputs = input_specs(model.graph)
         given = read_sample(sample, self._inputs) if sample else None
         self._sizes = choose_sizes(self._inputs, asked, given)
         self._given = split_rows(given, self._inputs, self._sizes) if given else []
@@ -86,8 +90,7 @@ class _Export:
 
     def run(self, name: str, max_segments: int) -> Manifest:
         """Do everything that is left, and return the manifest."""
-        samples = self._given[:SAMPLES] or [self._random(seed, self._sizes) for seed in range(SAMPLES)]
-        wanted = self._ask_original(samples)
+        samples, wanted = self._questions()
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
         nodes, graph = self._model.graph.node, view(self._model.graph)
         graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))
@@ -96,6 +99,7 @@ class _Export:
         whole, segments = writer.whole(), writer.segments(pieces(graph, cuts))
         verification = self._verify(whole, segments, samples, wanted)
         replicates = verification[-1].verified
+        sharded = self._shard(samples, wanted, batched=replicates)
         return Manifest(
             format=FORMAT,
             version=VERSION,
@@ -110,21 +114,48 @@ class _Export:
             whole=whole,
             segments=segments,
             cuts=writer.cuts(cuts),
-            shardings=(),
-            verification=verification,
+            shardings=sharded.shardings,
+            verification=(*verification, *sharded.verification),
         )
+
+    def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
+        """Return the ways to run the model on several boards at once, proved on a batch too if it has one."""
+        questions, answers = list(samples), list(wanted)
+        lead = lead_of(self._inputs)
+        if batched and lead is not None:
+            batch = stack(
+                [*self._given, *(self._random(seed, {**self._sizes, lead: 1}) for seed in range(ROWS))][:ROWS]
+            )
+            questions.append(batch)
+            answers += run_file(self._folder / f"{WHOLE}.onnx")([batch])
+        return find_shardings(
+            self._model, self._folder, self._uses, self._sizes, samples[0], questions, answers
+        )
+
+    def _rows(self) -> list[Sample]:
+        """Return the rows of the batch that is compared with its rows one by one."""
+        one_row = {**self._sizes, str(lead_of(self._inputs)): 1}
+        return [*self._given, *(self._random(seed, one_row) for seed in range(ROWS))][:ROWS]
 
     def _random(self, seed: int, sizes: Mapping[str, int]) -> Sample:
         return make_sample(self._inputs, self._uses, sizes, seed)
 
-    def _ask_original(self, samples: Sequence[Sample]) -> list[Answer]:
-        """Return what the file as it was answers; it is closed again, to have its memory back."""
+    def _questions(self) -> tuple[list[Sample], list[Answer]]:
+        """Return samples and what the file as it was answers; it is closed again, to have its memory back.
+
+        A model may take no tensors of a size that was only guessed: then smaller ones are tried.
+        """
         run = run_file(self._source.path)
-        try:
-            return run(samples)
-        except ModelError as error:
-            made_up = "" if self._given else "; give sizes with --size or inputs with --sample"
-            raise ModelError(f"{error} (sizes {self._sizes}){made_up}") from error
+        while True:
+            samples = self._given[:SAMPLES] or [self._random(seed, self._sizes) for seed in range(SAMPLES)]
+            try:
+                return samples, run(samples)
+            except ModelError as error:
+                guessed = {n: s for n, s in self._sizes.items() if n not in self._asked and s > LEAST_SIZE}
+                if self._given or not guessed:
+                    hint = "" if self._given else "; give sizes with --size or inputs with --sample"
+                    raise ModelError(f"{error} (sizes {self._sizes}){hint}") from error
+                self._sizes |= {name: size // 2 for name, size in guessed.items()}
 
     def _verify(
         self, whole: Segment, segments: Sequence[Segment], samples: Sequence[Sample], wanted: Sequence[Answer]
@@ -146,8 +177,7 @@ class _Export:
         lead = lead_of(whole.inputs)
         if lead is None or lead != lead_of(whole.outputs):
             return refused("replicate", _no_lead(whole)), {}
-        one_row = {**self._sizes, lead: 1}
-        rows = [*self._given, *(self._random(seed, one_row) for seed in range(ROWS))][:ROWS]
+        rows = self._rows()
         batch = stack(rows)
         try:
             singles = run(rows)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from shoal.encoding import to_json
-from shoal.manifest import Manifest, Verification
+from shoal.manifest import Manifest, ShardCollective, Sharding, Verification
 from shoal.records import TensorSpec
 from shoal.text import table
 
@@ -21,10 +21,12 @@ def details(manifest: Manifest) -> str:
 
 def as_json(manifest: Manifest) -> str:
     """Return the manifest as one JSON object, which also holds what was proved, by strategy."""
+    exchanges = {sharding.name: sharding.exchanges for sharding in manifest.shardings}
     proved = {
         proof.strategy: {
             "verified": proof.verified,
             "max_abs_err": proof.max_abs_err,
+            "exchanges": exchanges.get(proof.strategy, 0),
             "reason": proof.reason,
         }
         for proof in manifest.verification
@@ -49,6 +51,21 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     if manifest.cuts:
         crossing = [cut.size_bytes / 1e3 for cut in manifest.cuts]
         yield f"  cuts      {min(crossing):.1f} to {max(crossing):.1f} kB"
+    for sharding in manifest.shardings:
+        yield f"  {_divided(sharding, manifest)}"
+
+
+def _divided(sharding: Sharding, manifest: Manifest) -> str:
+    """Say what a sharding divides, and what each of its exchanges carries from all boards together."""
+    what = "tokens" if sharding.strategy == "sequence" else "heads"
+    meetings = [
+        sum(spec.size_bytes(manifest.sizes) for spec in step.made)
+        for step in sharding.steps
+        if isinstance(step, ShardCollective) and not step.to_lead and step.kind in ("gather", "reduce")
+    ]
+    bytes_each = f" of {max(meetings) / 1e3:.1f} kB" if meetings else ""
+    causal = ", each board needs those before its own" if sharding.causal else ""
+    return f"{sharding.name:<15} {sharding.units} {what}{causal}; {len(meetings)} exchanges{bytes_each}"
 
 
 def _segments(manifest: Manifest) -> Iterator[str]:

@@ -5,18 +5,13 @@ and the one that leaves most of the work to the boards' own rows wins; of those 
 the fewest bytes have to be handed out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import onnx
-
 from shoal.exporter.axes import Dim
 from shoal.exporter.costs import flops
-from shoal.exporter.divide import Division, NotDivisibleError, Seam, Work, divide
-from shoal.exporter.graph import Graph
-from shoal.exporter.shapes import Tensor
-from shoal.records import Array
+from shoal.exporter.divide import Division, Model, NotDivisibleError, Seam, Work, divide
 
 LEAST: Final = 0.5
 """A division must leave so large a part of the model's operations to the boards' own rows."""
@@ -24,23 +19,6 @@ AS_GOOD: Final = 0.99
 GAIN: Final = 2
 """Inputs are handed out instead of what is made of them if they are not this many times larger."""
 CHEAP: Final = 1 / 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A normalised model as the sharding part of the exporter sees it."""
-
-    nodes: Sequence[onnx.NodeProto]
-    graph: Graph
-    tensors: Mapping[str, Tensor]
-    """At sizes that tell batch and tokens from all others."""
-    ints: Mapping[str, Array]
-    batch: str | None
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Return the names of the model's outputs."""
-        return self.graph.outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +39,16 @@ def find_root(model: Model) -> Root:
     """Return where to take requests apart.  Raises NoRootError: what stood in the way of the best try."""
     total = max(1, sum(flops(node, model.tensors) for node in model.nodes))
     found: list[tuple[float, int, int, Root]] = []
-    best, hindrance = 0.0, "no tensor has an axis that all of the work behind it keeps"
+    best = 0.0
+    hindrance = ("no tensor has an axis that the work behind it keeps", -1)
     for order, (name, axis) in enumerate(_candidates(model)):
         try:
             root, division = _try(model, name, axis)
         except NotDivisibleError as error:
-            if not found:
-                hindrance = str(error)
+            hindrance = max(hindrance, (str(error), 0), key=lambda stop: stop[1])
             continue
+        if not found:
+            hindrance = max([hindrance, *division.stops], key=lambda stop: stop[1])
         share = sum(w.flops for w in division.items if isinstance(w, Work) and w.divided) / total
         if not any(isinstance(item, Seam) for item in division.items):
             continue
@@ -76,21 +56,21 @@ def find_root(model: Model) -> Root:
         found.append((share, size_bytes, -order, root))
         if share > best:
             best = share
-            hindrance = max(division.stops, key=lambda stop: stop[1], default=(hindrance, 0))[0]
+            hindrance = max(division.stops, key=lambda stop: stop[1], default=hindrance)
         elif share < best / 2 and best >= LEAST:
             break
     if best < LEAST:
-        raise NoRootError(hindrance)
+        raise NoRootError(hindrance[0])
     return min((f for f in found if f[0] >= AS_GOOD * best), key=lambda f: f[1:3])[3]
 
 
 def _try(model: Model, name: str, axis: int) -> tuple[Root, Division]:
     roots: dict[str, Dim | None] = {name: Dim(axis)}
-    division = divide(model.nodes, model.outputs, model.tensors, model.ints, roots=roots)
+    division = divide(model, roots=roots)
     whole = whole_roots(model, division, name)
     roots |= dict.fromkeys(whole)
     if whole:
-        division = divide(model.nodes, model.outputs, model.tensors, model.ints, roots=roots)
+        division = divide(model, roots=roots)
     return Root(tensor=name, dim=Dim(axis), whole=whole), division
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Final
 
 import onnx
 
@@ -18,6 +19,9 @@ from shoal.exporter.normalise import rename_size
 from shoal.exporter.samples import Sample, Use, choose_sizes, make_sample
 from shoal.exporter.view import initializers
 from shoal.records import ITEM_BYTES, Dim, TensorSpec
+
+FEW: Final = 4
+"""A size that any model should take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ def unify_sizes(model: onnx.ModelProto, folder: Path, uses: Mapping[str, Use]) -
         for axis, dim in enumerate(spec.shape if len(spec.shape) > 1 else ()):
             if isinstance(dim, str):
                 places.setdefault(axis, {})[dim] = None
-    sizes = choose_sizes(inputs, {})
+    sizes = dict.fromkeys(choose_sizes(inputs, {}), FEW)
     for first, *others in (list(names) for names in places.values()):
         for name in others:
             apart = {**sizes, first: 2, name: 3}

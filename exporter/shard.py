@@ -1,8 +1,9 @@
 """Writes a board's share of a model as segments of a sharding."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,28 @@ import onnx
 from onnx import helper, numpy_helper
 
 from shoal.exporter.axes import Dim
+from shoal.exporter.bundle import BLOBS, store
 from shoal.exporter.costs import flops, work_bytes
-from shoal.exporter.divide import ALL, Division, Seam, Value, Work
+from shoal.exporter.divide import ALL, Division, NotDivisibleError, Seam, Value, Work
 from shoal.exporter.graph import Graph, each
 from shoal.exporter.kinds import kind_of
 from shoal.exporter.segments import PRODUCER, check_file
 from shoal.exporter.shapes import Tensor
 from shoal.exporter.stages import Stages
 from shoal.exporter.view import initializers, view
-from shoal.exporter.weights import blob_of, is_external, weights_in
-from shoal.manifest import COLUMNS, ROWS, Segment, ShardCollective, ShardRun, ShardStep
+from shoal.exporter.weights import blob_of, is_external, refer, weights_in
+from shoal.manifest import COLUMNS, ROWS, Segment, ShardCollective, ShardRun, ShardStep, Slice
 from shoal.program import RANGE
 from shoal.records import Blob, Sha256, TensorSpec
 from shoal.records import Dim as Size
+
+
+class MixedUnitsError(NotDivisibleError):
+    """Two kinds of units are divided in one segment."""
+
+    def __init__(self, fewest: int, words: str) -> None:
+        super().__init__(words)
+        self.fewest = fewest
 
 
 class ShardWriter:
@@ -36,15 +46,18 @@ class ShardWriter:
         units: int,
         folder: Path,
         prefix: str,
+        covering: Collection[int] = (),
     ) -> None:
-        """Take the model and its tensors at the sample sizes, of which `units` are divided.
+        """Take the model and its tensors at the sample sizes, of which `units` tokens are divided.
 
-        `prefix` begins the name of each segment.
+        `prefix` begins the name of each segment; `covering` are numbers of units that serve several each.
         """
         self._model, self._graph, self._tensors = model, graph, tensors
         self._units, self._folder, self._prefix = units, folder, prefix
         self._weights = initializers(model.graph)
-        self.sizes = {ROWS: (units + 1) // 2, COLUMNS: units}
+        self._covering = frozenset(covering)
+        self.sizes: dict[str, int] = {}
+        """What the named dimensions of the boards' tensors are at the sample sizes."""
         self.segments: list[Segment] = []
 
     def ahead(self, roots: Sequence[str], outputs: Sequence[str]) -> list[ShardStep]:
@@ -61,7 +74,7 @@ class ShardWriter:
                 left.extend(self._graph.maker[n] for n in self._graph.reads[node] if n in self._graph.maker)
         taken = [n for n in self._graph.inputs if any(n in self._graph.reads[i] for i in each(nodes))]
         protos = [self._model.graph.node[node] for node in each(nodes)]
-        self._write("ahead", protos, taken, made, {}, {})
+        self._write("ahead", protos, taken, made, Division())
         return [ShardRun(segment=self.segments[-1].name, lead_only=True)]
 
     def handing_out(self, roots: Mapping[str, Dim | None]) -> list[ShardStep]:
@@ -144,9 +157,9 @@ class ShardWriter:
             n
             for proto in protos
             for n in proto.input
-            if n and n not in made and n not in self._weights and n not in division.constants
+            if n and not (n in made or n in self._weights or n in division.constants or n in division.slices)
         )
-        self._write(name, protos, list(taken), handed_on, division.constants, division.values)
+        self._write(name, protos, list(taken), handed_on, division)
         return [ShardRun(segment=self.segments[-1].name, lead_only=False)]
 
     def _copies(self, protos: Sequence[onnx.NodeProto], made: set[str]) -> list[onnx.NodeProto]:
@@ -166,14 +179,11 @@ class ShardWriter:
         protos: Sequence[onnx.NodeProto],
         taken: Sequence[str],
         handed_on: Sequence[str],
-        constants: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
-        values: Mapping[str, Value],
+        division: Division,
     ) -> None:
         name = f"{self._prefix}-{name}"
-        local = {
-            n: self._local(values.get(n, Value(source=n))) for p in protos for n in (*p.input, *p.output)
-        }
-        local |= {n: self._local(values.get(n, Value(source=n))) for n in (*taken, *handed_on)}
+        names = {n for proto in protos for n in (*proto.input, *proto.output)}.union(taken, handed_on)
+        local = {n: self._local(division.values.get(n, Value(source=n))) for n in names}
         read = {n for proto in protos for n in proto.input}
         model = onnx.ModelProto(
             ir_version=self._model.ir_version, opset_import=self._model.opset_import, producer_name=PRODUCER
@@ -181,8 +191,11 @@ class ShardWriter:
         model.graph.name = name
         model.graph.node.extend(protos)
         model.graph.initializer.extend(w for n, w in self._weights.items() if n in read)
+        slices = tuple(
+            self._slice(model.graph, n, *division.slices[n]) for n in sorted(read & division.slices.keys())
+        )
         model.graph.initializer.extend(
-            numpy_helper.from_array(array, n) for n, array in sorted(constants.items()) if n in read
+            numpy_helper.from_array(array, n) for n, array in sorted(division.constants.items()) if n in read
         )
         inputs = tuple(local[n].spec(n) for n in taken)
         outputs = tuple(local[n].spec(n) for n in handed_on)
@@ -204,8 +217,40 @@ class ShardWriter:
                 kind=kind_of(model.graph, inputs, [local[n].sizes for n in taken]),
                 flops=sum(flops(proto, local) for proto in protos),
                 work_bytes=work_bytes(shape, (1 << len(shape)) - 1, local),
+                units=max((one.units for one in slices), default=0),
+                slices=slices,
             )
         )
+        self._check_units(slices)
+
+    def _slice(self, graph: onnx.GraphProto, own: str, weight: str, dim: Dim) -> Slice:
+        """Add the weight of which a board holds a range to `graph`, whole and in a file of its own."""
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(self._weights[weight])
+        tensor.name = own
+        if not is_external(tensor):
+            refer(tensor, store(numpy_helper.to_array(tensor).tobytes(), self._folder))
+        blob = blob_of(tensor)
+        dims = tuple(tensor.dims)
+        outer = prod(dims[: dim.axis]) * dim.outer
+        units = dims[dim.axis] // (dim.outer * dim.inner)
+        content = np.memmap(self._folder / BLOBS / blob.sha256, np.uint8, "r").reshape(outer, units, -1)
+        digests = (hashlib.sha256(content[:, unit].tobytes()).hexdigest() for unit in range(units))
+        return Slice(
+            tensor=own,
+            blob=blob,
+            axis=dim.axis,
+            outer=outer,
+            units=units,
+            unit_bytes=content.shape[2],
+            sha256s=tuple(Sha256(digest) for digest in digests),
+        )
+
+    def _check_units(self, slices: Sequence[Slice]) -> None:
+        """Raise MixedUnitsError if what is divided in one segment has units that do not go together."""
+        kinds = {one.units for one in slices} - self._covering
+        if len(kinds) > 1:
+            raise MixedUnitsError(min(kinds), f"segments divide {sorted(kinds)} units at once")
 
     def _local_spec(self, name: str, division: Division) -> TensorSpec:
         return replace(self._spec(division.values[name]), name=name)
@@ -217,16 +262,20 @@ class ShardWriter:
         """Return what is known of a tensor of the board's own graph, at the sample sizes."""
         known = self._tensors.get(value.source)
         if known is None:  # made by the exporter to count with
-            length = 3 if value.source == RANGE else 1
             dtype = "float32" if value.source.endswith("float32") else "int64"
-            return Tensor(dtype=dtype, sizes=(length,), dims=(length,))
+            if value.source == RANGE:
+                return Tensor(dtype=dtype, sizes=(3,), dims=(3,))
+            return Tensor(dtype=dtype, sizes=(1,), dims=(None,))
         sizes, dims = list(known.sizes), list(known.dims)
         for dim, name in ((value.rows, ROWS), (value.columns, COLUMNS)):
             if dim is not None:
                 packed = dim.outer * dim.inner
+                units = known.sizes[dim.axis] // packed
+                here = units if name == COLUMNS else (units + 1) // 2
+                name = name if units == self._units else f"{name}{units}"
                 word = name if packed == 1 else f"{name}*{packed}"
-                self.sizes.setdefault(word, self.sizes[name] * packed)
-                sizes[dim.axis], dims[dim.axis] = self.sizes[word], word
+                self.sizes[word] = sizes[dim.axis] = here * packed
+                dims[dim.axis] = word
         if value.picked is not None:
             axis, (start, stop) = value.picked
             sizes[axis] = len(range(*slice(start, stop).indices(self._units)))

@@ -1,1 +1,322 @@
-"""Finds the ways to run a model on several boards at once, and proves each."""
+"""Finds the ways to run a model on several boards at once, and proves each against the original.
+
+    sequence         tokens divided, keys and values gathered after their projection
+    sequence-hidden  tokens divided, gathered before the projection, where that is fewer bytes
+    tensor           heads and columns divided, parts of sums added up
+
+Each is played in one process as two to five boards, with even and uneven shares.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from shoal.errors import ModelError, PlanError
+from shoal.exporter.axes import Dim
+from shoal.exporter.bundle import BLOBS
+from shoal.exporter.costs import flops
+from shoal.exporter.decompose import decompose
+from shoal.exporter.divide import Division, Model, NotDivisibleError, Seam, Work, divide
+from shoal.exporter.load import opset_of
+from shoal.exporter.samples import Sample, Use, lead_of, make_sample
+from shoal.exporter.seek import LEAST, Root, find_root, whole_roots
+from shoal.exporter.shapes import Tensor, find_tensors, input_specs
+from shoal.exporter.shard import MixedUnitsError, ShardWriter
+from shoal.exporter.slices import Slices, find_slices
+from shoal.exporter.stages import stage
+from shoal.exporter.together import play
+from shoal.exporter.verify import Answer, compare_runs, refused
+from shoal.exporter.view import initializers, view
+from shoal.exporter.weights import is_external
+from shoal.manifest import Segment, Sharding, Verification
+from shoal.memory import give_back
+from shoal.parts import pieces, range_of, write_part
+from shoal.program import Run
+from shoal.records import Array, BoardId
+from shoal.session import Session, open_session
+from shoal.sharding import programs
+
+SHARES: Final = ((0.5, 0.5), (0.7, 0.3), (0.2, 0.5, 0.3), (0.25,) * 4, (0.1, 0.2, 0.3, 0.2, 0.2))
+"""How units are divided when a sharding is proved; boards that the model has no units for are left out."""
+LENGTH: Final = 13
+"""Tokens at which a model is looked at, where it leaves that open: a number that no other size has."""
+SMALL: Final = 64
+"""Constants of no more whole numbers can say something about sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shardings:
+    """What was found."""
+
+    shardings: tuple[Sharding, ...]
+    verification: tuple[Verification, ...]
+
+
+def find_shardings(
+    model: onnx.ModelProto,
+    folder: Path,
+    uses: Mapping[str, Use],
+    sizes: Mapping[str, int],
+    sample: Sample,
+    questions: Sequence[Sample],
+    wanted: Sequence[Answer],
+) -> Shardings:
+    """Return the ways to run the normalised `model`, whose weights lie in `folder`, on several boards.
+
+    `sizes` are those at which costs are counted, `questions` are inputs to which the original answered
+    `wanted`.  What cannot be done, or answers differently, is refused with the reason.
+    """
+    return _Search(model, folder, uses, sizes, sample, questions, wanted).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        folder: Path,
+        uses: Mapping[str, Use],
+        sizes: Mapping[str, int],
+        sample: Sample,
+        questions: Sequence[Sample],
+        wanted: Sequence[Answer],
+    ) -> None:
+        self._folder, self._questions, self._wanted = folder, questions, wanted
+        self._plain = onnx.ModelProto()
+        self._plain.CopyFrom(model)
+        decompose(self._plain, find_tensors(model, folder, uses, sizes, sample))
+        self._graph = view(self._plain.graph)
+        self._tensors = find_tensors(self._plain, folder, uses, sizes, sample)
+        self._model = Model(
+            nodes=list(self._plain.graph.node),
+            graph=self._graph,
+            tensors=self._look(uses, sizes),
+            ints=_small_integers(self._plain.graph),
+            batch=lead_of(input_specs(self._plain.graph)),
+            opset=opset_of(self._plain),
+        )
+        self._shardings: list[Sharding] = []
+        self._verification: list[Verification] = []
+
+    def run(self) -> Shardings:
+        """Try all ways."""
+        try:
+            root = find_root(self._model)
+        except NotDivisibleError as error:
+            reason = str(error)
+            self._verification += [refused("sequence", reason), refused("tensor", reason)]
+        else:
+            self._sequence(root)
+            self._tensor(root)
+        return Shardings(shardings=tuple(self._shardings), verification=tuple(self._verification))
+
+    def _look(self, uses: Mapping[str, Use], sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
+        """Return the tensors at sizes that tell batch and tokens apart, if the model can have these."""
+        inputs = input_specs(self._plain.graph)
+        lead = lead_of(inputs)
+        for batch in (2, 1):
+            chosen = {name: batch if name == lead else LENGTH for name in sizes}
+            try:
+                return find_tensors(
+                    self._plain, self._folder, uses, chosen, make_sample(inputs, uses, chosen, 0)
+                )
+            except ModelError:
+                continue
+        return self._tensors
+
+    def _sequence(self, root: Root) -> None:
+        """Try to divide the tokens, causally if the model is that, and gather earlier where that is less."""
+        roots = {root.tensor: root.dim, **dict.fromkeys(root.whole)}
+        causal = self._divide(roots, causal=True)
+        found = None
+        if any(value.rows and value.columns and not value.divided for value in causal.values.values()):
+            found = self._attempt("sequence", lambda n: self._write_sequence(n, roots, causal, causal=True))
+        if found is None or not found.verified:
+            plain = self._divide(roots, causal=False)
+            found = self._attempt("sequence", lambda n: self._write_sequence(n, roots, plain, causal=False))
+        self._verification.append(found)
+        is_causal = bool(self._shardings) and self._shardings[-1].causal
+        points = self._hidden_points(self._divide(roots, causal=is_causal))
+        if found.verified and points:
+            hidden = self._divide(roots, causal=is_causal, points=points)
+            self._verification.append(
+                self._attempt(
+                    "sequence-hidden", lambda n: self._write_sequence(n, roots, hidden, causal=is_causal)
+                )
+            )
+
+    def _attempt(self, name: str, make: Callable[[str], Sharding]) -> Verification:
+        """Make a sharding, play it, and keep it if it answers as the original does."""
+        before = set(self._folder.iterdir())
+        try:
+            sharding = make(name)
+            found = self._proved(sharding)
+        except MixedUnitsError:
+            raise
+        except (ModelError, PlanError) as error:
+            found = refused(name, str(error))
+        give_back()  # what sessions held, which the next ones need
+        if found.verified:
+            self._shardings.append(sharding)
+        else:
+            for path in set(self._folder.iterdir()) - before:
+                path.unlink()
+        return found
+
+    def _divide(
+        self, roots: Mapping[str, Dim | None], *, causal: bool, points: Collection[str] = ()
+    ) -> Division:
+        return divide(self._model, roots=roots, causal=causal, points=points)
+
+    def _write_sequence(
+        self, name: str, roots: Mapping[str, Dim | None], division: Division, *, causal: bool
+    ) -> Sharding:
+        tensor, dim = next((n, d) for n, d in roots.items() if d is not None)
+        units = self._tensors[tensor].sizes[dim.axis]
+        writer = ShardWriter(self._plain, self._graph, self._tensors, units, self._folder, name)
+        point = "hidden" if name == "sequence-hidden" else "kv"
+        return self._sharding(writer, division, roots, name, "sequence", point, units, causal=causal)
+
+    def _hidden_points(self, division: Division) -> list[str]:
+        """Return, for each meeting, the tensor of which all that is gathered is made, if it is smaller."""
+        order = stage(division, self._model.outputs)
+        found = []
+        for one in order.stages:
+            sources = [
+                seam.source for seam in (division.items[i] for i in one.meeting) if isinstance(seam, Seam)
+            ]
+            ways = [list(division.narrows(source)) for source in sources]
+            common = next((n for n in ways[0] if all(n in way for way in ways)), None) if ways else None
+            if common is None or common in sources:
+                continue
+            size_bytes = sum(self._tensors[source].size_bytes for source in sources)
+            if self._tensors[common].size_bytes < size_bytes:
+                found.append(common)
+        return found
+
+    def _tensor(self, root: Root) -> None:
+        """Try to divide heads and columns, with as many units of each as can be, or the fewest of all."""
+        weights = list(initializers(self._plain.graph))
+        roots: dict[str, Dim | None] = dict.fromkeys((root.tensor, *root.whole))
+        slices = find_slices(self._model, weights)
+        try:
+            found = self._attempt("tensor", lambda n: self._write_tensor(n, roots, slices))
+        except MixedUnitsError as error:
+            same = find_slices(self._model, weights, error.fewest)
+            found = self._attempt("tensor", lambda n: self._write_tensor(n, roots, same))
+        self._verification.append(found)
+
+    def _write_tensor(self, name: str, roots: Mapping[str, Dim | None], slices: Slices) -> Sharding:
+        model = self._model
+        division = divide(model, roots=roots, slices=slices.dims, covers=slices.covers)
+        more = whole_roots(model, division, "")
+        if more:
+            roots = {**roots, **dict.fromkeys(more)}
+            division = divide(model, roots=roots, slices=slices.dims, covers=slices.covers)
+        whole = max(1, sum(flops(node, model.tensors) for node in model.nodes))
+        divided = sum(item.flops for item in division.items if isinstance(item, Work) and item.divided)
+        if divided < LEAST * whole:
+            reason = max(slices.refusals, key=lambda r: r[1], default=("no weights can be held in ranges", 0))
+            raise NotDivisibleError(reason[0])
+        covering = {u // t for u in slices.units.values() for t in slices.covers.values() if u % t == 0}
+        writer = ShardWriter(self._plain, self._graph, self._tensors, 0, self._folder, name, covering)
+        units = min(slices.units.values())
+        return self._sharding(writer, division, roots, name, "tensor", "", units, causal=False)
+
+    def _sharding(
+        self,
+        writer: ShardWriter,
+        division: Division,
+        roots: Mapping[str, Dim | None],
+        name: str,
+        strategy: Literal["sequence", "tensor"],
+        point: str,
+        units: int,
+        *,
+        causal: bool,
+    ) -> Sharding:
+        outputs = self._model.outputs
+        before = [n for n in outputs if n not in division.values]
+        steps = [
+            *writer.ahead(list(roots), before),
+            *writer.handing_out(roots),
+            *writer.stages(division, stage(division, outputs), outputs),
+        ]
+        return Sharding(
+            name=name,
+            strategy=strategy,
+            point=point,
+            units=units,
+            causal=causal,
+            sizes=writer.sizes,
+            steps=tuple(steps),
+            segments=tuple(writer.segments),
+        )
+
+    def _proved(self, sharding: Sharding) -> Verification:
+        """Play a sharding as two boards and more, and compare."""
+        tried = [shares for shares in SHARES if len(shares) <= sharding.units]
+
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [answer for shares in tried for answer in self._played(sharding, shares, samples)]
+
+        if not tried:
+            return refused(sharding.name, f"has {sharding.units} units, too few to divide")
+        return compare_runs(
+            sharding.name, run, self._questions, [answer for _ in tried for answer in self._wanted]
+        )
+
+    def _played(
+        self, sharding: Sharding, shares: Sequence[float], samples: Sequence[Sample]
+    ) -> Iterator[Answer]:
+        boards = [BoardId(f"board-{index}") for index in range(len(shares))]
+        told = programs(sharding, boards, boards[-1], shares)
+        opened = _Opened(self._folder, {segment.name: segment for segment in sharding.segments})
+        for sample in samples:
+            tensors = play(told, boards[-1], sample, opened)
+            yield {name: tensors[name] for name in self._model.outputs}
+        del opened
+        give_back()
+
+
+class _Opened:
+    """The segments of a sharding, opened when they are needed."""
+
+    def __init__(self, folder: Path, segments: Mapping[str, Segment]) -> None:
+        self._folder, self._segments = folder, segments
+        self._sessions: dict[Run, Session] = {}
+
+    def __call__(self, run: Run) -> Session:
+        if run not in self._sessions:
+            self._sessions[run] = self._open(self._segments[run.segment], run.part)
+        return self._sessions[run]
+
+    def _open(self, segment: Segment, part: tuple[int, ...]) -> Session:
+        whole, blobs = self._folder / f"{segment.name}.onnx", self._folder / BLOBS
+        if not part:
+            return open_session(whole)
+        own = self._folder / f"{segment.name}.part.onnx"
+        write_part(whole, segment, part, blobs, own)
+        try:
+            return open_session(own, fixed=range_of(segment, part))
+        finally:
+            for path in (own, *(blobs / piece.name for piece in pieces(segment, part))):
+                path.unlink(missing_ok=True)
+
+
+def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:
+    """Return the constant whole numbers of a graph that may say something about sizes."""
+    tensors = {n: t for n, t in initializers(graph).items() if not is_external(t)}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    return {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in tensors.items()
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        and np.prod(tensor.dims) <= SMALL
+    }

@@ -64,6 +64,7 @@ class _Order:
         self.needed = self._needed(outputs)
         self.copied = self._copied(division)
         self.users = self._users()
+        self.ranged = self._ranged(items)
         self.tail = self._tail(items)
         self.stage_of = self._stages(items)
 
@@ -88,6 +89,16 @@ class _Order:
             if isinstance(division.items[item], Work) and known.issuperset(self.reads[item]):
                 found.add(item)
                 known.update(_makes(division.items[item]))
+        return frozenset(found)
+
+    def _ranged(self, items: Sequence[Work | Seam]) -> frozenset[int]:
+        """Return the works that depend on the range and on nothing divided."""
+        found: set[int] = set()
+        for item in self.needed:
+            one = items[item]
+            looks = RANGE in self.reads[item] or not found.isdisjoint(self.sources(item))
+            if looks and isinstance(one, Work) and not one.divided:
+                found.add(item)
         return frozenset(found)
 
     def _users(self) -> Mapping[int, list[int]]:
@@ -115,6 +126,9 @@ class _Order:
         found: dict[int, int] = {}
         for item in self.needed:
             found[item] = max((found[s] + isinstance(items[s], Seam) for s in self.sources(item)), default=0)
+        for item in reversed(self.needed):  # a range is that of the segment whose nodes look at it
+            if item in self.ranged and self.users[item]:
+                found[item] = min(found[user] for user in self.users[item])
         return found
 
 

@@ -35,7 +35,7 @@ def lift_weights(model: onnx.ModelProto, source: Path, bundle: Path) -> onnx.Mod
         if is_big(tensor):
             with _content(tensor, source) as content:
                 if len(content) >= SMALLEST:
-                    _refer(tensor, store(content, bundle))
+                    refer(tensor, store(content, bundle))
                 else:
                     _keep(tensor, bytes(content))
     light = onnx.ModelProto()
@@ -115,7 +115,8 @@ def _external(tensor: onnx.TensorProto, source: Path) -> Iterator[_Bytes]:
         yield part
 
 
-def _refer(tensor: onnx.TensorProto, blob: Blob) -> None:
+def refer(tensor: onnx.TensorProto, blob: Blob) -> None:
+    """Make a blob of the bundle the data of `tensor`."""
     _keep(tensor, b"")
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -89,6 +89,17 @@ class Segment:
         """Return the bytes of its distinct weights."""
         return sum(blob.size_bytes for blob in set(self.weights))
 
+    def held_bytes(self, part: tuple[int, ...]) -> int:
+        """Return the bytes of the weights that a board holds which has `part` of the units; () is all."""
+        if not part:
+            return self.weight_bytes
+        share = (part[1] - part[0]) / self.units
+        sliced = {one.blob: one for one in self.slices}
+        return sum(
+            round(blob.size_bytes * share) if blob in sliced else blob.size_bytes
+            for blob in set(self.weights)
+        )
+
 
 def memory_bytes(segments: Iterable[Segment]) -> int:
     """Return what a board needs to hold `segments` and to run one of them at a time, at the sample sizes.
@@ -148,14 +159,17 @@ class Sharding:
     """At the sample sizes: the most boards among which it can be divided."""
     causal: bool
     """A board needs the rows before its own only."""
+    sizes: Mapping[str, int]
+    """What the named dimensions of the boards' own tensors were when costs were counted."""
     steps: tuple[ShardStep, ...]
     segments: tuple[Segment, ...]
 
     @property
     def exchanges(self) -> int:
-        """Return how many times all boards wait for all others in one request."""
-        return sum(1 for s in self.steps if isinstance(s, ShardCollective) and not s.to_lead) - sum(
-            1 for s in self.steps if isinstance(s, ShardCollective) and s.kind in ("broadcast", "scatter")
+        """Return how many times all boards wait for one another in one request."""
+        return sum(
+            isinstance(step, ShardCollective) and not step.to_lead and step.kind in ("gather", "reduce")
+            for step in self.steps
         )
 
 
@@ -239,11 +253,19 @@ class Manifest:
         return found
 
     @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Return the sample sizes, those of the boards' own tensors included."""
+        found = dict(self.sample_sizes)
+        for sharding in self.shardings:
+            found |= sharding.sizes
+        return found
+
+    @cached_property
     def tensor_bytes(self) -> Mapping[str, int]:
         """Return the bytes of every tensor that can cross a cut, in or out, at the sample sizes."""
         borders = (segment.inputs + segment.outputs for segment in self.by_name.values())
         specs = (*self.inputs, *self.outputs, *(spec for border in borders for spec in border))
-        return {spec.name: spec.size_bytes(self.sample_sizes) for spec in specs}
+        return {spec.name: spec.size_bytes(self.sizes) for spec in specs}
 
     def verified(self, strategy: str) -> bool:
         """Say whether export proved `strategy` against the original model."""

@@ -32,7 +32,12 @@ def run(*words: str | Path) -> str:
 def test_export_prints_what_it_made(model: Path, tmp_path: Path) -> None:
     text = run("export", model, "-o", tmp_path / "bundle", "--size", "tokens=16", "--name", "tiny")
     assert text.startswith("tiny: opset 17, from ")
-    for words in ("input_ids  int64 [batch, tokens]", "batch=1, tokens=16", "5 of 4 kinds", "pipeline   yes"):
+    for words in (
+        "input_ids  int64 [batch, tokens]",
+        "batch=1, tokens=16",
+        "5 of 4 kinds",
+        "pipeline         yes",
+    ):
         assert words in text
 
 
@@ -48,7 +53,12 @@ def test_json_holds_the_manifest_and_what_was_proved(model: Path, tmp_path: Path
     made = json.loads(run("export", model, "-o", tmp_path / "bundle", "--json"))
     found = json.loads(run("inspect", tmp_path / "bundle", "--json"))
     assert found == made
-    assert found["strategies"]["pipeline"].keys() == {"verified", "max_abs_err", "reason"}
+    assert found["strategies"]["pipeline"].keys() == {
+        "verified",
+        "max_abs_err",
+        "exchanges",
+        "reason",
+    }
     assert found["strategies"]["local"]["verified"] is True
     assert [segment["name"] for segment in found["segments"]] == ["s00", "s01", "s02", "s03", "s04"]
 
@@ -78,7 +88,7 @@ def test_inspect_needs_no_onnx(model: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "pipeline   yes" in done.stdout
+    assert "pipeline         yes" in done.stdout
 
 
 def test_export_without_onnx_says_what_to_install(

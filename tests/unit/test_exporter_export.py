@@ -96,7 +96,7 @@ def test_segments_answer_like_the_model(name: str, tmp_path: Path) -> None:
     manifest = exported(MODELS[name](), tmp_path)
     assert len(manifest.segments) >= 3
     assert_same_answers(tmp_path, manifest)
-    assert [found.strategy for found in manifest.verification] == ["local", "pipeline", "replicate"]
+    assert [found.strategy for found in manifest.verification][:3] == ["local", "pipeline", "replicate"]
     assert manifest.verified("local")
     assert manifest.verified("pipeline")
     assert manifest.verified("replicate") == (name != "fixed")
@@ -119,19 +119,24 @@ def test_a_cut_holds_what_later_segments_need(name: str, tmp_path: Path) -> None
 
 def test_files_hold_no_weights_and_pass_the_checker(tmp_path: Path) -> None:
     manifest = exported(models.tiny_transformer(), tmp_path)
-    for segment in (*manifest.segments, manifest.whole):
+    for segment in manifest.by_name.values():
         path = tmp_path / "bundle" / f"{segment.name}.onnx"
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path, load_external_data=False)
         assert all(len(tensor.raw_data) < 1024 for tensor in model.graph.initializer)
         assert path.stat().st_size == segment.model.size_bytes
     names = {path.name for path in (tmp_path / "bundle" / "blobs").iterdir()}
-    assert names == {blob.sha256 for blob in manifest.whole.weights}
+    used = {blob.sha256 for segment in manifest.by_name.values() for blob in segment.weights}
+    assert names == used
+    assert used >= {blob.sha256 for blob in manifest.whole.weights}
+    assert sum((tmp_path / "bundle" / "blobs" / name).stat().st_size for name in names) == pytest.approx(
+        manifest.whole.weight_bytes, rel=0.05
+    )  # what is small and divided is a file too, what is large is one once
     assert {blob for segment in manifest.segments for blob in segment.weights} == set(manifest.whole.weights)
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
         "blobs",
         "manifest.json",
-        *(f"{segment.name}.onnx" for segment in (*manifest.segments, manifest.whole)),
+        *(f"{name}.onnx" for name in manifest.by_name),
     }
 
 
@@ -185,10 +190,10 @@ def test_a_size_without_a_name_gets_one(tmp_path: Path) -> None:
     manifest = exported(model, tmp_path)
     assert [spec.shape for spec in manifest.inputs] == [
         ("input_ids_dim0", "input_ids_dim1"),
-        ("attention_mask_dim0", "attention_mask_dim1"),
-    ]
+        ("input_ids_dim0", "input_ids_dim1"),
+    ], "what cannot differ has one name"
     assert manifest.verified("pipeline")
-    assert manifest.batch is None
+    assert manifest.batch == "input_ids_dim0"
 
 
 def test_a_hardcoded_batch_is_found_out(tmp_path: Path) -> None:
