@@ -155,7 +155,7 @@ def _work(
         return
     name = max(sorted(known), key=lambda each: known[each].median_s)
     segment = manifest.by_name[name]
-    tensors = {spec.name: segments.sample(spec, manifest.sample_sizes) for spec in segment.inputs}
+    tensors = {spec.name: segments.sample(spec, manifest.sizes) for spec in segment.inputs}
     until_s = time.monotonic() + seconds
     with contextlib.suppress(BoardError, ModelError):
         session = open_segment(segment)

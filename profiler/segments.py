@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import Manifest, Segment
+from shoal.manifest import ROWS, Manifest, Segment
 from shoal.profiler.fit import CLOSE, Point, fit, known_within, settled
 from shoal.profiler.statistics import timing
 from shoal.records import Array, Law, TensorSpec, Timing
@@ -28,6 +28,8 @@ LEAST_ROUNDS: Final = 5
 MOST_ROUNDS: Final = 60
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
 """Of the sample's tokens, at which segments are timed whose number of tokens can be chosen."""
+ROW_SHARES: Final = (1 / 4, 1 / 2, 1, 1.99)
+"""The same of segments of which a board takes a part of the rows: their sample has half of them."""
 BATCHES: Final = (2, 4)
 """Batches, beside that of the sample, at which segments are timed whose batch can be chosen."""
 
@@ -61,7 +63,7 @@ def measure(
     known: dict[str, Timing] = {}
     kinds: dict[str, Timing] = {}
     chain = frozenset((*(segment.name for segment in manifest.segments), manifest.whole.name))
-    tensors = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
+    tensors = {spec.name: sample(spec, manifest.sizes) for spec in manifest.inputs}
     for segment in timed(manifest):
         if segment.name not in chain:
             if segment.kind in kinds:
@@ -74,7 +76,7 @@ def measure(
             log.info("not profiled: %s", error)
             continue
         for spec in segment.inputs:
-            tensors.setdefault(spec.name, sample(spec, manifest.sample_sizes))
+            tensors.setdefault(spec.name, sample(spec, manifest.sizes))
         try:
             with alone:
                 made = session.run(tensors)  # also the warm-up
@@ -126,19 +128,20 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
     have not is that of the tokens it attends to; without one, its rows attend to one another.
     """
     made = _names(segment.outputs) - {manifest.batch}
-    local = sorted(name for name in made if name)
-    gathered = sorted(name for name in _names(segment.inputs) - made - {manifest.batch} if name)
+    local = sorted(made)
+    gathered = sorted(_names(segment.inputs) - made - {manifest.batch})
+    shares = ROW_SHARES if any(name.startswith(ROWS) for name in local) else SHARES
     batch = manifest.batch if manifest.batch in _names(segment.inputs) else None
 
     def at(share: float, attended_share: float, batch_size: int | None) -> Counts:
-        sizes = dict(manifest.sample_sizes)
-        sizes |= {name: max(1, round(share * manifest.sample_sizes[name])) for name in local}
-        sizes |= {name: max(1, round(attended_share * manifest.sample_sizes[name])) for name in gathered}
+        sizes = dict(manifest.sizes)
+        sizes |= {name: max(1, round(share * manifest.sizes[name])) for name in local}
+        sizes |= {name: max(1, round(attended_share * manifest.sizes[name])) for name in gathered}
         if batch is not None and batch_size is not None:
             sizes[batch] = batch_size
         tokens = max([1, *(sizes[name] for name in local)])
-        whole = max([1, *(manifest.sample_sizes[name] for name in local)])
-        grown = sizes[batch] / manifest.sample_sizes[batch] if batch else 1.0
+        whole = max([1, *(manifest.sizes[name] for name in local)])
+        grown = sizes[batch] / manifest.sizes[batch] if batch else 1.0
         return Counts(
             rows=tokens * (sizes[batch] if batch else 1),
             attended=max([1, *(sizes[name] for name in gathered or local)]),
@@ -148,16 +151,19 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
 
     found = [at(1, 1, None)]
     if local:
-        found += [at(share, 1 if gathered else share, None) for share in SHARES]
+        found += [at(share, 1 if gathered else share, None) for share in shares]
     if gathered:
-        found += [at(share, share, None) for share in SHARES]
+        found += [at(share, min(1.0, share), None) for share in shares if share <= 1]
     if batch is not None:
         found += [at(1, 1, size) for size in BATCHES]
     return list({(c.rows, c.attended): c for c in found}.values())
 
 
 def _names(specs: Sequence[TensorSpec]) -> set[str]:
-    return {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
+    """Return the dimensions that can be chosen; certain rows that a board picks are as many as they are."""
+    return {
+        dim for spec in specs for dim in spec.shape if isinstance(dim, str) and not dim.startswith(f"{ROWS}[")
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
