@@ -1,5 +1,6 @@
 """Each kind of meter reads what recorded boards show, and says why when it cannot."""
 
+import ctypes
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -315,3 +316,42 @@ def test_use_and_clocks_of_a_recorded_board(tmp_path: Path) -> None:
     busy = usage.Ticks(busy=100, all=400)
     assert usage.utilisation(busy, replace(busy, busy=150, all=500)) == 0.5
     assert usage.utilisation(busy, busy) is None
+
+
+class Library:
+    """Speaks as NVIDIA's management library does, of one GPU."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+        self.millijoules = 5_000
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802  the library's name
+        return self.status
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, _index: Any, device: Any) -> int:  # noqa: N802
+        device._obj.value = 77
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, device: Any, millijoules: Any) -> int:  # noqa: N802
+        assert device.value == 77
+        millijoules._obj.value = self.millijoules
+        return self.status
+
+
+def test_the_counters_of_gpus_by_a_library_that_speaks_as_nvidias_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
+    meter = nvml.Nvml(Tree(tmp_path), source("nvml"))
+    energy = read(Energy(), 0.0, meter.read(), period_s=1.0, most_w=100.0)
+    library.millijoules = 35_000
+    energy = read(energy, 1.0, meter.read(), period_s=1.0, most_w=100.0)
+    assert energy.joules == pytest.approx(30.0)
+    library.status = 15
+    with pytest.raises(Unreadable, match="nvmlDeviceGetTotalEnergyConsumption says 15"):
+        meter.read()
