@@ -122,6 +122,10 @@ class LinkWatch:
             if link is None or link.found is None or not transfer.telling:
                 return
             before, link.info = link.info, info
+            if info is not None and not info.app_limited and (info.delivery_rate or 0) > transfer.rate:
+                # The kernel's acknowledgements came faster than the receiver's program read: it was late.
+                seconds = heard.size_bytes / (info.delivery_rate or 1)
+                transfer = Transfer(size_bytes=heard.size_bytes, seconds=seconds)
             slower = transfer.rate < link.found.goodput_bytes_per_s
             if slower and info is not None and (info.app_limited or _receiver_bound(before, info)):
                 return  # there was no more to send, or nobody to take it: the link can do more

@@ -28,7 +28,7 @@ LEAST_ROUNDS: Final = 5
 MOST_ROUNDS: Final = 60
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
 """Of the sample's tokens, at which segments are timed whose number of tokens can be chosen."""
-ROW_SHARES: Final = (1 / 4, 1 / 2, 1, 1.99)
+ROW_SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1, 1.99)
 """The same of segments of which a board takes a part of the rows: their sample has half of them."""
 BATCHES: Final = (2, 4)
 """Batches, beside that of the sample, at which segments are timed whose batch can be chosen."""

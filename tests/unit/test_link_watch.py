@@ -149,6 +149,17 @@ def test_a_receiver_that_does_not_take_what_comes_is_no_slow_link(net: Net) -> N
     assert net.told == 1
 
 
+def test_a_receiver_that_reads_late_is_no_slow_link(net: Net) -> None:
+    """Its program took 50 ms for what the kernel had acknowledged at 12.5 MB/s."""
+    net.watch.probe(B)
+    net.info_now = replace(PLAIN, delivery_rate=12_500_000)
+    net.rate = 1.25e6
+    net.load(B, 30.0)
+    assert net.told == 1
+    net.info_now = replace(PLAIN, delivery_rate=1_250_000)
+    assert net.load(B, 2.0) is not None
+
+
 def test_a_link_over_which_nothing_comes_back_is_forgotten_and_found_again(net: Net) -> None:
     net.watch.probe(B)
     net.silent.add(B)
