@@ -37,6 +37,8 @@ ALARM_PAUSE_S: Final = 2.0
 """A change asks for one probe in so long at most."""
 BAND: Final = 0.15
 """A link is told anew if it differs by more."""
+WINDOW_S: Final = 0.1
+"""Of the transfers within so long one counts."""
 QUIET_BAND: Final = 0.25
 """Without an alarm it takes more: what transfers of a busy board tell is noisy."""
 FRESH_S: Final = 5.0
@@ -74,6 +76,10 @@ class _Link:
     trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
     info: TcpInfo | None = None
     heard_s: float = -1e9
+    window_s: float = -1e9
+    """When the window under way began."""
+    best: Transfer | None = None
+    """The fastest of its transfers: whatever else a machine does, it only makes them slower."""
     slow_trips: int = 0
     """Looks one after the other at which round trips were longer than is known."""
 
@@ -129,14 +135,19 @@ class LinkWatch:
             slower = transfer.rate < link.found.goodput_bytes_per_s
             if slower and info is not None and (info.app_limited or _receiver_bound(before, info)):
                 return  # there was no more to send, or nobody to take it: the link can do more
+            if link.best is None or transfer.rate > link.best.rate:
+                link.best = transfer
+            if now_s - link.window_s < WINDOW_S - 1e-6:
+                return
+            best, link.best, link.window_s = link.best, None, now_s
             alone = all(now_s - other.heard_s > LOOK_S for p, other in self._links.items() if p != peer)
             link.heard_s = now_s
             alarms = link.watched.alarms
-            link.watched = seen(link.watched, transfer.rate)
+            link.watched = seen(link.watched, best.rate)
             if alone:
-                link.transfers.append((now_s, transfer))
+                link.transfers.append((now_s, best))
             if link.watched.alarms > alarms:
-                log.info("the link to %s has changed: now about %.1f Mbit/s", peer, transfer.rate * 8e-6)
+                log.info("the link to %s has changed: now about %.1f Mbit/s", peer, best.rate * 8e-6)
                 link.due_s = max(now_s, link.probed_s + ALARM_PAUSE_S)
                 newest = list(link.transfers)[-NEWEST:]
                 link.transfers.clear()
