@@ -47,6 +47,7 @@ test: lint
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
+	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
 
 clean:
