@@ -48,6 +48,7 @@ test: lint
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
+	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.looking

@@ -7,7 +7,7 @@
 Each is played in one process as two to five boards, with even and uneven shares.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -21,7 +21,8 @@ from shoal.exporter.axes import Dim
 from shoal.exporter.bundle import BLOBS
 from shoal.exporter.costs import flops
 from shoal.exporter.decompose import decompose
-from shoal.exporter.divide import Division, Model, NotDivisibleError, Seam, Work, divide
+from shoal.exporter.divide import divide
+from shoal.exporter.division import Division, Model, NotDivisibleError, Seam, Work
 from shoal.exporter.load import opset_of
 from shoal.exporter.samples import Sample, Use, lead_of, make_sample
 from shoal.exporter.seek import LEAST, Root, find_root, whole_roots
@@ -258,29 +259,28 @@ class _Search:
         )
 
     def _proved(self, sharding: Sharding) -> Verification:
-        """Play a sharding as two boards and more, and compare."""
+        """Play a sharding as two boards and more, each with another question, and compare."""
         tried = [shares for shares in SHARES if len(shares) <= sharding.units]
-
-        def run(samples: Sequence[Sample]) -> list[Answer]:
-            return [answer for shares in tried for answer in self._played(sharding, shares, samples)]
-
         if not tried:
             return refused(sharding.name, f"has {sharding.units} units, too few to divide")
-        return compare_runs(
-            sharding.name, run, self._questions, [answer for _ in tried for answer in self._wanted]
-        )
+        count = max(len(tried), len(self._questions))
+        asked = [index % len(self._questions) for index in range(count)]
 
-    def _played(
-        self, sharding: Sharding, shares: Sequence[float], samples: Sequence[Sample]
-    ) -> Iterator[Answer]:
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [
+                self._played(sharding, tried[index % len(tried)], sample)
+                for index, sample in enumerate(samples)
+            ]
+
+        questions = [self._questions[index] for index in asked]
+        return compare_runs(sharding.name, run, questions, [self._wanted[index] for index in asked])
+
+    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample) -> Answer:
         boards = [BoardId(f"board-{index}") for index in range(len(shares))]
         told = programs(sharding, boards, boards[-1], shares)
         opened = _Opened(self._folder, {segment.name: segment for segment in sharding.segments})
-        for sample in samples:
-            tensors = play(told, boards[-1], sample, opened)
-            yield {name: tensors[name] for name in self._model.outputs}
-        del opened
-        give_back()
+        tensors = play(told, boards[-1], sample, opened)
+        return {name: tensors[name] for name in self._model.outputs}
 
 
 class _Opened:

@@ -83,7 +83,8 @@ def _share_arena() -> None:
         0,
         onnxruntime.OrtMemType.DEFAULT,
     )
-    onnxruntime.create_and_register_allocator(memory, None)
+    grow_as_needed = onnxruntime.OrtArenaCfg(0, 1, -1, -1)  # and not by powers of two
+    onnxruntime.create_and_register_allocator(memory, grow_as_needed)
 
 
 def runtime_version() -> str:
