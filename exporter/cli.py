@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -9,7 +10,7 @@ from shoal.errors import ConfigError
 from shoal.exporter import render
 from shoal.exporter.bundle import check_bundle, read_manifest
 from shoal.exporter.cuts import MAX_SEGMENTS
-from shoal.manifest import Manifest
+from shoal.manifest import Manifest, Precision
 
 
 @click.command()
@@ -30,6 +31,14 @@ from shoal.manifest import Manifest
     help="Real inputs, by name.  [default: random]",
 )
 @click.option("--max-segments", type=click.IntRange(1, MAX_SEGMENTS), default=MAX_SEGMENTS, show_default=True)
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["fp32", *get_args(Precision)]),
+    multiple=True,
+    help="Also write weights of this precision, and measure the error: fp16 halves what is stored and sent, "
+    "int8 quantises the products too.  May be given again; fp32 is always there.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a summary.")
 def export(
@@ -39,14 +48,15 @@ def export(
     sizes: Sequence[str],
     sample: Path | None,
     max_segments: int,
+    precisions: Sequence[str],
     *,
     force: bool,
     as_json: bool,
 ) -> None:
     """Write an ONNX model as a bundle: cut into segments, weights apart, compared with the original.
 
-    Does not quantise, change precision or fuse.  Exits 0; 2 if an argument is wrong or the bundle cannot
-    be written; 3 if the model cannot be exported or would not answer as before.
+    Does not fuse, and changes precision only if asked to.  Exits 0; 2 if an argument is wrong or the
+    bundle cannot be written; 3 if the model cannot be exported or would not answer as before.
     """
     try:
         import onnx  # noqa: F401  only this command needs it, and boards do not have it
@@ -63,6 +73,7 @@ def export(
         sizes=dict(_size(text) for text in sizes),
         sample=sample,
         max_segments=max_segments,
+        precisions=precisions,
         force=force,
     )
     click.echo(render.as_json(manifest) if as_json else render.summary(manifest))

@@ -16,6 +16,7 @@ from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
+from shoal.exporter.precision import check_precisions, make_variant
 from shoal.exporter.samples import (
     Sample,
     choose_sizes,
@@ -31,7 +32,7 @@ from shoal.exporter.shardings import Shardings, find_shardings
 from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
 from shoal.exporter.view import view
 from shoal.exporter.weights import lift_weights
-from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Segment, Verification
+from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Precision, Segment, Verification
 from shoal.records import check_name
 
 SAMPLES: Final = 2
@@ -50,19 +51,22 @@ def export(
     sizes: Mapping[str, int] | None = None,
     sample: Path | None = None,
     max_segments: int = MAX_SEGMENTS,
+    precisions: Sequence[str] = (),
     force: bool = False,
 ) -> Manifest:
     """Write the ONNX file `model` as the bundle `bundle`, verified, and return its manifest.
 
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
-    real inputs, both guessed if missing.  Raises ModelError if the model cannot be exported or does not
+    real inputs, both guessed if missing.  `precisions` are those in which the segments are written
+    besides the one that they have.  Raises ModelError if the model cannot be exported or does not
     survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
     """
     name = _bundle_name(name, model)
+    asked = check_precisions(precisions)
     with new_bundle(bundle, force=force) as folder:
         source, light = _load(model, folder)
         with _about(model):
-            manifest = _Export(source, light, folder, sizes or {}, sample).run(name, max_segments)
+            manifest = _Export(source, light, folder, sizes or {}, sample).run(name, max_segments, asked)
         write_manifest(manifest, folder)
     return manifest
 
@@ -88,7 +92,7 @@ class _Export:
         if self._given and (lead := lead_of(self._inputs)):
             self._sizes[lead] = 1
 
-    def run(self, name: str, max_segments: int) -> Manifest:
+    def run(self, name: str, max_segments: int, precisions: Sequence[Precision]) -> Manifest:
         """Do everything that is left, and return the manifest."""
         samples, wanted = self._questions()
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
@@ -100,7 +104,7 @@ class _Export:
         verification = self._verify(whole, segments, samples, wanted)
         replicates = verification[-1].verified
         sharded = self._shard(samples, wanted, batched=replicates)
-        return Manifest(
+        manifest = Manifest(
             format=FORMAT,
             version=VERSION,
             name=name,
@@ -117,6 +121,8 @@ class _Export:
             shardings=sharded.shardings,
             verification=(*verification, *sharded.verification),
         )
+        variants = (make_variant(manifest, one, self._folder, samples, wanted) for one in precisions)
+        return replace(manifest, variants=tuple(variants))
 
     def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
         """Return the ways to run the model on several boards at once, proved on a batch too if it has one."""
