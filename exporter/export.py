@@ -10,10 +10,12 @@ from typing import Final
 import onnx
 
 from shoal.errors import ConfigError, ModelError
+from shoal.exporter.annotate import annotate, can_annotate, write_annotated
 from shoal.exporter.bundle import new_bundle, write_manifest
 from shoal.exporter.copies import choose_copies
 from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
+from shoal.exporter.graph import Graph, Nodes, each
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
 from shoal.exporter.precision import check_precisions, make_variant
@@ -27,13 +29,13 @@ from shoal.exporter.samples import (
     uses_of,
 )
 from shoal.exporter.segments import PRODUCER, SegmentWriter
-from shoal.exporter.shapes import find_tensors, input_specs, unify_sizes
+from shoal.exporter.shapes import Tensor, find_tensors, input_specs, unify_sizes
 from shoal.exporter.shardings import Shardings, find_shardings
 from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
 from shoal.exporter.view import view
 from shoal.exporter.weights import lift_weights
 from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Precision, Segment, Verification
-from shoal.records import check_name
+from shoal.records import Blob, check_name
 
 SAMPLES: Final = 2
 """Inputs on which the answers are compared."""
@@ -121,8 +123,9 @@ class _Export:
             shardings=sharded.shardings,
             verification=(*verification, *sharded.verification),
         )
+        annotated = self._annotate(sharded, graph, pieces(graph, cuts), tensors)
         variants = (make_variant(manifest, one, self._folder, samples, wanted) for one in precisions)
-        return replace(manifest, variants=tuple(variants))
+        return replace(manifest, variants=tuple(variants), annotated=annotated)
 
     def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
         """Return the ways to run the model on several boards at once, proved on a batch too if it has one."""
@@ -137,6 +140,16 @@ class _Export:
         return find_shardings(
             self._model, self._folder, self._uses, self._sizes, samples[0], questions, answers
         )
+
+    def _annotate(
+        self, sharded: Shardings, graph: Graph, stages: Sequence[Nodes], tensors: Mapping[str, Tensor]
+    ) -> Blob | None:
+        """Write the model with ONNX's own device annotations, if the onnx here has these."""
+        if not can_annotate():
+            return None
+        made = {n: i for i, nodes in enumerate(stages) for node in each(nodes) for n in graph.makes[node]}
+        batch = lead_of(self._inputs)
+        return write_annotated(annotate(self._model, sharded.layouts, made, tensors, batch), self._folder)
 
     def _rows(self) -> list[Sample]:
         """Return the rows of the batch that is compared with its rows one by one."""

@@ -65,6 +65,10 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     if manifest.cuts:
         crossing = [cut.size_bytes / 1e3 for cut in manifest.cuts]
         yield f"  cuts      {min(crossing):.1f} to {max(crossing):.1f} kB"
+    if manifest.annotated is None:
+        yield "  annotated no: needs onnx 1.18 or newer where it is exported"
+    else:
+        yield "  annotated device configurations in annotated.onnx"
     for sharding in manifest.shardings:
         yield f"  {_divided(sharding, manifest)}"
 
