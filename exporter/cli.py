@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 import click
@@ -39,6 +40,13 @@ from shoal.manifest import Manifest, Precision
     help="Also write weights of this precision, and measure the error: fp16 halves what is stored and sent, "
     "int8 quantises the products too.  May be given again; fp32 is always there.",
 )
+@click.option(
+    "--sign",
+    "key",
+    metavar="KEY.pem",
+    type=click.Path(path_type=Path),
+    help="Sign the manifest with this Ed25519 private key.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a summary.")
 def export(
@@ -49,6 +57,7 @@ def export(
     sample: Path | None,
     max_segments: int,
     precisions: Sequence[str],
+    key: Path | None,
     *,
     force: bool,
     as_json: bool,
@@ -66,6 +75,7 @@ def export(
         ) from error
     from shoal.exporter.export import export as run
 
+    seal = _signing().signer(key) if key else None
     manifest = run(
         model,
         bundle,
@@ -74,6 +84,7 @@ def export(
         sample=sample,
         max_segments=max_segments,
         precisions=precisions,
+        seal=seal,
         force=force,
     )
     click.echo(render.as_json(manifest) if as_json else render.summary(manifest))
@@ -82,14 +93,35 @@ def export(
 @click.command()
 @click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Compare every file with its digest first.")
+@click.option(
+    "--verify",
+    "public",
+    metavar="PUBLIC.pem",
+    type=click.Path(path_type=Path),
+    help="Refuse the bundle unless the owner of this Ed25519 key signed it; implies --check.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def inspect(bundle: Path, *, check: bool, as_json: bool) -> None:
+def inspect(bundle: Path, public: Path | None, *, check: bool, as_json: bool) -> None:
     """Print what is in a bundle: segments, bytes at each cut, and what export proved.
 
-    Exits 0, or 3 if the bundle is damaged or of another version.
+    Exits 0; 2 if an argument is wrong; 3 if the bundle is damaged, of another version, or not signed by
+    the one who should have.
     """
-    manifest: Manifest = check_bundle(bundle) if check else read_manifest(bundle)
+    if public:
+        _signing().check_signature(bundle, public)
+    manifest: Manifest = check_bundle(bundle) if check or public else read_manifest(bundle)
     click.echo(render.as_json(manifest) if as_json else render.details(manifest))
+
+
+def _signing() -> ModuleType:
+    """Return the module that signs and verifies.  Raises ConfigError if what it needs is not there."""
+    try:
+        from shoal.exporter import sign
+    except ImportError as error:
+        raise ConfigError(
+            f"signatures need the package cryptography: in a clone of shoal, pip install '.[sign]' ({error})"
+        ) from error
+    return sign
 
 
 def _size(text: str) -> tuple[str, int]:

@@ -1,7 +1,7 @@
 """The way from an ONNX file to a bundle, each step in order."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,14 +54,16 @@ def export(
     sample: Path | None = None,
     max_segments: int = MAX_SEGMENTS,
     precisions: Sequence[str] = (),
+    seal: Callable[[Path], None] | None = None,
     force: bool = False,
 ) -> Manifest:
     """Write the ONNX file `model` as the bundle `bundle`, verified, and return its manifest.
 
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
     real inputs, both guessed if missing.  `precisions` are those in which the segments are written
-    besides the one that they have.  Raises ModelError if the model cannot be exported or does not
-    survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
+    besides the one that they have.  `seal` is called with the folder when all else is in it.  Raises
+    ModelError if the model cannot be exported or does not survive it, ConfigError if an argument is wrong
+    or the bundle cannot be written; then nothing is left.
     """
     name = _bundle_name(name, model)
     asked = check_precisions(precisions)
@@ -70,6 +72,8 @@ def export(
         with _about(model):
             manifest = _Export(source, light, folder, sizes or {}, sample).run(name, max_segments, asked)
         write_manifest(manifest, folder)
+        if seal is not None:
+            seal(folder)
     return manifest
 
 
