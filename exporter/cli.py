@@ -1,23 +1,34 @@
 """`shoal export` and `shoal inspect`."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import get_args
 
 import click
 
 from shoal.errors import ConfigError
-from shoal.exporter import render
+from shoal.exporter import progress, render
 from shoal.exporter.bundle import check_bundle, read_manifest
 from shoal.exporter.cuts import MAX_SEGMENTS
 from shoal.manifest import Manifest, Precision
 
 
 @click.command()
-@click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
+@click.argument("model", metavar="[MODEL.onnx]", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", "bundle", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
 @click.option("--name", default="", help="Name of the bundle.  [default: the file's]")
+@click.option(
+    "--from-hf",
+    "source",
+    metavar="CONFIG_OR_DIR",
+    type=click.Path(path_type=Path),
+    help="Instead of an ONNX file, take a local model folder of transformers, or a configuration alone and "
+    "random weights.",
+)
 @click.option(
     "--size",
     "sizes",
@@ -50,9 +61,10 @@ from shoal.manifest import Manifest, Precision
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a summary.")
 def export(
-    model: Path,
+    model: Path | None,
     bundle: Path,
     name: str,
+    source: Path | None,
     sizes: Sequence[str],
     sample: Path | None,
     max_segments: int,
@@ -64,6 +76,8 @@ def export(
 ) -> None:
     """Write an ONNX model as a bundle: cut into segments, weights apart, compared with the original.
 
+    How far it is shows on stderr, the summary comes on stdout.
+
     Does not fuse, and changes precision only if asked to.  Exits 0; 2 if an argument is wrong or the
     bundle cannot be written; 3 if the model cannot be exported or would not answer as before.
     """
@@ -73,20 +87,31 @@ def export(
         raise ConfigError(
             f"export needs the package onnx: in a clone of shoal, pip install '.[export]' ({error})"
         ) from error
+    from shoal.exporter.export import STEPS
     from shoal.exporter.export import export as run
 
+    if (model is None) == (source is None):
+        raise ConfigError("export: expected either MODEL.onnx or --from-hf CONFIG_OR_DIR")
     seal = _signing().signer(key) if key else None
-    manifest = run(
-        model,
-        bundle,
-        name=name,
-        sizes=dict(_size(text) for text in sizes),
-        sample=sample,
-        max_segments=max_segments,
-        precisions=precisions,
-        seal=seal,
-        force=force,
-    )
+    chosen = dict(_size(text) for text in sizes)
+    steps = len(STEPS) + len({*precisions} - {"fp32"}) + (source is not None)
+    with progress.shown(sys.stderr, steps) as report, ExitStack() as stack:
+        if source is not None:
+            report("export to ONNX")
+            model = stack.enter_context(_from_transformers(source, bundle))
+        assert model is not None
+        manifest = run(
+            model,
+            bundle,
+            name=name,
+            sizes=chosen,
+            sample=sample,
+            max_segments=max_segments,
+            precisions=precisions,
+            seal=seal,
+            report=report,
+            force=force,
+        )
     click.echo(render.as_json(manifest) if as_json else render.summary(manifest))
 
 
@@ -111,6 +136,29 @@ def inspect(bundle: Path, public: Path | None, *, check: bool, as_json: bool) ->
         _signing().check_signature(bundle, public)
     manifest: Manifest = check_bundle(bundle) if check or public else read_manifest(bundle)
     click.echo(render.as_json(manifest) if as_json else render.details(manifest))
+
+
+@contextmanager
+def _from_transformers(source: Path, bundle: Path) -> Iterator[Path]:
+    """Hand out the ONNX file that a model of transformers becomes, which is removed again.
+
+    Raises ConfigError if torch or transformers is not there.
+    """
+    try:
+        from shoal.exporter.huggingface import to_onnx
+    except ImportError as error:
+        raise ConfigError(
+            f"--from-hf needs torch and transformers: in a clone of shoal, pip install '.[hf]' ({error})"
+        ) from error
+    name = source.resolve().parent.name if source.name == "config.json" else source.resolve().stem
+    try:
+        folder = TemporaryDirectory(prefix=f".{bundle.name}.", dir=bundle.parent)
+    except OSError as error:
+        raise ConfigError(f"{bundle}: expected a place to write a bundle, got {error.strerror}") from error
+    with folder as place:
+        path = Path(place) / f"{name}.onnx"
+        to_onnx(source, path)
+        yield path
 
 
 def _signing() -> ModuleType:

@@ -19,6 +19,7 @@ from shoal.exporter.graph import Graph, Nodes, each
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
 from shoal.exporter.precision import check_precisions, make_variant
+from shoal.exporter.progress import Report, silent
 from shoal.exporter.samples import (
     Sample,
     choose_sizes,
@@ -41,6 +42,8 @@ SAMPLES: Final = 2
 """Inputs on which the answers are compared."""
 LEAST_SIZE: Final = 8
 """Guessed sizes are halved down to this if the model does not take them."""
+STEPS: Final = ("read the model", "ask the original", "cut", "compare the segments", "divide")
+"""What is reported; a step for each further precision comes behind these."""
 ROWS: Final = 3
 """Rows of the batch that is compared with its rows one by one."""
 
@@ -55,22 +58,26 @@ def export(
     max_segments: int = MAX_SEGMENTS,
     precisions: Sequence[str] = (),
     seal: Callable[[Path], None] | None = None,
+    report: Report = silent,
     force: bool = False,
 ) -> Manifest:
     """Write the ONNX file `model` as the bundle `bundle`, verified, and return its manifest.
 
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
     real inputs, both guessed if missing.  `precisions` are those in which the segments are written
-    besides the one that they have.  `seal` is called with the folder when all else is in it.  Raises
-    ModelError if the model cannot be exported or does not survive it, ConfigError if an argument is wrong
-    or the bundle cannot be written; then nothing is left.
+    besides the one that they have.  `seal` is called with the folder when all else is in it, `report`
+    with each of the steps as it begins.  Raises ModelError if the model cannot be exported or does not
+    survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
     """
-    name = _bundle_name(name, model)
+    name = bundle_name(name, model)
     asked = check_precisions(precisions)
     with new_bundle(bundle, force=force) as folder:
+        report(STEPS[0])
         source, light = _load(model, folder)
         with _about(model):
-            manifest = _Export(source, light, folder, sizes or {}, sample).run(name, max_segments, asked)
+            manifest = _Export(source, light, folder, sizes or {}, sample, report).run(
+                name, max_segments, asked
+            )
         write_manifest(manifest, folder)
         if seal is not None:
             seal(folder)
@@ -87,7 +94,9 @@ class _Export:
         folder: Path,
         asked: Mapping[str, int],
         sample: Path | None,
+        report: Report,
     ) -> None:
+        self._report = report
         self._source, self._model, self._folder, self._asked = source, model, folder, asked
         self._uses = uses_of(model.graph)
         unify_sizes(model, folder, self._uses)
@@ -100,15 +109,19 @@ class _Export:
 
     def run(self, name: str, max_segments: int, precisions: Sequence[Precision]) -> Manifest:
         """Do everything that is left, and return the manifest."""
+        self._report(STEPS[1])
         samples, wanted = self._questions()
+        self._report(STEPS[2])
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
         nodes, graph = self._model.graph.node, view(self._model.graph)
         graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))
         cuts = choose_cuts(graph, costs_of(nodes, graph, tensors), max_segments)
         writer = SegmentWriter(self._model, graph, tensors, self._folder)
         whole, segments = writer.whole(), writer.segments(pieces(graph, cuts))
+        self._report(STEPS[3])
         verification = self._verify(whole, segments, samples, wanted)
         replicates = verification[-1].verified
+        self._report(STEPS[4])
         sharded = self._shard(samples, wanted, batched=replicates)
         manifest = Manifest(
             format=FORMAT,
@@ -128,7 +141,10 @@ class _Export:
             verification=(*verification, *sharded.verification),
         )
         annotated = self._annotate(sharded, graph, pieces(graph, cuts), tensors)
-        variants = (make_variant(manifest, one, self._folder, samples, wanted) for one in precisions)
+        variants = []
+        for precision in precisions:
+            self._report(f"write {precision}")
+            variants.append(make_variant(manifest, precision, self._folder, samples, wanted))
         return replace(manifest, variants=tuple(variants), annotated=annotated)
 
     def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
@@ -239,7 +255,7 @@ def _no_lead(whole: Segment) -> str:
     )
 
 
-def _bundle_name(name: str, model: Path) -> str:
+def bundle_name(name: str, model: Path) -> str:
     """Return `name` if it can be one, else the file's name made to fit.  Raises ConfigError."""
     fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).lstrip("._-")[:64] or "model"
     try:
