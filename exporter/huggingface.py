@@ -7,7 +7,7 @@ is written out, nothing is cached between requests, and batch and length are lef
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -29,6 +29,7 @@ LENGTH: Final = 16
 TOLERANCE: Final = 1e-4
 """Largest error of the ONNX file against torch, as a part of the largest number."""
 IN_ONE_FILE_BYTES: Final = 1_500_000_000
+FEW_WORDS: Final = 1000
 SEED: Final = 0
 _WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
@@ -108,17 +109,36 @@ def _load(source: Path) -> Any:  # noqa: ANN401  torch's types are not looked at
 
 def _sample(model: Any, source: Path) -> dict[str, torch.Tensor]:  # noqa: ANN401
     """Return inputs for `model`.  Raises ModelError if it takes what we do not know."""
-    config, name = model.config, model.main_input_name
-    if name == "input_ids":
-        found = {name: torch.randint(0, min(config.vocab_size, 1000), (ROWS, LENGTH))}
-        return found | {"attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.long)}
-    if name == "pixel_values":
-        size = config.image_size
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return {name: torch.randn(ROWS, config.num_channels, height, width)}
-    if name == "input_features":
-        return {name: torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions)}
-    raise ModelError(f"{source}: expected a model of text, pictures or spectra, {_kind(model)} takes {name}")
+    name = model.main_input_name
+    if name not in _SAMPLES:
+        raise ModelError(f"{source}: expected a model of {_KNOWN}, {_kind(model)} takes {name}")
+    try:
+        return _SAMPLES[name](model.config)
+    except AttributeError as error:
+        raise ModelError(f"{source}: expected a model of {_KNOWN} alone: {_line(error)}") from error
+
+
+def _text(config: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    ids = torch.randint(0, min(config.vocab_size, FEW_WORDS), (ROWS, LENGTH))
+    return {"input_ids": ids, "attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.long)}
+
+
+def _picture(config: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    size = config.image_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return {"pixel_values": torch.randn(ROWS, config.num_channels, height, width)}
+
+
+def _spectrum(config: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    return {"input_features": torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions)}
+
+
+_SAMPLES: Final[Mapping[str, Callable[[Any], dict[str, torch.Tensor]]]] = {
+    "input_ids": _text,
+    "pixel_values": _picture,
+    "input_features": _spectrum,
+}
+_KNOWN: Final = "text, pictures or spectra"
 
 
 def _tensors(found: Mapping[str, object]) -> dict[str, torch.Tensor]:
