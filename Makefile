@@ -58,6 +58,7 @@ test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-dat
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
+	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
 
 clean:

@@ -37,7 +37,7 @@ class Held:
     """A plan that this board is ready for."""
 
     plan: Plan
-    sessions: Mapping[str, Session]
+    sessions: Mapping[Run, Session]
     active: int = 0
     """Attempts under way."""
     closing: bool = False
@@ -99,7 +99,7 @@ class Executor:
         """Use these connections; they call `begin` back."""
         self.peers = peers
 
-    def hold(self, plan: Plan, sessions: Mapping[str, Session]) -> None:
+    def hold(self, plan: Plan, sessions: Mapping[Run, Session]) -> None:
         """Be ready for `plan` from now on."""
         with self._lock:
             self._held[plan.epoch] = Held(plan=plan, sessions=sessions)
@@ -242,7 +242,7 @@ class Executor:
                 if name in awaited:
                     tensors |= self._settle(part, awaited[name], awaited)
             if isinstance(step, Run):
-                session = held.sessions[step.segment]
+                session = held.sessions[step]
                 size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
                 with self.alone:
                     begun_s = time.perf_counter()
@@ -303,10 +303,10 @@ class Executor:
             held.active -= 1
 
 
-def _needs(step: Step, sessions: Mapping[str, Session]) -> tuple[str, ...]:
+def _needs(step: Step, sessions: Mapping[Run, Session]) -> tuple[str, ...]:
     """Return the tensors that a step reads."""
     if isinstance(step, Run):
-        return sessions[step.segment].inputs
+        return sessions[step].inputs
     if isinstance(step, Exchange) and step.kind == "recv":
         return ()
     return (*step.tensors, BOUNDS) if isinstance(step, Collective) and step.rows else step.tensors
@@ -317,6 +317,6 @@ def _makes(step: Collective) -> tuple[str, ...]:
     return (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made
 
 
-def _last_uses(program: Program, sessions: Mapping[str, Session]) -> dict[str, int]:
+def _last_uses(program: Program, sessions: Mapping[Run, Session]) -> dict[str, int]:
     """Return the last step that needs each tensor; what a collective needs later, it keeps itself."""
     return {name: position for position, step in enumerate(program.steps) for name in _needs(step, sessions)}

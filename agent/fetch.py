@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import aiohttp
 
 from shoal.errors import BoardError, ModelError
+from shoal.parts import Piece
 from shoal.records import Blob, Sha256
 from shoal.store import CHUNK_BYTES, Store, writing
 
@@ -18,6 +20,7 @@ AT_ONCE: Final = 4
 TRIES: Final = 6
 PAUSE_S: Final = 0.25
 SILENCE_S: Final = 10.0
+_SILENCE: Final = aiohttp.ClientTimeout(total=None, connect=SILENCE_S, sock_read=SILENCE_S)
 SPARE_BYTES: Final = 16 << 20
 """Left free on the disk."""
 
@@ -39,7 +42,38 @@ class Fetcher:
         """
         missing = [blob for blob in set(blobs) if not await asyncio.to_thread(self._store.has, blob.sha256)]
         self._check_room(missing)
-        tasks = [asyncio.ensure_future(self._fetch(url, blob)) for blob in missing]
+        await self._all([self._fetch(url, blob) for blob in missing])
+
+    async def fetch_manifest(self, url: str, sha256: Sha256) -> None:
+        """Return once the manifest with that digest is in the store; errors as `fetch`."""
+        await self.fetch(url, [Blob(sha256=sha256, size_bytes=0)])
+
+    async def fetch_pieces(self, url: str, pieces: Iterable[Piece]) -> None:
+        """Return once the bytes of all `pieces` of weights are here; errors as `fetch`."""
+        wanted = list({piece.name: piece for piece in pieces}.values())
+        missing = [piece for piece in wanted if not await asyncio.to_thread(self._store.has_piece, piece)]
+        self._check_room(missing)
+        await self._all(
+            [self._tries(url, piece.name, partial(self._fetch_piece, url, piece)) for piece in missing]
+        )
+
+    async def _fetch_piece(self, url: str, piece: Piece) -> None:
+        one = piece.slice
+        rows = f"{one.outer}x{one.units * one.unit_bytes}"
+        cut = f"{piece.start * one.unit_bytes}+{piece.row_bytes}"
+        draft = self._store.draft(piece)
+        async with self._http.get(
+            f"{url}/blobs/{one.blob.sha256}/{rows}/{cut}", timeout=_SILENCE
+        ) as response:
+            response.raise_for_status()
+            with writing(draft) as file:
+                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                    await asyncio.to_thread(file.write, chunk)
+        await asyncio.to_thread(self._store.finish_piece, piece)
+
+    async def _all(self, work: list[Coroutine[object, object, None]]) -> None:
+        """Do all of `work`; if one fails, the others end too."""
+        tasks = [asyncio.ensure_future(one) for one in work]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -47,12 +81,8 @@ class Fetcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def fetch_manifest(self, url: str, sha256: Sha256) -> None:
-        """Return once the manifest with that digest is in the store; errors as `fetch`."""
-        await self.fetch(url, [Blob(sha256=sha256, size_bytes=0)])
-
-    def _check_room(self, missing: list[Blob]) -> None:
-        needed = sum(blob.size_bytes for blob in missing)
+    def _check_room(self, missing: Sequence[Blob | Piece]) -> None:
+        needed = sum(each.size_bytes for each in missing)
         free = shutil.disk_usage(self._store.root).free
         if needed and needed + SPARE_BYTES > free:
             raise BoardError(
@@ -61,19 +91,25 @@ class Fetcher:
             )
 
     async def _fetch(self, url: str, blob: Blob) -> None:
-        async with self._under_way.setdefault(blob.sha256, asyncio.Lock()), self._slots:
+        async with self._under_way.setdefault(blob.sha256, asyncio.Lock()):
             if await asyncio.to_thread(self._store.has, blob.sha256):
                 return  # fetched for somebody else meanwhile
+            resume = partial(self._resume, f"{url}/blobs/{blob.sha256}", blob)
+            await self._tries(url, blob.sha256, resume)
+
+    async def _tries(self, url: str, name: str, fetch: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Fetch one thing, several times if need be."""
+        async with self._slots:
             for attempt in range(1, TRIES + 1):
                 try:
-                    await self._resume(f"{url}/blobs/{blob.sha256}", blob)
+                    await fetch()
                     return
                 except (aiohttp.ClientError, asyncio.TimeoutError, ModelError) as error:
                     if attempt == TRIES:
                         if isinstance(error, ModelError):
                             raise
-                        raise BoardError(f"{url}: blob {blob.sha256[:12]}: {error or 'no answer'}") from error
-                    log.info("blob %s: %s; trying again", blob.sha256[:12], error or "no answer")
+                        raise BoardError(f"{url}: blob {name[:12]}: {error or 'no answer'}") from error
+                    log.info("blob %s: %s; trying again", name[:12], error or "no answer")
                     await asyncio.sleep(PAUSE_S * 2**attempt)
 
     async def _resume(self, url: str, blob: Blob) -> None:
@@ -82,8 +118,7 @@ class Fetcher:
         have = part.stat().st_size if part.exists() else 0
         if have == 0 or have < blob.size_bytes:
             headers = {"Range": f"bytes={have}-"} if have else {}
-            silence = aiohttp.ClientTimeout(total=None, connect=SILENCE_S, sock_read=SILENCE_S)
-            async with self._http.get(url, headers=headers, timeout=silence) as response:
+            async with self._http.get(url, headers=headers, timeout=_SILENCE) as response:
                 response.raise_for_status()
                 with writing(part, append=response.status == 206) as file:
                     async for chunk in response.content.iter_chunked(CHUNK_BYTES):

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from shoal.agent.dispatch import Dispatcher
@@ -17,11 +17,13 @@ from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import Manifest
+from shoal.manifest import Manifest, Segment
+from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
+from shoal.parts import Piece, pieces
 from shoal.profiler.segments import sample
-from shoal.program import Plan
-from shoal.records import Address, BoardId
+from shoal.program import Plan, Run
+from shoal.records import Address, Blob, BoardId
 from shoal.session import Session
 from shoal.store import Store
 
@@ -124,10 +126,11 @@ class Reconciler:
 
     def _unload(self) -> None:
         self._sessions.keep(
-            self._store.manifest(plan.bundle).by_name[name]
+            (self._store.manifest(plan.bundle).by_name[run.segment], run)
             for plan in self._executor.epochs().values()
-            for name in plan.segments_of(self._board)
+            for run in plan.runs_of(self._board)
         )
+        give_back()
 
     async def _prepare(self, plan: Plan, source: BundleSource | None) -> None:
         """Fetch and load what this board needs for `plan`, and be ready for it."""
@@ -138,11 +141,10 @@ class Reconciler:
                 manifest = self._store.manifest(plan.bundle)
             else:
                 manifest = await self.manifest(source)
-            segments = [manifest.by_name[name] for name in sorted(plan.segments_of(self._board))]
-            blobs = [blob for segment in segments for blob in (segment.model, *segment.weights)]
+            runs = {run: manifest.by_name[run.segment] for run in plan.runs_of(self._board)}
             if source is not None:
-                await self._fetcher.fetch(source.url, blobs)
-            sessions = await _in_thread(lambda: self._sessions.open(segments))
+                await self._fetch(source.url, runs)
+            sessions = await _in_thread(lambda: self._sessions.open(runs))
             await _in_thread(lambda: self._warm(manifest, sessions))
         except (BoardError, ModelError) as error:
             log.warning("epoch %d: %s", plan.epoch, error)
@@ -154,13 +156,24 @@ class Reconciler:
         self._executor.hold(plan, sessions)
         self._set(plan.epoch, "ready", "")
 
-    def _warm(self, manifest: Manifest, sessions: dict[str, Session]) -> None:
+    async def _fetch(self, url: str, runs: Mapping[Run, Segment]) -> None:
+        """Return once what these runs need is here: of sliced weights only the board's pieces."""
+        blobs: list[Blob] = []
+        wanted: list[Piece] = []
+        for run, segment in runs.items():
+            sliced = {one.blob for one in segment.slices} if run.part else set[Blob]()
+            blobs += [segment.model, *(blob for blob in segment.weights if blob not in sliced)]
+            wanted += pieces(segment, run.part) if run.part else ()
+        await self._fetcher.fetch(url, blobs)
+        await self._fetcher.fetch_pieces(url, wanted)
+
+    def _warm(self, manifest: Manifest, sessions: Mapping[Run, Session]) -> None:
         """Run each segment once, so that the first request does not pay for its set-up."""
-        for name, session in sessions.items():
-            specs = manifest.by_name[name].inputs
+        for run, session in sessions.items():
+            specs = manifest.by_name[run.segment].inputs
             # Made-up tensors need not make sense in the middle of a model.
             with contextlib.suppress(ModelError), self._executor.alone:
-                session.run({spec.name: sample(spec, manifest.sample_sizes) for spec in specs})
+                session.run({spec.name: sample(spec, manifest.sizes) for spec in specs})
 
     def _set(self, epoch: int, phase: str, detail: str) -> None:
         self._epochs[epoch] = Readiness(epoch=epoch, phase=phase, detail=detail)  # type: ignore[arg-type]

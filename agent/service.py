@@ -37,6 +37,7 @@ from shoal.messages import (
     Reported,
 )
 from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
+from shoal.program import Run
 from shoal.records import Address, Array, BoardId, Profile
 from shoal.store import Store
 from shoal.wire import Envelope, topic
@@ -359,7 +360,8 @@ class Agent:
         missing = [blob for blob in (whole.model, *whole.weights) if not self._store.has(blob.sha256)]
         if missing:
             raise BoardError(f"{self._board}: {len(missing)} blobs of {manifest.name} are not here")
-        session = self._sessions.open([whole])[whole.name]
+        run = Run(segment=whole.name)
+        session = self._sessions.open({run: whole})[run]
         with self._executor.alone:
             return session.run(inputs)
 

@@ -1,13 +1,18 @@
 """The segments that are loaded on this board, within its memory."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from shoal.errors import BoardError
-from shoal.manifest import Segment, memory_bytes
+from shoal.manifest import Segment
+from shoal.parts import range_of
+from shoal.program import Run
 from shoal.records import Sha256
 from shoal.session import Session, open_session
 from shoal.store import Store
+
+_Held = tuple[Sha256, tuple[int, ...]]
+"""The digest of a segment's model, and the part of its units."""
 
 
 class Sessions:
@@ -18,54 +23,61 @@ class Sessions:
         self._store = store
         self._threads = threads
         self._lock = threading.Lock()
-        self._opened: dict[Sha256, tuple[Segment, Session]] = {}
+        self._opened: dict[_Held, tuple[Segment, Session]] = {}
 
-    def open(self, segments: Iterable[Segment]) -> dict[str, Session]:
-        """Return sessions of `segments` by name, opening those that are not open.
+    def open(self, wanted: Mapping[Run, Segment]) -> dict[Run, Session]:
+        """Return sessions for what is to be run, opening those that are not open.
 
         Raises BoardError if they do not fit beside what is loaded, ModelError if one does not open.
         """
         with self._lock:
-            wanted = list(segments)
-            self._check(wanted)
-            for segment in wanted:
-                if segment.model.sha256 not in self._opened:
-                    self._opened[segment.model.sha256] = (segment, self._load(segment))
-            return {segment.name: self._opened[segment.model.sha256][1] for segment in wanted}
+            held = {run: _held(segment, run.part) for run, segment in wanted.items()}
+            self._check({held[run]: segment for run, segment in wanted.items()})
+            for run, segment in wanted.items():
+                if held[run] not in self._opened:
+                    self._opened[held[run]] = (segment, self._load(segment, run.part))
+            return {run: self._opened[held[run]][1] for run in wanted}
 
     def borrow(self, segment: Segment) -> Session:
         """Return a session of one segment that is not kept beyond its use; BoardError as `open`."""
         with self._lock:
-            if segment.model.sha256 in self._opened:
-                return self._opened[segment.model.sha256][1]
-            self._check([segment])
-            return self._load(segment)
+            held = _held(segment, ())
+            if held in self._opened:
+                return self._opened[held][1]
+            self._check({held: segment})
+            return self._load(segment, ())
 
-    def keep(self, wanted: Iterable[Segment]) -> None:
+    def keep(self, wanted: Iterable[tuple[Segment, Run]]) -> None:
         """Close every segment but these."""
-        models = {segment.model.sha256 for segment in wanted}
+        kept = {_held(segment, run.part) for segment, run in wanted}
         with self._lock:
-            self._opened = {sha: opened for sha, opened in self._opened.items() if sha in models}
+            self._opened = {held: opened for held, opened in self._opened.items() if held in kept}
 
-    def _load(self, segment: Segment) -> Session:
-        return open_session(self._store.model(segment.model.sha256), threads=self._threads)
+    def _load(self, segment: Segment, part: tuple[int, ...]) -> Session:
+        model = self._store.model_part(segment, part) if part else self._store.model(segment.model.sha256)
+        return open_session(model, threads=self._threads, fixed=range_of(segment, part))
 
     def fits(self, segment: Segment) -> bool:
         """Say whether `segment` could be opened beside what is loaded."""
         with self._lock:
-            return segment.model.sha256 in self._opened or self._needed([segment]) <= self.memory_bytes
+            held = _held(segment, ())
+            return held in self._opened or self._needed({held: segment}) <= self.memory_bytes
 
-    def _needed(self, wanted: list[Segment]) -> int:
+    def _needed(self, wanted: Mapping[_Held, Segment]) -> int:
         """Return the memory of what is loaded and wanted: each session has its own copy of its weights."""
-        held = {sha256: segment for sha256, (segment, _) in self._opened.items()}
-        held |= {segment.model.sha256: segment for segment in wanted}
-        return memory_bytes(held.values())
+        held = {key: segment for key, (segment, _) in self._opened.items()} | dict(wanted)
+        weights = sum(segment.held_bytes(part) for (_, part), segment in held.items())
+        return weights + max((segment.work_bytes for segment in held.values()), default=0)
 
-    def _check(self, wanted: list[Segment]) -> None:
+    def _check(self, wanted: Mapping[_Held, Segment]) -> None:
         needed = self._needed(wanted)
         if needed > self.memory_bytes:
-            names = ", ".join(sorted(segment.name for segment in wanted))
+            names = ", ".join(sorted(segment.name for segment in wanted.values()))
             raise BoardError(
                 f"{names}: {needed / 1e6:.1f} MB with what is loaded already, and the board offers "
                 f"{self.memory_bytes / 1e6:.1f} MB"
             )
+
+
+def _held(segment: Segment, part: tuple[int, ...]) -> _Held:
+    return segment.model.sha256, part

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+from itertools import islice
 from typing import Final
 
 from aiohttp import web
 
 from shoal.errors import BoardError, ModelError
+from shoal.parts import cut
 from shoal.records import Blob, Sha256, check_sha256
 from shoal.store import CHUNK_BYTES, Store, writing
 
@@ -17,7 +19,7 @@ MAX_BLOB_BYTES: Final = 16 << 30
 
 
 class Depot:
-    """The HTTP side of a store: GET (with ranges), HEAD and PUT of `/blobs/<sha256>`."""
+    """The HTTP side of a store: GET (with ranges), HEAD and PUT of `/blobs/<sha256>`, and ranges of rows."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -28,6 +30,7 @@ class Depot:
         app.add_routes(
             [
                 web.get("/blobs/{sha256}", self._get),  # aiohttp answers HEAD with it too
+                web.get(r"/blobs/{sha256}/{outer:\d+}x{row:\d+}/{start:\d+}+{size:\d+}", self._get_rows),
                 web.put("/blobs/{sha256}", self._put),
             ]
         )
@@ -38,6 +41,23 @@ class Depot:
         if not await asyncio.to_thread(self._store.has, sha256):
             return _error(404, f"blob {sha256[:12]}: not here")
         return web.FileResponse(self._store.path(sha256), chunk_size=CHUNK_BYTES)
+
+    async def _get_rows(self, request: web.Request) -> web.StreamResponse:
+        """Send `size` bytes from `start` on of each of the `outer` rows of `row` bytes that a blob has."""
+        sha256 = _digest(request)
+        if not await asyncio.to_thread(self._store.has, sha256):
+            return _error(404, f"blob {sha256[:12]}: not here")
+        outer, row, start, size = (int(request.match_info[n]) for n in ("outer", "row", "start", "size"))
+        path = self._store.path(sha256)
+        if outer * row != path.stat().st_size or not 0 < size <= row - start:
+            return _error(416, f"blob {sha256[:12]}: expected rows that it has, got {request.path}")
+        response = web.StreamResponse(headers={"Content-Length": str(outer * size)})
+        await response.prepare(request)
+        rows = iter(cut(path, outer, row, start, size))
+        while chunk := await asyncio.to_thread(lambda: b"".join(islice(rows, max(1, CHUNK_BYTES // size)))):
+            await response.write(chunk)
+        await response.write_eof()
+        return response
 
     async def _put(self, request: web.Request) -> web.Response:
         sha256 = _digest(request)

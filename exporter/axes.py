@@ -190,9 +190,15 @@ def _slice(call: Call, operand: int, dim: Dim) -> Fate:
         return Stopped("needs its limits whole")
     axes = call.ints.get(3) or call.integers("axes")
     whole_axes = axes is not None and dim.axis not in {axis % len(sizes) for axis in axes}
-    if not whole_axes and made[dim.axis] != sizes[dim.axis]:
+    if whole_axes or made[dim.axis] == sizes[dim.axis]:
+        return Kept((dim,))
+    starts, steps = call.ints.get(1, ()), call.ints.get(4, (1,))
+    block, rest = divmod(made[dim.axis] * dim.outer, sizes[dim.axis])
+    if rest or len(axes or ()) != 1 or len(starts) != 1 or steps != (1,) or block == 0:
         return Stopped("takes a part of that axis")
-    return Kept((dim,))
+    if starts[0] < 0 or starts[0] % made[dim.axis]:
+        return Stopped("takes a part of that axis that lies across its units")
+    return Kept((dim._replace(outer=block),))
 
 
 def _gather(call: Call, operand: int, dim: Dim) -> Fate:

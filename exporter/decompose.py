@@ -83,7 +83,7 @@ class _Writer:
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: object) -> str:
         output = output or f"{self.output}/{len(self.nodes)}"
         node = helper.make_node(
-            operator, inputs, [output], name=f"{self.node.name}/{operator}_{len(self.nodes)}"
+            operator, inputs, [output], name=f"{self.output}/{operator}_{len(self.nodes)}"
         )
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)

@@ -499,8 +499,14 @@ class _Divider:
             if here:
                 local = part_name(node.input[0]) if 0 in operands else self._whole.get(node.input[0], "")
                 own = {axis for axis, dim in here.items() if dim == rows[0]}
-                plain.input[1] = self._new_sizes(node, here, own, local)
+                plain.input[1] = self._new_sizes(plain.output[0], node, here, own, local)
                 _without_attributes(plain, "allowzero")
+        elif node.op_type == "Slice" and 0 in operands and rows[0] and rows[0].outer != operands[0].outer:
+            block = rows[0].outer * rows[0].inner
+            first = self._tensors[node.output[0]].sizes[rows[0].axis]
+            start = int(self._ints[node.input[1]].reshape(-1)[0]) // first
+            plain.input[1] = self._times(self._range(_COUNT), block * start) if start else self._numbers(0)
+            plain.input[2] = self._times(self._range(_COUNT), block * (start + 1))
         elif node.op_type == "Split" and 0 in operands and rows[0] and rows[0].outer != operands[0].outer:
             del plain.input[1:]
             _without_attributes(plain, "split", "num_outputs")
@@ -508,7 +514,7 @@ class _Divider:
                 plain.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
     def _new_sizes(
-        self, node: onnx.NodeProto, here: Mapping[int, Dim], own: Container[int], local: str
+        self, base: str, node: onnx.NodeProto, here: Mapping[int, Dim], own: Container[int], local: str
     ) -> str:
         """Return the name of the sizes for a Reshape or Expand whose output has `here` the board's units.
 
@@ -543,7 +549,7 @@ class _Divider:
             left = sorted((order[i], i) for i, s in enumerate(sizes) if isinstance(s, str))
             if left:
                 sizes[left[0][1]] = -1
-        return self._sizes(node, sizes, here, own)
+        return self._sizes(base, node, sizes, here, own, local)
 
     def _urgency(self, node: onnx.NodeProto, axis: int, size: int | str, here: Mapping[int, Dim]) -> int:
         """Return how badly a size has to be "what is left"; the least number most of all."""
@@ -556,7 +562,13 @@ class _Divider:
         return 0 if packed or node.output[0] in self._covers else 2
 
     def _sizes(
-        self, node: onnx.NodeProto, sizes: Sequence[int | str], here: Mapping[int, Dim], own: Container[int]
+        self,
+        base: str,
+        node: onnx.NodeProto,
+        sizes: Sequence[int | str],
+        here: Mapping[int, Dim],
+        own: Container[int],
+        local: str,
     ) -> str:
         if all(isinstance(size, int) for size in sizes):
             return self._numbers(*(int(size) for size in sizes))
@@ -565,16 +577,29 @@ class _Divider:
             if size == "units":
                 pieces.append(self._counted(here[axis], node, own=axis in own))
             elif size == "computed":
-                if node.input[1] in self._ints:
-                    raise NotDivisibleError(f"{_where(node)}: leaves two sizes open")
-                given = self.full(node.input[1])
-                piece = f"{node.output[0]}.size{axis}"
-                self._helper("Slice", [given, self._numbers(axis), self._numbers(axis + 1)], piece)
-                pieces.append(piece)
+                pieces.append(self._open_size(base, node, axis, local))
             else:
                 pieces.append(self._numbers(int(size)))
-        name = f"{node.output[0]}.sizes"
+        name = f"{base}.sizes"
         self._helper("Concat", pieces, name, axis=0)
+        return name
+
+    def _open_size(self, base: str, node: onnx.NodeProto, axis: int, local: str) -> str:
+        """Return the size of an axis that does not count the units: as it is in the input, or as computed."""
+        read, dim = self._tensors[node.input[0]], self._tensors[node.output[0]].dims[axis]
+        value = self.division.values.get(local)
+        own = {d.axis for d in (value.rows, value.columns) if d} if value else set[int]()
+        name = f"{base}.size{axis}"
+        if isinstance(dim, str) and dim in read.dims and read.dims.index(dim) not in own:
+            shape = f"{base}.shape"
+            if shape not in self.division.values:
+                self._helper("Shape", [local or node.input[0]], shape)
+            axis = read.dims.index(dim)
+        elif node.input[1] in self._ints:
+            raise NotDivisibleError(f"{_where(node)}: leaves two sizes open")
+        else:
+            shape = self.full(node.input[1])
+        self._helper("Slice", [shape, self._numbers(axis), self._numbers(axis + 1)], name)
         return name
 
     def _counted(self, dim: Dim, node: onnx.NodeProto, *, own: bool) -> str:

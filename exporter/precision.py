@@ -27,8 +27,7 @@ from shoal.exporter.verify import Answer, Run, compare, run_chain, run_file
 from shoal.exporter.weights import blob_of, is_external, weights_in
 from shoal.manifest import Deviation, Manifest, Precision, Segment, Sharding, Slice, Swap, Variant, file_of
 from shoal.memory import give_back
-from shoal.parts import write_part
-from shoal.program import RANGE
+from shoal.parts import range_of, write_part
 from shoal.program import Run as RunStep
 from shoal.records import Array, Blob, BoardId, Sha256
 from shoal.session import Session, open_session
@@ -144,12 +143,10 @@ def _divided(sharding: Sharding, manifest: Manifest, place: Path) -> Run:
     def run(samples: Sequence[Sample]) -> list[Answer]:
         sessions: dict[RunStep, Session] = {}
 
-        def opened(step: RunStep) -> tuple[Session, Mapping[str, Array]]:
-            segment = segments[step.segment]
+        def opened(step: RunStep) -> Session:
             if step not in sessions:
-                sessions[step] = open_session(_file_for(step, segment, place))
-            bounds = np.array((*step.part, segment.units), np.int64)
-            return sessions[step], {RANGE: bounds} if step.part else {}
+                sessions[step] = _open(segments[step.segment], step.part, place)
+            return sessions[step]
 
         found = [play(told, _BOARDS[0], sample, opened) for sample in samples]
         return [{spec.name: tensors[spec.name] for spec in manifest.outputs} for tensors in found]
@@ -157,14 +154,13 @@ def _divided(sharding: Sharding, manifest: Manifest, place: Path) -> Run:
     return run
 
 
-def _file_for(step: RunStep, segment: Segment, place: Path) -> Path:
+def _open(segment: Segment, part: tuple[int, ...], place: Path) -> Session:
     whole = place / file_of(segment.name)
-    if not step.part:
-        return whole
-    start, stop = step.part
-    part = place / file_of(f"{segment.name}.{start}-{stop}")
-    write_part(whole.read_bytes(), segment, step.part, place, part)
-    return part
+    if not part:
+        return open_session(whole)
+    own = place / file_of(f"{segment.name}.{part[0]}-{part[1]}")
+    write_part(whole, segment, part, place / BLOBS, own)
+    return open_session(own, fixed=range_of(segment, part))
 
 
 def _deviation(name: str, run: Run, samples: Sequence[Sample], wanted: Sequence[Answer]) -> Deviation:

@@ -39,14 +39,16 @@ def find_root(model: Model) -> Root:
     """Return where to take requests apart.  Raises NoRootError: what stood in the way of the best try."""
     total = max(1, sum(flops(node, model.tensors) for node in model.nodes))
     found: list[tuple[float, int, int, Root]] = []
-    best, hindrance = 0.0, "no tensor has an axis that all of the work behind it keeps"
+    best = 0.0
+    hindrance = ("no tensor has an axis that the work behind it keeps", -1)
     for order, (name, axis) in enumerate(_candidates(model)):
         try:
             root, division = _try(model, name, axis)
         except NotDivisibleError as error:
-            if not found:
-                hindrance = str(error)
+            hindrance = max(hindrance, (str(error), 0), key=lambda stop: stop[1])
             continue
+        if not found:
+            hindrance = max([hindrance, *division.stops], key=lambda stop: stop[1])
         share = sum(w.flops for w in division.items if isinstance(w, Work) and w.divided) / total
         if not any(isinstance(item, Seam) for item in division.items):
             continue
@@ -54,11 +56,11 @@ def find_root(model: Model) -> Root:
         found.append((share, size_bytes, -order, root))
         if share > best:
             best = share
-            hindrance = max(division.stops, key=lambda stop: stop[1], default=(hindrance, 0))[0]
+            hindrance = max(division.stops, key=lambda stop: stop[1], default=hindrance)
         elif share < best / 2 and best >= LEAST:
             break
     if best < LEAST:
-        raise NoRootError(hindrance)
+        raise NoRootError(hindrance[0])
     return min((f for f in found if f[0] >= AS_GOOD * best), key=lambda f: f[1:3])[3]
 
 

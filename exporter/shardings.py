@@ -7,7 +7,7 @@
 Each is played in one process as two to five boards, with even and uneven shares.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -36,8 +36,8 @@ from shoal.exporter.view import initializers, view
 from shoal.exporter.weights import is_external
 from shoal.manifest import Segment, Sharding, Verification
 from shoal.memory import give_back
-from shoal.parts import write_part
-from shoal.program import RANGE, Run
+from shoal.parts import pieces, range_of, write_part
+from shoal.program import Run
 from shoal.records import Array, BoardId
 from shoal.session import Session, open_session
 from shoal.sharding import programs
@@ -268,29 +268,28 @@ class _Search:
         )
 
     def _proved(self, sharding: Sharding) -> Verification:
-        """Play a sharding as two boards and more, and compare."""
+        """Play a sharding as two boards and more, each with another question, and compare."""
         tried = [shares for shares in SHARES if len(shares) <= sharding.units]
-
-        def run(samples: Sequence[Sample]) -> list[Answer]:
-            return [answer for shares in tried for answer in self._played(sharding, shares, samples)]
-
         if not tried:
             return refused(sharding.name, f"has {sharding.units} units, too few to divide")
-        return compare_runs(
-            sharding.name, run, self._questions, [answer for _ in tried for answer in self._wanted]
-        )
+        count = max(len(tried), len(self._questions))
+        asked = [index % len(self._questions) for index in range(count)]
 
-    def _played(
-        self, sharding: Sharding, shares: Sequence[float], samples: Sequence[Sample]
-    ) -> Iterator[Answer]:
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [
+                self._played(sharding, tried[index % len(tried)], sample)
+                for index, sample in enumerate(samples)
+            ]
+
+        questions = [self._questions[index] for index in asked]
+        return compare_runs(sharding.name, run, questions, [self._wanted[index] for index in asked])
+
+    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample) -> Answer:
         boards = [BoardId(f"board-{index}") for index in range(len(shares))]
         told = programs(sharding, boards, boards[-1], shares)
         opened = _Opened(self._folder, {segment.name: segment for segment in sharding.segments})
-        for sample in samples:
-            tensors = play(told, boards[-1], sample, opened)
-            yield {name: tensors[name] for name in self._model.outputs}
-        del opened
-        give_back()
+        tensors = play(told, boards[-1], sample, opened)
+        return {name: tensors[name] for name in self._model.outputs}
 
 
 class _Opened:
@@ -300,25 +299,22 @@ class _Opened:
         self._folder, self._segments = folder, segments
         self._sessions: dict[Run, Session] = {}
 
-    def __call__(self, run: Run) -> tuple[Session, Mapping[str, Array]]:
-        segment = self._segments[run.segment]
+    def __call__(self, run: Run) -> Session:
         if run not in self._sessions:
-            self._sessions[run] = self._open(run, segment)
-        session = self._sessions[run]
-        return session, {RANGE: np.array((*run.part, segment.units), np.int64)} if run.part else {}
+            self._sessions[run] = self._open(self._segments[run.segment], run.part)
+        return self._sessions[run]
 
-    def _open(self, run: Run, segment: Segment) -> Session:
-        whole = self._folder / f"{segment.name}.onnx"
-        if not run.part:
+    def _open(self, segment: Segment, part: tuple[int, ...]) -> Session:
+        whole, blobs = self._folder / f"{segment.name}.onnx", self._folder / BLOBS
+        if not part:
             return open_session(whole)
-        part = self._folder / f"{segment.name}.{run.part[0]}-{run.part[1]}.onnx"
-        made = set((self._folder / BLOBS).iterdir())
-        write_part(whole.read_bytes(), segment, run.part, self._folder, part)
+        own = self._folder / f"{segment.name}.part.onnx"
+        write_part(whole, segment, part, blobs, own)
         try:
-            return open_session(part)
+            return open_session(own, fixed=range_of(segment, part))
         finally:
-            for path in (part, *(set((self._folder / BLOBS).iterdir()) - made)):
-                path.unlink()
+            for path in (own, *(blobs / piece.name for piece in pieces(segment, part))):
+                path.unlink(missing_ok=True)
 
 
 def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:

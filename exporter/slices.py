@@ -190,7 +190,9 @@ class _Demand:
                 raise _RefusedError(f"node {node.name}, operator {node.op_type}: makes no range of {name}")
             self.follow(node, operand, wanted)
             asked += 1
-        if not asked:
+        if (
+            not asked and node.op_type != "Expand"
+        ):  # which makes all units of one, to be cut where they are used
             raise _RefusedError(f"node {node.name}, operator {node.op_type}: makes no range of {name}")
 
     def _beside(self, node: onnx.NodeProto, operand: int, dim: Dim) -> int:
@@ -227,10 +229,20 @@ class _Demand:
         raise _RefusedError(f"node {node.name}, operator {node.op_type}: tears {node.output[0]} apart")
 
 
+def _outers(call: Call, axis: int) -> tuple[int, ...]:
+    """Return into how many parts an operator may take an axis apart."""
+    if call.operator == "Split":
+        return 1, len(call.makes)
+    before, after = call.reads[0], call.makes[0]
+    if call.operator == "Slice" and before and len(before) == len(after) and after[axis]:
+        return 1, before[axis] // after[axis]
+    return (1,)
+
+
 def _before(call: Call, operand: int, index: int, dim: Dim) -> Dim | None:
     """Return the range of an input that becomes range `dim` of output `index`, by trying all axes."""
     for axis, size in enumerate(call.reads[operand] or ()):
-        for times in (1, len(call.makes)):
+        for times in _outers(call, axis):
             tried = Dim(axis, dim.outer * times, dim.inner)
             if size == 1 or size % (tried.outer * tried.inner):
                 continue

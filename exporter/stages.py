@@ -116,11 +116,11 @@ class _Order:
             plain = isinstance(one, Seam) or not one.divided
             if plain and item not in self.copied and all(user in found for user in self.users[item]):
                 found.add(item)
-        return frozenset(item for item in found if self._behind_a_seam(item, items))
-
-    def _behind_a_seam(self, item: int, items: Sequence[Work | Seam]) -> bool:
-        """Say whether `item` is a seam or needs one; what needs none can run on the boards that divide."""
-        return isinstance(items[item], Seam) or any(self._behind_a_seam(s, items) for s in self.sources(item))
+        behind: set[int] = set()  # what needs no seam can run on the boards that divide
+        for item in self.needed:
+            if isinstance(items[item], Seam) or not behind.isdisjoint(self.sources(item)):
+                behind.add(item)
+        return frozenset(found & behind)
 
     def _stages(self, items: Sequence[Work | Seam]) -> Mapping[int, int]:
         found: dict[int, int] = {}

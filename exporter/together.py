@@ -8,8 +8,7 @@ from shoal.program import Collective, Program, Run
 from shoal.records import Array, BoardId
 from shoal.session import Session
 
-Opened = Callable[[Run], tuple[Session, Mapping[str, Array]]]
-"""Returns the session for a step, and what it is given besides the tensors at hand."""
+Opened = Callable[[Run], Session]
 _Mail = dict[tuple[int, BoardId, BoardId], Sequence[Array]]
 
 
@@ -48,8 +47,7 @@ def _play(
     """Run a board's steps; yields False while it has to wait, True when it has gone on."""
     for step in program.steps:
         if isinstance(step, Run):
-            session, besides = opened(step)
-            tensors |= session.run({**tensors, **besides})
+            tensors |= opened(step).run(tensors)
         elif isinstance(step, Collective):
             for peer, arrays in handed_out(step, board, tensors).items():
                 mail[step.tag, board, peer] = arrays

@@ -94,6 +94,17 @@ class Segment:
         """Return the bytes of its distinct weights."""
         return sum(blob.size_bytes for blob in set(self.weights))
 
+    def held_bytes(self, part: tuple[int, ...]) -> int:
+        """Return the bytes of the weights that a board holds which has `part` of the units; () is all."""
+        if not part:
+            return self.weight_bytes
+        share = (part[1] - part[0]) / self.units
+        sliced = {one.blob: one for one in self.slices}
+        return sum(
+            round(blob.size_bytes * share) if blob in sliced else blob.size_bytes
+            for blob in set(self.weights)
+        )
+
 
 def memory_bytes(segments: Iterable[Segment]) -> int:
     """Return what a board needs to hold `segments` and to run one of them at a time, at the sample sizes.

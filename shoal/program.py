@@ -136,6 +136,11 @@ class Program:
         return frozenset(step.segment for step in self.steps if isinstance(step, Run))
 
     @property
+    def runs(self) -> frozenset[Run]:
+        """Return what it runs: segments, and which part of each."""
+        return frozenset(step for step in self.steps if isinstance(step, Run))
+
+    @property
     def peers(self) -> frozenset[BoardId]:
         """Return the boards it talks to, this one too if it takes part in a collective."""
         found = {step.peer for step in self.steps if isinstance(step, Exchange)}
@@ -204,6 +209,11 @@ class Plan:
             if board in lane.programs:
                 held |= lane.programs[board].segments
         return held
+
+    def runs_of(self, board: BoardId) -> frozenset[Run]:
+        """Return all that `board` must be able to run."""
+        programs = (lane.programs[board] for lane in self.lanes if board in lane.programs)
+        return frozenset[Run]().union(*(program.runs for program in programs))
 
     def shape(self) -> tuple[object, ...]:
         """Return what makes two plans the same work, whatever their epoch and prediction."""

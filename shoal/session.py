@@ -18,10 +18,15 @@ from shoal.records import Array
 class Session:
     """An ONNX file opened on this machine's processor."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, where: str) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, where: str, fixed: Mapping[str, Array] | None = None
+    ) -> None:
+        """Take an open session; `fixed` are inputs that are the same in every run."""
         self._session = session
         self._where = where
-        self.inputs = tuple(port.name for port in session.get_inputs())
+        self._fixed = dict(fixed or {})
+        self._takes = tuple(port.name for port in session.get_inputs())
+        self.inputs = tuple(name for name in self._takes if name not in self._fixed)
         self.outputs = tuple(port.name for port in session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -32,7 +37,7 @@ class Session:
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
-            feeds = {name: inputs[name] for name in self.inputs}
+            feeds = {n: self._fixed[n] if n in self._fixed else inputs[n] for n in self._takes}
             return dict(zip(names, self._session.run(names, feeds), strict=True))
         except KeyError as error:
             raise ModelError(f"{self._where}: no input tensor {error}") from error
@@ -45,10 +50,11 @@ _NO_MEMORY: Final = re.compile(r"allocat|bad_alloc|out of memory", re.IGNORECASE
 """In what onnxruntime says, the only sign of what is the board's fault and not the request's."""
 
 
-def open_session(model: Path, *, threads: int = 1) -> Session:
+def open_session(model: Path, *, threads: int = 1, fixed: Mapping[str, Array] | None = None) -> Session:
     """Return the ONNX file `model`, its external data beside it, ready to run on `threads` cores.
 
-    Raises ModelError, with the file and what onnxruntime said, if it cannot be opened.
+    Inputs that are `fixed` need not be given to its runs.  Raises ModelError, with the file and what
+    onnxruntime said, if it cannot be opened.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # never left to the default: it pins cores it may not have
@@ -65,7 +71,7 @@ def open_session(model: Path, *, threads: int = 1) -> Session:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelError(f"{model}: {_first_line(error)}") from error
-    return Session(session, model.name)
+    return Session(session, model.name, fixed)
 
 
 @cache
@@ -77,7 +83,8 @@ def _share_arena() -> None:
         0,
         onnxruntime.OrtMemType.DEFAULT,
     )
-    onnxruntime.create_and_register_allocator(memory, None)
+    grow_as_needed = onnxruntime.OrtArenaCfg(0, 1, -1, -1)  # and not by powers of two
+    onnxruntime.create_and_register_allocator(memory, grow_as_needed)
 
 
 def runtime_version() -> str:

@@ -2,6 +2,7 @@
 
 blobs/<sha256>          whole, verified blobs
 blobs/<sha256>.part     what has come so far of a blob under way
+blobs/<sha256>.<start>-<stop>   units of a weight of which this board holds a part
 <sha256>.onnx           hard links to those blobs that are models, beside `blobs/` because a model
                         names its weights as `blobs/<sha256>`
 """
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import Manifest, parse
+from shoal.manifest import Manifest, Segment, parse
+from shoal.parts import Piece, is_piece, write_part
 from shoal.records import Blob, Sha256
 
 CHUNK_BYTES: Final = 1 << 20
@@ -90,6 +92,35 @@ class Store:
         if not link.exists():
             link.hardlink_to(self.path(sha256))
         return link
+
+    def has_piece(self, piece: Piece) -> bool:
+        """Say whether a piece of a weight is here, by itself or in the whole weight, and unspoilt."""
+        if self.has(piece.slice.blob.sha256):
+            return True
+        path = self._blobs / piece.name
+        return path.exists() and is_piece(path, piece)
+
+    def draft(self, piece: Piece) -> Path:
+        """Return where a piece under way is collected."""
+        return self._blobs / f"{piece.name}.part"
+
+    def finish_piece(self, piece: Piece) -> None:
+        """Take the collected draft as the piece.  Raises ModelError, and drops it, if it is not that."""
+        draft = self.draft(piece)
+        if not is_piece(draft, piece):
+            size_bytes = draft.stat().st_size
+            draft.unlink()
+            raise ModelError(
+                f"blob {piece.name[:12]}, units {piece.start} to {piece.stop}: expected {piece.size_bytes} "
+                f"bytes of their digests, got {size_bytes} others"
+            )
+        draft.replace(self._blobs / piece.name)
+
+    def model_part(self, segment: Segment, part: tuple[int, ...]) -> Path:
+        """Return the path under which a part of a segment can be opened with its pieces of weights."""
+        target = self.root / f"{segment.model.sha256}.{part[0]}-{part[1]}.onnx"
+        write_part(self.path(segment.model.sha256), segment, part, self._blobs, target)
+        return target
 
     def _link(self, sha256: Sha256) -> Path:
         return self.root / f"{sha256}.onnx"

@@ -91,7 +91,7 @@ def boards() -> Iterator[tuple[Board, Board]]:
     plan = plan_of(addresses)
     for board in (a, b):
         board.peers.know(addresses)
-        board.executor.hold(plan, {"first": board.first, "second": board.second})  # type: ignore[dict-item]
+        board.executor.hold(plan, {Run(segment="first"): board.first, Run(segment="second"): board.second})  # type: ignore[dict-item]
     yield a, b
     a.peers.stop()
     b.peers.stop()
@@ -302,7 +302,7 @@ def test_a_bug_on_the_lead_keeps_nobody_waiting(boards: tuple[Board, Board]) -> 
     )
     plan = replace(good, epoch=2, lanes=(Lane(programs={A: fails, B: waits}, weight=1.0),))
     for board in boards:
-        board.executor.hold(plan, {"first": board.first, "second": board.second})  # type: ignore[dict-item]
+        board.executor.hold(plan, {Run(segment="first"): board.first, Run(segment="second"): board.second})  # type: ignore[dict-item]
     boards[0].first.failure = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         ask(boards[0], epoch=2)
