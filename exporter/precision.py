@@ -87,7 +87,10 @@ def _half(segment: Segment, folder: Path) -> Swap:
 def _int8(segment: Segment, folder: Path) -> Swap:
     if segment.slices:
         raise _LeftOutError("holds ranges of weights, whose scales would have to be divided too")
-    model = quantise(folder / file_of(segment.name), folder)
+    try:
+        model = quantise(segment, folder)
+    except ModelError as error:
+        raise _LeftOutError(str(error)) from error
     if model is None:
         raise _LeftOutError("has no product with constant float32 weights")
     return _write(segment, "int8", model, folder, ())

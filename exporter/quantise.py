@@ -13,8 +13,11 @@ from typing import Final
 import onnx
 
 import shoal.session  # noqa: F401  before onnxruntime: it sets the environment for it
+from shoal.errors import ModelError
 from shoal.exporter.normalise import prune, strip_notes
+from shoal.exporter.view import MAIN_DOMAINS
 from shoal.exporter.weights import lift_weights
+from shoal.manifest import Segment, file_of
 
 from onnxruntime.quantization import QuantType, quantize_dynamic  # isort: skip
 
@@ -24,31 +27,39 @@ _SEEN: Final = ("onnx.quant.pre_process", "onnxruntime.quant")
 """Tells the quantiser not to ask on the log whether shapes have been inferred."""
 
 
-def quantise(path: Path, folder: Path) -> onnx.ModelProto | None:
-    """Return the segment in the file `path` in int8, its new weights written to the bundle in `folder`.
+def quantise(segment: Segment, folder: Path) -> onnx.ModelProto | None:
+    """Return a segment of the bundle in `folder` in int8; its new weights are written there.
 
-    None if it has no product that can be quantised.
+    None if it has no product that can be quantised.  Raises ModelError if the quantiser cannot do it.
     """
-    model = onnx.load(path)
-    before = (model.ir_version, list(model.opset_import))
-    size_bytes = model.ByteSize()
+    model = onnx.load(folder / file_of(segment.name), load_external_data=False)
+    ir_version = model.ir_version
     model.metadata_props.add(key=_SEEN[0], value=_SEEN[1])
+    marked = folder / file_of(f"{segment.name}.marked")  # beside the blobs, so that it finds its weights
     with TemporaryDirectory(dir=folder) as place:
-        made = Path(place) / "int8.onnx"
-        quantize_dynamic(
-            model,
-            made,
-            op_types_to_quantize=["MatMul"],  # it makes MatMul of Gemm first
-            per_channel=True,
-            weight_type=QuantType.QUInt8,
-            use_external_data_format=size_bytes > IN_ONE_FILE_BYTES,
-        )
+        made = Path(place) / file_of(segment.name)
+        try:
+            marked.write_bytes(model.SerializeToString())
+            quantize_dynamic(
+                marked,
+                made,
+                op_types_to_quantize=["MatMul"],  # it makes MatMul of Gemm first
+                per_channel=True,
+                weight_type=QuantType.QUInt8,
+                use_external_data_format=segment.weight_bytes > IN_ONE_FILE_BYTES,
+            )
+        except Exception as error:  # whatever it stumbles over
+            words = str(error).strip().split("\n")[0].replace(f"{folder}/", "")
+            raise ModelError(f"onnxruntime's quantiser: {words[:200]}") from error
+        finally:
+            marked.unlink(missing_ok=True)
         found = onnx.load(made, load_external_data=False)
         if not any(node.op_type == "MatMulInteger" for node in found.graph.node):
             return None
         found = lift_weights(strip_notes(prune(found)), made, folder)
-    if not any(node.domain == "com.microsoft" for node in found.graph.node):
-        del found.opset_import[:]
-        found.opset_import.extend(before[1])
-    found.ir_version = before[0]
+    used = {node.domain for node in found.graph.node} | set(MAIN_DOMAINS)
+    opsets = [entry for entry in found.opset_import if entry.domain in used]
+    found.ClearField("opset_import")  # the quantiser names its own in any case
+    found.opset_import.extend(opsets)
+    found.ir_version = ir_version
     return found

@@ -27,6 +27,12 @@ def exported(model: onnx.ModelProto, folder: Path) -> tuple[Manifest, onnx.Model
     return manifest, onnx.load(folder / "bundle" / "annotated.onnx", load_external_data=False)
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, onnx.ModelProto]:
+    folder = tmp_path_factory.mktemp("bert")
+    return folder, *exported(models.tiny_bert(hidden=32, heads=HEADS), folder)
+
+
 def specs(model: onnx.ModelProto, name: str) -> dict[tuple[str, str], list[tuple[int, ...]]]:
     """Return, by the first output of a node and a tensor at it, the axis and the numbers of shards."""
     return {
@@ -40,10 +46,10 @@ def specs(model: onnx.ModelProto, name: str) -> dict[tuple[str, str], list[tuple
     }
 
 
-def test_there_is_a_configuration_for_each_way(tmp_path: Path) -> None:
-    manifest, model = exported(models.tiny_bert(heads=HEADS), tmp_path)
+def test_there_is_a_configuration_for_each_way(bert: tuple[Path, Manifest, onnx.ModelProto]) -> None:
+    folder, manifest, model = bert
     assert model.ir_version >= 11
-    onnx.checker.check_model(str(tmp_path / "bundle" / "annotated.onnx"), full_check=True)
+    onnx.checker.check_model(str(folder / "bundle" / "annotated.onnx"), full_check=True)
     found = {one.name: one.num_devices for one in model.configuration}
     shardings = {sharding.name: 2 for sharding in manifest.shardings}
     assert shardings.keys() >= {"sequence", "tensor"}
@@ -54,18 +60,20 @@ def test_there_is_a_configuration_for_each_way(tmp_path: Path) -> None:
             assert {spec.tensor_name for spec in one.sharding_spec} <= {*node.input, *node.output}
 
 
-def test_it_is_the_whole_model_without_weights(tmp_path: Path) -> None:
-    _, model = exported(models.tiny_bert(), tmp_path)
-    whole = onnx.load(tmp_path / "bundle" / "whole.onnx", load_external_data=False)
+def test_it_is_the_whole_model_without_weights(bert: tuple[Path, Manifest, onnx.ModelProto]) -> None:
+    folder, _, model = bert
+    whole = onnx.load(folder / "bundle" / "whole.onnx", load_external_data=False)
     assert {node.output[0]: node.op_type for node in model.graph.node} == {
         node.output[0]: node.op_type for node in whole.graph.node
     }
     assert all(len(tensor.raw_data) < 1024 for tensor in model.graph.initializer)
-    assert (tmp_path / "bundle" / "annotated.onnx").stat().st_size < 40_000
+    assert (folder / "bundle" / "annotated.onnx").stat().st_size < 40_000
 
 
-def test_tokens_lie_on_the_second_axis_and_what_is_gathered_is_not_listed(tmp_path: Path) -> None:
-    manifest, model = exported(models.tiny_bert(), tmp_path)
+def test_tokens_lie_on_the_second_axis_and_what_is_gathered_is_not_listed(
+    bert: tuple[Path, Manifest, onnx.ModelProto],
+) -> None:
+    _, manifest, model = bert
     found = specs(model, "sequence")
     sharding = next(one for one in manifest.shardings if one.name == "sequence")
     gathered = {
@@ -83,8 +91,10 @@ def test_tokens_lie_on_the_second_axis_and_what_is_gathered_is_not_listed(tmp_pa
     assert all(one == [(1, 2)] for one in listed)
 
 
-def test_heads_are_columns_of_one_product_and_rows_of_the_next(tmp_path: Path) -> None:
-    _, model = exported(models.tiny_bert(heads=HEADS, hidden=32), tmp_path)
+def test_heads_are_columns_of_one_product_and_rows_of_the_next(
+    bert: tuple[Path, Manifest, onnx.ModelProto],
+) -> None:
+    _, _, model = bert
     found = specs(model, "tensor")
     weights = {tensor.name for tensor in model.graph.initializer if list(tensor.dims) == [32, 32]}
     axes = [found[key][0][0] for key in sorted(found) if key[1] in weights]
@@ -160,9 +170,9 @@ def test_an_old_onnx_leaves_it_out_and_says_so(tmp_path: Path, monkeypatch: pyte
     assert "annotated no: needs onnx 1.18 or newer" in render.summary(manifest)
 
 
-def test_every_file_opens_where_people_look_at_models(tmp_path: Path) -> None:
-    manifest, _ = exported(models.tiny_transformer(), tmp_path)
-    for path in (tmp_path / "bundle").glob("*.onnx"):
+def test_every_file_opens_where_people_look_at_models(bert: tuple[Path, Manifest, onnx.ModelProto]) -> None:
+    folder, manifest, _ = bert
+    for path in (folder / "bundle").glob("*.onnx"):
         model = onnx.load(path, load_external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
         assert model.graph.name
@@ -172,4 +182,4 @@ def test_every_file_opens_where_people_look_at_models(tmp_path: Path) -> None:
             assert port.type.tensor_type.HasField("shape")
         inferred = shape_inference.infer_shapes(model, strict_mode=False)
         assert len(inferred.graph.output) == len(model.graph.output)
-    assert open_session(tmp_path / "bundle" / "whole.onnx").inputs == tuple(s.name for s in manifest.inputs)
+    assert open_session(folder / "bundle" / "whole.onnx").inputs == tuple(s.name for s in manifest.inputs)

@@ -199,8 +199,32 @@ def test_a_model_without_products_has_no_int8(tmp_path: Path) -> None:
     assert {int8.left_out[name] for name in int8.left_out} == {"has no product with constant float32 weights"}
 
 
+def test_an_old_model_is_quantised_with_the_operators_of_a_newer_one(tmp_path: Path) -> None:
+    model = models.mlp()
+    model.opset_import[0].version = 9
+    onnx.save(model, tmp_path / "mlp.onnx")
+    manifest = export(tmp_path / "mlp.onnx", tmp_path / "bundle", precisions=["int8"])
+    assert manifest.opset == 9
+    local = variant(manifest, "int8").deviations[0]
+    assert local.reason == ""
+    assert 1e-4 < local.max_rel_err < 0.1
+
+
+def test_what_the_quantiser_cannot_do_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object, **__: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("shoal.exporter.quantise.quantize_dynamic", stumble)
+    onnx.save(models.mlp(), tmp_path / "mlp.onnx")
+    manifest = export(tmp_path / "mlp.onnx", tmp_path / "bundle", precisions=["int8"])
+    found = variant(manifest, "int8")
+    assert found.segments == {}
+    assert found.left_out["whole"] == "onnxruntime's quantiser: no such thing"
+    assert not list((tmp_path / "bundle").glob("*marked*"))
+
+
 def test_the_same_file_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    onnx.save(models.tiny_bert(layers=1), tmp_path / "model.onnx")
+    onnx.save(models.mlp(), tmp_path / "model.onnx")
     code = "import sys; from shoal.cli import main; main()"
     contents = []
     for seed in ("1", "2"):

@@ -1,5 +1,6 @@
 """Signed bundles: what is signed is accepted, and nothing else is."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,20 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_keys(tmp_path_factory.mktemp("keys"), "mine", b"k")
 
 
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path]) -> Path:
+    """Return a folder with a model and its signed bundle."""
+    folder = tmp_path_factory.mktemp("signed")
+    onnx.save(models.mlp(), folder / "mlp.onnx")
+    run("export", folder / "mlp.onnx", "-o", folder / "bundle", "--sign", keys[0])
+    return folder
+
+
 @pytest.fixture
-def bundle(tmp_path: Path, keys: tuple[Path, Path]) -> Path:
-    onnx.save(models.mlp(), tmp_path / "mlp.onnx")
-    run("export", tmp_path / "mlp.onnx", "-o", tmp_path / "bundle", "--sign", keys[0])
-    return tmp_path / "bundle"
+def bundle(tmp_path: Path, signed: Path) -> Path:
+    """Return a copy of the signed bundle, to spoil."""
+    shutil.copytree(signed, tmp_path / "copy")
+    return tmp_path / "copy" / "bundle"
 
 
 def test_a_signed_bundle_is_accepted(bundle: Path, keys: tuple[Path, Path]) -> None:
