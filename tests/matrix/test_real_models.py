@@ -26,7 +26,6 @@ def exported(example: Callable[[], Example], folder: Path) -> Manifest:
         found.model,
         folder / "bundle",
         sample=folder / "sample.npz",
-        sizes=found.sizes,
         precisions=["fp16", "int8"],
     )
 
