@@ -53,8 +53,7 @@ test: lint
 	$(BIN)/python -m pytest -q -rs
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data
-	$(BIN)/python -m pytest -q -rs -m matrix tests/matrix
-	$(BIN)/python -m pytest -q -rs tests/unit/test_exporter_huggingface.py
+	$(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner

@@ -72,6 +72,13 @@ def write_manifest(manifest: Manifest, bundle: Path) -> None:
     (bundle / MANIFEST).write_bytes(to_json(manifest) + b"\n")
 
 
+def check_free(path: Path, *, force: bool) -> None:
+    """Raise ConfigError if `path` is taken, by something other than a bundle if `force` is set."""
+    if os.path.lexists(path) and not (force and (path / MANIFEST).is_file()):
+        expected = "a bundle to replace" if force else "a free name, or --force to replace a bundle"
+        raise ConfigError(f"{path}: expected {expected}, found something there")
+
+
 @contextmanager
 def new_bundle(path: Path, *, force: bool) -> Iterator[Path]:
     """Hand out an empty folder that becomes `path` if all goes well and vanishes if not.
@@ -79,9 +86,7 @@ def new_bundle(path: Path, *, force: bool) -> Iterator[Path]:
     Raises ConfigError if `path` is taken (by something other than a bundle, if `force` is set), or if
     the disk is full or does not let itself be written.
     """
-    if os.path.lexists(path) and not (force and (path / MANIFEST).is_file()):
-        expected = "a bundle to replace" if force else "a free name, or --force to replace a bundle"
-        raise ConfigError(f"{path}: expected {expected}, found something there")
+    check_free(path, force=force)
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

@@ -12,7 +12,7 @@ import click
 
 from shoal.errors import ConfigError
 from shoal.exporter import progress, render
-from shoal.exporter.bundle import check_bundle, read_manifest
+from shoal.exporter.bundle import check_bundle, check_free, read_manifest
 from shoal.exporter.cuts import MAX_SEGMENTS
 from shoal.manifest import Manifest, Precision
 
@@ -97,6 +97,7 @@ def export(
     steps = len(STEPS) + len({*precisions} - {"fp32"}) + (source is not None)
     with progress.shown(sys.stderr, steps) as report, ExitStack() as stack:
         if source is not None:
+            check_free(bundle, force=force)
             report("export to ONNX")
             model = stack.enter_context(_from_transformers(source, bundle))
         assert model is not None

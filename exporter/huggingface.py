@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from inspect import signature
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
@@ -92,7 +93,9 @@ def _load(source: Path) -> Any:  # noqa: ANN401  torch's types are not looked at
         raise ConfigError(f"{source}: expected a folder or a configuration of transformers, found nothing")
     torch.manual_seed(SEED)
     try:
-        config = transformers.AutoConfig.from_pretrained(str(source), attn_implementation="eager")
+        config = transformers.AutoConfig.from_pretrained(
+            str(source), attn_implementation="eager", trust_remote_code=False
+        )
         if hasattr(config, "use_cache"):
             config.use_cache = False
         names = getattr(config, "architectures", None) or []
@@ -113,9 +116,11 @@ def _sample(model: Any, source: Path) -> dict[str, torch.Tensor]:  # noqa: ANN40
     if name not in _SAMPLES:
         raise ModelError(f"{source}: expected a model of {_KNOWN}, {_kind(model)} takes {name}")
     try:
-        return _SAMPLES[name](model.config)
+        found = _SAMPLES[name](model.config)
     except AttributeError as error:
         raise ModelError(f"{source}: expected a model of {_KNOWN} alone: {_line(error)}") from error
+    taken = signature(model.forward).parameters
+    return {name: tensor for name, tensor in found.items() if name in taken}
 
 
 def _text(config: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401

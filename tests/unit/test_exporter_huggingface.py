@@ -81,6 +81,7 @@ def test_a_folder_with_weights_answers_like_torch(tmp_path: Path) -> None:
 
 
 @needs_torch
+@pytest.mark.matrix
 @pytest.mark.parametrize("config", [VIT, BERT], ids=["vit", "bert"])
 def test_a_configuration_alone_gives_random_weights(config: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
@@ -93,6 +94,7 @@ def test_a_configuration_alone_gives_random_weights(config: dict[str, object], t
 
 
 @needs_torch
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("content", "message"),
     [
