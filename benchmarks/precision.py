@@ -27,13 +27,13 @@ REPEATS = 15
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 
 
-def row(example: Example, folder: Path) -> dict[str, object]:
-    """Return what there is to say about one model."""
-    bundle, sample = folder / "bundle", folder / "sample.npz"
+def exported(example: Example, folder: Path) -> dict[str, object]:
+    """Export without and with further precisions, each in a child, and say what that took."""
+    sample = folder / "sample.npz"
     joined = {name: np.concatenate([inputs[name] for inputs in example.inputs]) for name in example.inputs[0]}
     np.savez(sample, **joined)  # type: ignore[arg-type]
-    words = ["export", str(example.model), "-o", str(bundle), "--force", "--sample", str(sample)]
-    exports = {}
+    words = ["export", str(example.model), "-o", str(folder / "bundle"), "--force", "--sample", str(sample)]
+    found: dict[str, object] = {}
     for precisions in ((), PRECISIONS):
         asked = [word for precision in precisions for word in ("--precision", precision)]
         begun_s = time.perf_counter()
@@ -45,11 +45,17 @@ def row(example: Example, folder: Path) -> dict[str, object]:
         _, status, usage = os.wait4(child.pid, 0)
         if status:
             raise SystemExit(f"{example.name}: export ended with status {status}")
-        exports["+".join(("fp32", *precisions))] = {
+        found["+".join(("fp32", *precisions))] = {
             "wall_s": time.perf_counter() - begun_s,
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "peak_over_model": usage.ru_maxrss * 1024.0 / example.model.stat().st_size,
         }
+    return found
+
+
+def row(example: Example, folder: Path, export: object) -> dict[str, object]:
+    """Return what there is to say about one model, exported to `folder`."""
+    bundle = folder / "bundle"
     manifest = read_manifest(bundle)
     sessions = {"fp32": open_session(bundle / file_of(WHOLE))}
     sessions |= {p: open_session(bundle / file_of(WHOLE, p)) for p in PRECISIONS}
@@ -76,16 +82,21 @@ def row(example: Example, folder: Path) -> dict[str, object]:
         "run_over_fp32": {
             p: spread([one / whole for one, whole in zip(taken_s[p], fp32, strict=True)]) for p in PRECISIONS
         },
-        "export": exports,
+        "export": export,
     }
 
 
 def main() -> None:
     rows = []
-    for example in (focus(), text()):
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(row(example, Path(folder)))
-        print(json.dumps(rows[-1], indent=1))
+    with tempfile.TemporaryDirectory() as name:
+        examples = {example.name: example for example in (focus(), text())}
+        for model in examples:
+            (Path(name) / model).mkdir()
+        # All exports first: what this process has held would count as their peak too.
+        exports = {model: exported(example, Path(name) / model) for model, example in examples.items()}
+        for model, example in examples.items():
+            rows.append(row(example, Path(name) / model, exports[model]))
+            print(json.dumps(rows[-1], indent=1))
     print(write("precision", rows))
 
 

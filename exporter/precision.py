@@ -68,7 +68,9 @@ def make_variant(
     made = Variant(precision=precision, segments=segments, left_out=left_out, deviations=())
     swapped = replace(manifest, variants=(made,)).in_precision(precision)
     with _as_bundle(swapped, made, folder) as place:
-        deviations = tuple(_deviation(name, run, samples, wanted) for name, run in _ways(swapped, place))
+        deviations = tuple(
+            _deviation(name, run, samples, wanted) for name, run in _ways(swapped, place, made)
+        )
     return replace(made, deviations=deviations)
 
 
@@ -130,12 +132,13 @@ def _as_bundle(swapped: Manifest, variant: Variant, folder: Path) -> Iterator[Pa
         yield place
 
 
-def _ways(swapped: Manifest, place: Path) -> Iterator[tuple[str, Run]]:
-    """Yield each way to run the bundle by its name."""
+def _ways(swapped: Manifest, place: Path, made: Variant) -> Iterator[tuple[str, Run]]:
+    """Yield by its name each way to run the bundle, except shardings of which nothing is swapped."""
     yield "local", lambda samples: run_file(place / file_of(swapped.whole.name))(samples)
     yield "pipeline", run_chain(place, swapped.segments, swapped.outputs)
     for sharding in swapped.shardings:
-        yield sharding.name, _divided(sharding, swapped, place)
+        if any(segment.name in made.segments for segment in sharding.segments):
+            yield sharding.name, _divided(sharding, swapped, place)
 
 
 def _divided(sharding: Sharding, manifest: Manifest, place: Path) -> Run:
