@@ -91,11 +91,12 @@ def _int8(segment: Segment, folder: Path) -> Swap:
         raise _LeftOutError("holds ranges of weights, whose scales would have to be divided too")
     try:
         model = quantise(segment, folder)
+        if model is not None:
+            return _write(segment, "int8", model, folder, ())
     except ModelError as error:
+        (folder / file_of(segment.name, "int8")).unlink(missing_ok=True)
         raise _LeftOutError(str(error)) from error
-    if model is None:
-        raise _LeftOutError("has no product with constant float32 weights")
-    return _write(segment, "int8", model, folder, ())
+    raise _LeftOutError("has no product with constant float32 weights")
 
 
 _MAKERS: Final[Mapping[Precision, Callable[[Segment, Path], Swap]]] = {"fp16": _half, "int8": _int8}
