@@ -21,7 +21,7 @@ import onnx
 
 from shoal.exporter.axes import Dim
 from shoal.exporter.bundle import ANNOTATED
-from shoal.exporter.divide import Division, Work
+from shoal.exporter.division import Division, Work
 from shoal.exporter.segments import PRODUCER, check_file
 from shoal.exporter.shapes import Tensor
 from shoal.exporter.stages import Stages
