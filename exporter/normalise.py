@@ -101,6 +101,7 @@ def strip_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     for field in ("doc_string", "domain", "producer_name", "producer_version", "metadata_props"):
         model.ClearField(field)
     model.ClearField("model_version")
+    _clear_if_known(model, "configuration")
     model.ClearField("training_info")
     model.graph.ClearField("quantization_annotation")
     _strip_graph(model.graph)
@@ -155,7 +156,9 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
             _strip_graph(inner)
 
 
-def _clear_if_known(part: onnx.NodeProto | onnx.TensorProto | onnx.ValueInfoProto, field: str) -> None:
+def _clear_if_known(
+    part: onnx.ModelProto | onnx.NodeProto | onnx.TensorProto | onnx.ValueInfoProto, field: str
+) -> None:
     """Clear `field`, which older versions of onnx do not have."""
     if field in part.DESCRIPTOR.fields_by_name:
         part.ClearField(field)

@@ -11,16 +11,17 @@ from shoal.text import table
 
 def summary(manifest: Manifest) -> str:
     """Return what the bundle is, what it takes and gives, and what was proved of it."""
-    return "\n".join([*_facts(manifest), "", *_proofs(manifest.verification)])
+    return "\n".join([*_facts(manifest), "", *_proofs(manifest.verification), *_variants(manifest)])
 
 
 def details(manifest: Manifest) -> str:
     """Return the summary with a line for each segment."""
-    return "\n".join([*_facts(manifest), "", *_segments(manifest), "", *_proofs(manifest.verification)])
+    proofs = [*_proofs(manifest.verification), *_variants(manifest)]
+    return "\n".join([*_facts(manifest), "", *_segments(manifest), "", *proofs])
 
 
 def as_json(manifest: Manifest) -> str:
-    """Return the manifest as one JSON object, which also holds what was proved, by strategy."""
+    """Return the manifest as one JSON object, with what was proved by strategy, and measured by precision."""
     exchanges = {sharding.name: sharding.exchanges for sharding in manifest.shardings}
     proved = {
         proof.strategy: {
@@ -31,7 +32,20 @@ def as_json(manifest: Manifest) -> str:
         }
         for proof in manifest.verification
     }
-    return json.dumps({**json.loads(to_json(manifest)), "strategies": proved}, sort_keys=True)
+    precisions = {
+        variant.precision: {
+            deviation.strategy: {
+                "max_abs_err": deviation.max_abs_err,
+                "max_rel_err": deviation.max_rel_err,
+                "top1": deviation.top1,
+                "reason": deviation.reason,
+            }
+            for deviation in variant.deviations
+        }
+        for variant in manifest.variants
+    }
+    found = {**json.loads(to_json(manifest)), "strategies": proved, "precisions": precisions}
+    return json.dumps(found, sort_keys=True)
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:
@@ -51,6 +65,10 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     if manifest.cuts:
         crossing = [cut.size_bytes / 1e3 for cut in manifest.cuts]
         yield f"  cuts      {min(crossing):.1f} to {max(crossing):.1f} kB"
+    if manifest.annotated is None:
+        yield "  annotated no: needs onnx 1.18 or newer where it is exported"
+    else:
+        yield "  annotated device configurations in annotated.onnx"
     for sharding in manifest.shardings:
         yield f"  {_divided(sharding, manifest)}"
 
@@ -98,6 +116,33 @@ def _proofs(verification: Iterable[Verification]) -> Iterator[str]:
         for proof in verification
     ]
     yield table(head, rows)
+
+
+def _variants(manifest: Manifest) -> Iterator[str]:
+    """Yield what other precisions weigh and how far their answers are from the original's."""
+    for variant in manifest.variants:
+        weight_bytes = manifest.in_precision(variant.precision).whole.weight_bytes
+        yield ""
+        yield (
+            f"{variant.precision}: {weight_bytes / 1e6:.1f} MB of weights, {len(variant.segments)} of "
+            f"{len(manifest.by_name)} segments"
+        )
+        rows = [
+            (
+                one.strategy,
+                f"{one.max_abs_err:.1e}" if one.samples else "",
+                f"{one.max_rel_err:.1e}" if one.samples else "",
+                "" if one.top1 is None else f"{one.top1:.1%}",
+                one.reason,
+            )
+            for one in variant.deviations
+        ]
+        yield table(("STRATEGY", "WORST ERROR", "RELATIVE", "SAME TOP-1", "REASON"), rows)
+        reasons: dict[str, list[str]] = {}
+        for name, reason in sorted(variant.left_out.items()):
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            yield f"as given: {', '.join(names)}: {reason}"
 
 
 def _port(port: TensorSpec) -> str:

@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from shoal.errors import ModelError, PlanError
+from shoal.exporter.annotate import Layout, layout_of
 from shoal.exporter.axes import Dim
 from shoal.exporter.bundle import BLOBS
 from shoal.exporter.costs import flops
@@ -56,6 +57,8 @@ class Shardings:
 
     shardings: tuple[Sharding, ...]
     verification: tuple[Verification, ...]
+    layouts: Mapping[str, Layout]
+    """Where the boards' units lie in the model's tensors, for each of the shardings."""
 
 
 def find_shardings(
@@ -102,6 +105,7 @@ class _Search:
         )
         self._shardings: list[Sharding] = []
         self._verification: list[Verification] = []
+        self._layouts: dict[str, Layout] = {}
 
     def run(self) -> Shardings:
         """Try all ways."""
@@ -113,7 +117,11 @@ class _Search:
         else:
             self._sequence(root)
             self._tensor(root)
-        return Shardings(shardings=tuple(self._shardings), verification=tuple(self._verification))
+        return Shardings(
+            shardings=tuple(self._shardings),
+            verification=tuple(self._verification),
+            layouts={sharding.name: self._layouts[sharding.name] for sharding in self._shardings},
+        )
 
     def _look(self, uses: Mapping[str, Use], sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
         """Return the tensors at sizes that tell batch and tokens apart, if the model can have these."""
@@ -241,11 +249,13 @@ class _Search:
         causal: bool,
     ) -> Sharding:
         outputs = self._model.outputs
+        stages = stage(division, outputs)
+        self._layouts[name] = layout_of(division, stages)
         before = [n for n in outputs if n not in division.values]
         steps = [
             *writer.ahead(list(roots), before),
             *writer.handing_out(roots),
-            *writer.stages(division, stage(division, outputs), outputs),
+            *writer.stages(division, stages, outputs),
         ]
         return Sharding(
             name=name,

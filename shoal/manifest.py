@@ -4,6 +4,9 @@ A bundle is a folder:
 
     manifest.json     this record
     <name>.onnx       sub-graphs without weights, which name their blobs as external data
+    <name>.<precision>.onnx   the same sub-graphs over weights of another precision
+    annotated.onnx    the whole model with ONNX's own device annotations; only people and tools read it
+    manifest.sig      an Ed25519 signature of manifest.json, if it was signed
     blobs/<sha256>    weights, each distinct tensor once
 
 Segments stand in execution order, and a cut lies before each of them but the first: cut i is the set
@@ -17,7 +20,7 @@ many it has gathered.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -31,6 +34,8 @@ WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
 ROWS = "shoal.rows"
 COLUMNS = "shoal.columns"
+Precision = Literal["fp16", "int8"]
+"""What weights can be stored as besides what they were given as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +192,48 @@ class Verification:
     """Why it is not verified; empty if it is."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """Another ONNX file for a segment, over other weights; it takes and gives the same tensors."""
+
+    model: Blob
+    """The ONNX file, `<segment>.<precision>.onnx` in the bundle."""
+    weights: tuple[Blob, ...]
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """How far the answers in another precision are from the original model's, on the samples."""
+
+    strategy: str
+    """Or the name of a sharding, divided among two boards."""
+    max_abs_err: float
+    max_rel_err: float
+    """max |got - want| over max |want|."""
+    top1: float | None
+    """The part of all rows of the answers that have their largest number at the same place; None: no rows."""
+    samples: int
+    reason: str
+    """Why its answers cannot be used at all (NaN, a refusal of onnxruntime); empty if they can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A bundle's segments in another precision: each can take the place of the one whose name it has."""
+
+    precision: Precision
+    segments: Mapping[str, Swap]
+    """By name of the segment, in any of the bundle's strategies."""
+    left_out: Mapping[str, str]
+    """Segments that there are only as they were given, and why."""
+    deviations: tuple[Deviation, ...]
+
+    def __post_init__(self) -> None:
+        if both := sorted(self.segments.keys() & self.left_out.keys()):
+            raise ValueError(f"variant {self.precision}: expected {both[0]} made or left out, got both")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything about a bundle but the bytes of its blobs."""
@@ -208,6 +255,9 @@ class Manifest:
     cuts: tuple[Cut, ...]
     shardings: tuple[Sharding, ...]
     verification: tuple[Verification, ...]
+    variants: tuple[Variant, ...] = ()
+    annotated: Blob | None = None
+    """`annotated.onnx`; None: the onnx that exported was too old to write it."""
 
     def __post_init__(self) -> None:
         check_name("bundle", self.name)
@@ -233,6 +283,39 @@ class Manifest:
                     f"{cut.index} with {strange} besides"
                 )
 
+        for variant in self.variants:
+            if strange := sorted({*variant.segments, *variant.left_out} - set(names)):
+                raise ValueError(
+                    f"bundle {self.name}: expected segments in {variant.precision}, got {strange[0]}"
+                )
+
+    def in_precision(self, precision: Precision) -> "Manifest":
+        """Return the bundle with every segment that there is in `precision` swapped for that.
+
+        Programs, plans and costs stay as they are: only files and weights are others.  Raises KeyError
+        if it was not exported in that precision.
+        """
+        found = next((variant for variant in self.variants if variant.precision == precision), None)
+        if found is None:
+            raise KeyError(precision)
+
+        def swapped(segment: Segment) -> Segment:
+            swap = found.segments.get(segment.name)
+            if swap is None:
+                return segment
+            return replace(segment, model=swap.model, weights=swap.weights, slices=swap.slices)
+
+        return replace(
+            self,
+            whole=swapped(self.whole),
+            segments=tuple(swapped(segment) for segment in self.segments),
+            shardings=tuple(
+                replace(sharding, segments=tuple(swapped(segment) for segment in sharding.segments))
+                for sharding in self.shardings
+            ),
+            variants=(),
+        )
+
     @cached_property
     def by_name(self) -> Mapping[str, Segment]:
         """Return all segments, the whole and those of shardings included, by name."""
@@ -245,7 +328,10 @@ class Manifest:
 
     @cached_property
     def blobs(self) -> Mapping[Sha256, Blob]:
-        """Return every blob of the bundle, segment files included, by digest."""
+        """Return every blob of the bundle as it was given, segment files included, by digest.
+
+        Those of another precision are what `in_precision` has.
+        """
         found = {}
         for segment in self.by_name.values():
             for blob in (segment.model, *segment.weights):
@@ -270,6 +356,11 @@ class Manifest:
     def verified(self, strategy: str) -> bool:
         """Say whether export proved `strategy` against the original model."""
         return any(v.strategy == strategy and v.verified for v in self.verification)
+
+
+def file_of(segment: str, precision: Precision | None = None) -> str:
+    """Return the name of a segment's ONNX file in a bundle."""
+    return f"{segment}.{precision}.onnx" if precision else f"{segment}.onnx"
 
 
 def parse(text: bytes, where: str) -> Manifest:

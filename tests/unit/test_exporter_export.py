@@ -134,6 +134,7 @@ def test_files_hold_no_weights_and_pass_the_checker(tmp_path: Path) -> None:
     )  # what is small and divided is a file too, what is large is one once
     assert {blob for segment in manifest.segments for blob in segment.weights} == set(manifest.whole.weights)
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+        "annotated.onnx",
         "blobs",
         "manifest.json",
         *(f"{name}.onnx" for name in manifest.by_name),
