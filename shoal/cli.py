@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "explain": "shoal.coordinator.cli:explain",
     "infer": "shoal.coordinator.cli:infer",
     "watch": "shoal.coordinator.cli:watch",
+    "lab": "shoal.lab.cli:lab",
 }
 
 
