@@ -42,6 +42,12 @@ from shoal.records import BoardId, check_name
     type=click.FloatRange(0, min_open=True),
     help="Memory for weights and activations.  [default: 80 % of what is free]",
 )
+@click.option(
+    "--emulate",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Play a slower board, as FILE says; the lab writes it.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def agent(
     broker: str,
@@ -53,6 +59,7 @@ def agent(
     state_dir: Path | None,
     threads: int | None,
     memory: float | None,
+    emulate: Path | None,
     verbose: bool,
 ) -> None:
     """Be a board of a cluster: profile, run sub-graphs, answer requests.
@@ -61,6 +68,7 @@ def agent(
     it goes on with the last plan.  Stop it with Ctrl-C or SIGTERM; requests under way are finished first.
     """
     from shoal.agent import hardware, service
+    from shoal.agent.emulation import Emulation
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -82,5 +90,6 @@ def agent(
         state_dir=state_dir or Path.home() / ".local" / "state" / "shoal" / name,
         threads=threads or hardware.usable_cores(),
         memory_bytes=int(memory * 1e6) if memory else hardware.offered_memory_bytes(),
+        emulation=Emulation(emulate) if emulate else None,
     )
     asyncio.run(service.run(settings))
