@@ -30,14 +30,23 @@ class NamespaceError(ShoalError):
 class Namespace:
     """A network namespace; it vanishes with the last process and descriptor in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int) -> None:
+        self._fd = descriptor
+
+    @classmethod
+    def new(cls) -> "Namespace":
         """Make an empty one.  Raises NamespaceError if that is not allowed here."""
 
-        def make() -> int:
+        def make() -> Namespace:
             _call("unshare", CLONE_NEWNET)
-            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            return cls.current()
 
-        self._fd = in_thread(make)
+        return in_thread(make)
+
+    @classmethod
+    def current(cls) -> "Namespace":
+        """Return the one that the calling thread is in."""
+        return cls(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
     def enter(self) -> None:
         """Move the calling thread, and what it starts from now on, into the namespace."""
@@ -100,7 +109,7 @@ def why_not() -> str:
             return f"{tool} is not installed: apt install {package}"
     if os.geteuid() == 0 or os.environ.get(MARK):
         try:
-            Namespace().close()
+            Namespace.new().close()
         except NamespaceError as error:
             return str(error)
         return ""

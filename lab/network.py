@@ -148,7 +148,7 @@ class Network:
         self._rule()
 
     def _space(self) -> Namespace:
-        space = Namespace()
+        space = Namespace.new()
         self._held.callback(space.close)
         return space
 
