@@ -46,8 +46,8 @@ def draw(outcome: Outcome, file: Path) -> None:
         axes.axhline(alone_s * 1e3, color=INK, linestyle=(0, (4, 3)), linewidth=1.1, label=label, zorder=2)
     for happening in outcome.happenings:
         axes.axvline(happening.at_s, color=BAD, linewidth=1.0, zorder=2)
-        words = {"color": BAD, "rotation": 90, "va": "bottom", "ha": "right"}
-        axes.text(happening.at_s, 0.02 * top_ms, f" {happening.what}", **words)
+        what = f" {happening.what}"
+        axes.text(happening.at_s, 0.02 * top_ms, what, color=BAD, rotation=90, va="bottom", ha="right")
     axes.set_xlim(0, outcome.duration_s)
     axes.set_ylim(0, top_ms)
     axes.set_xlabel("seconds")
