@@ -6,10 +6,14 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    from shoal.lab.report import Outcome
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -50,9 +54,9 @@ def links(scenario: str, as_json: bool) -> None:
         raise ConfigError(f"no network of namespaces here: {reason}")
     namespaces.rerun_in_user_namespace(sys.argv[1:])
     from shoal.lab import meter
-    from shoal.lab.network import Network, wiring_of
+    from shoal.lab.network import network_of
 
-    with Network(wiring_of(found)) as network:
+    with network_of(found) as network:
         readings = meter.measure(network)
     if as_json:
         click.echo(json.dumps([json.loads(to_json(reading)) for reading in readings]))
@@ -106,12 +110,85 @@ def run(
         say = (lambda _line: None) if quiet else partial(click.echo, err=True)
         outcome = runs.run(found, where, say, loopback=loopback, arm64_root=arm64_root)
     click.echo(render(outcome))
+    _keep(outcome, json_file, plot)
+    figures = summary(outcome)
+    if figures["failed"] or figures["wrong"]:
+        raise ShoalError(f"{figures['failed']} requests failed, {figures['wrong']} answers were wrong")
+
+
+@lab.command()
+@click.argument("scenarios", nargs=-1)
+@click.option("--json", "json_file", type=_FILE, help="Write all figures.")
+def compare(scenarios: tuple[str, ...], json_file: Path | None) -> None:
+    """Run SCENARIOS (all shipped ones if none is named) for real and simulated, and print both.
+
+    The simulator gets the speed of this machine as it was measured in the same run, nothing else.
+    Exits 1 if the median error of the latencies is above 15 %.
+    """
+    from shoal.encoding import to_json
+    from shoal.lab import files, namespaces
+
+    named = scenarios or tuple(files.shipped())
+    found = [files.read(name) for name in named]
+    if not namespaces.why_not():
+        namespaces.rerun_in_user_namespace(sys.argv[1:])
+    from shoal.lab import compare as compares
+
+    rows = []
+    for scenario in found:
+        with tempfile.TemporaryDirectory(prefix="shoal-lab-") as folder:
+            click.echo(f"--- {scenario.name}", err=True)
+            rows += compares.figures(*compares.both(scenario, Path(folder), lambda _line: None))
+    click.echo(compares.render(rows))
     if json_file is not None:
-        runs.write_json(outcome, json_file)
+        json_file.write_text(json.dumps([json.loads(to_json(row)) for row in rows], indent=1) + "\n")
+    error = compares.median_error(rows, compares.FIGURES[0][0])
+    if error > compares.ALLOWED:
+        raise ShoalError(f"the median error is {error:.0%}, more than {compares.ALLOWED:.0%}")
+
+
+def _keep(outcome: "Outcome", json_file: Path | None, plot: Path | None) -> None:
+    """Write what was asked for."""
+    from shoal.lab.report import to_text
+
+    if json_file is not None:
+        json_file.write_text(to_text(outcome))
     if plot is not None:
         from shoal.lab.plot import draw
 
         draw(outcome, plot)
-    figures = summary(outcome)
-    if figures["failed"] or figures["wrong"]:
-        raise ShoalError(f"{figures['failed']} requests failed, {figures['wrong']} answers were wrong")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("scenario")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Take the seconds of each segment from this file of `--json`, and measure nothing.",
+)
+@click.option("--json", "json_file", type=_FILE, help="Write all figures, and every request.")
+@click.option("--plot", type=_FILE, help="Draw latency over time (PNG).")
+def simulate(scenario: str, calibration: Path | None, json_file: Path | None, plot: Path | None) -> None:
+    """Play SCENARIO in virtual time: the same programs, planner and controller, an hour in seconds.
+
+    How fast this machine runs each segment is measured first, unless --calibration says it; the same
+    calibration gives the same outcome.  Answers are not computed, so none can be wrong.
+    """
+    import time
+
+    from shoal.lab import files, subject
+    from shoal.lab.report import render
+    from shoal.lab.simulate import simulate as play
+
+    found = files.read(scenario)
+    with tempfile.TemporaryDirectory(prefix="shoal-lab-") as folder:
+        about = subject.prepare(found, Path(folder))
+        seconds = subject.read_calibration(calibration) if calibration else subject.calibrate(about)
+        setting = subject.setting(found, about, seconds)
+    begun_s = time.perf_counter()
+    outcome = play(found, setting)
+    took_s = time.perf_counter() - begun_s
+    click.echo(render(outcome))
+    speed = f"{outcome.steps / took_s:.0f} steps a second"
+    click.echo(f"{outcome.duration_s:.0f} s of load in {took_s:.1f} s, {speed}", err=True)
+    _keep(outcome, json_file, plot)

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 from shoal.lab.namespaces import Namespace
-from shoal.lab.network import DESK, Network
-from shoal.lab.shaping import PAYLOAD_SHARE, Wiring
+from shoal.lab.network import Network
+from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.records import BoardId
 
 T = TypeVar("T")

@@ -29,8 +29,6 @@ from shoal.lab.scenario import Scenario, Shape, over
 from shoal.lab.shaping import Wiring
 from shoal.records import BoardId
 
-DESK: Final = BoardId("desk")
-"""Where broker, coordinator and clients are; a scenario can have no board of that name in a network."""
 MAX_HOSTS: Final = 61
 NETWORK: Final = "10.77.0.0/16"
 CONGESTION: Final = "cubic"
@@ -43,18 +41,13 @@ SETTINGS: Final = {
 }
 
 
-def wiring_of(scenario: Scenario) -> Wiring:
-    """Return what the scenario asks of the network.  Raises NamespaceError if it is too large for one."""
+def network_of(scenario: Scenario) -> "Network":
+    """Return the network that the scenario asks for.  Raises NamespaceError if it is too large for one."""
     names = [board.name for board in scenario.boards]
-    if len(names) >= MAX_HOSTS or DESK in names:
-        what = f"at most {MAX_HOSTS - 1} boards, none called {DESK}"
+    if len(names) >= MAX_HOSTS or shaping.DESK in names:
+        what = f"at most {MAX_HOSTS - 1} boards, none called {shaping.DESK}"
         raise NamespaceError(f"{scenario.lines.where(('board',))}: a network of namespaces takes {what}")
-    return Wiring(
-        numbers={name: number for number, name in enumerate([*names, DESK], start=1)},
-        cables={board.name: board.cable for board in scenario.boards} | {DESK: Shape()},
-        links={frozenset(link.between): link.shape for link in scenario.links},
-        air_bits_per_s=scenario.air_bits_per_s,
-    )
+    return Network(shaping.wiring_of(scenario))
 
 
 class Network:

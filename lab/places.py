@@ -9,10 +9,10 @@ from typing import Protocol
 from shoal.agent.emulation import Narrow
 from shoal.errors import ConfigError, ShoalError
 from shoal.lab import meter, namespaces
-from shoal.lab.network import DESK, Network, wiring_of
+from shoal.lab.network import network_of
 from shoal.lab.quota import Quotas, find_tree
 from shoal.lab.scenario import BoardSpec, Scenario, Shape, over
-from shoal.lab.shaping import PAYLOAD_SHARE, Wiring
+from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.records import BoardId
 
 
@@ -104,7 +104,7 @@ class InNamespaces:
     """A namespace for each board, its cables shaped, its processor time limited."""
 
     def __init__(self, scenario: Scenario, limited: list[BoardSpec]) -> None:
-        self._network = Network(wiring_of(scenario))
+        self._network = network_of(scenario)
         self._held = contextlib.ExitStack()
         self._limited = {board.name: board for board in limited}
         self._quotas: Quotas | None = None

@@ -1,12 +1,13 @@
 """What came of a scenario, measured or simulated: the same record, figures and words for both."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from shoal.encoding import Json
+from shoal.encoding import Json, to_json
 from shoal.records import BoardId
 from shoal.text import table
 
@@ -140,33 +141,33 @@ class Reaction:
 def reactions(outcome: Outcome) -> list[Reaction]:
     """Return what followed from each event, up to the next one."""
     found = []
-    ends_s = [happening.at_s for happening in outcome.happenings[1:]] + [outcome.duration_s]
-    for happening, end_s in zip(outcome.happenings, ends_s, strict=True):
+    for index, happening in enumerate(outcome.happenings):
+        after = outcome.happenings[index + 1 : index + 2]
+        end_s = after[0].at_s if after else outcome.duration_s
         later = [switch.at_s for switch in outcome.switches if happening.at_s <= switch.at_s < end_s]
-        since_s = max(later, default=happening.at_s)  # the last plan before the next event
+        last_s = max(later, default=happening.at_s)  # the plan that stays until the next event
+        ready_s = _steady_s(outcome.requests, last_s, end_s)
         found.append(
             Reaction(
                 happening=happening,
                 plan_s=later[0] - happening.at_s if later else None,
-                steady_s=_steady_s(outcome.requests, happening.at_s, since_s, end_s),
+                steady_s=None if ready_s is None else ready_s - happening.at_s,
             )
         )
     return found
 
 
-def _steady_s(requests: Sequence[Request], event_s: float, since_s: float, end_s: float) -> float | None:
-    """Return the seconds from an event until requests are answered as fast as they are after `since_s`."""
-    after = [r for r in requests if since_s <= r.asked_s and r.ended_s <= end_s and r.fate != "failed"]
-    if len(after) < CALM:
+def _steady_s(requests: Sequence[Request], since_s: float, end_s: float) -> float | None:
+    """Return when requests begin to be answered as fast as they are later between `since_s` and `end_s`."""
+    answered = [request for request in requests if request.fate != "failed"]
+    ended = sorted((r for r in answered if since_s <= r.ended_s <= end_s), key=lambda r: r.ended_s)
+    late = ended[len(ended) // 2 :]
+    if len(late) < CALM:
         return None
-    late = after[len(after) // 2 :]
     limit_s = statistics.median(request.took_s for request in late) / STEADY_SHARE
-    ended = sorted(
-        (r for r in requests if event_s < r.ended_s <= end_s and r.fate != "failed"), key=lambda r: r.ended_s
-    )
     for first in range(len(ended) - CALM + 1):
         if all(request.took_s <= limit_s for request in ended[first : first + CALM]):
-            return ended[first].ended_s - event_s
+            return ended[first].ended_s
     return None
 
 
@@ -242,6 +243,12 @@ def _per_inference(outcome: Outcome, answered: int) -> Json:
     if outcome.carried is None or not answered:
         return None
     return {f"{c.source} -> {c.target}": c.size_bytes / answered for c in outcome.carried if c.size_bytes}
+
+
+def to_text(outcome: Outcome) -> str:
+    """Return figures and raw record as JSON."""
+    body = {"summary": summary(outcome), "outcome": json.loads(to_json(outcome))}
+    return json.dumps(body, indent=1) + "\n"
 
 
 def render(outcome: Outcome) -> str:

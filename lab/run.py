@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.cost import memory_bytes
 from shoal.encoding import to_json
 from shoal.errors import ConfigError, ShoalError
-from shoal.lab import files, subject
+from shoal.lab import subject
 from shoal.lab.load import Load, running
 from shoal.lab.places import Place, place_for
 from shoal.lab.processes import Process
@@ -37,9 +36,6 @@ PLAN_S: Final = 90.0
 SETTLE_S: Final = 30.0
 LEAST_SETTLE_S: Final = 1.0
 """The coordinator has decided by then about a deployment that has just come."""
-MEMORY_BYTES: Final = 1_000_000_000
-"""Of a board of which nothing else is said."""
-FLOPS: Final = 1e9
 
 
 def run(
@@ -72,28 +68,6 @@ def run(
         lab.arm64_root = arm64_root
         with lab:
             return asyncio.run(lab.play(network_s))
-
-
-def speed_of(scenario: Scenario, board: BoardSpec, host_flops_per_s: float) -> float | None:
-    """Return what share of this machine's core a board is to be; None: all of it.
-
-    What the scenario says comes first, then its quota, then the seed figure of its kind.
-    """
-    del scenario
-    if board.speed is not None:
-        return board.speed
-    if board.quota is not None and board.quota < 1:
-        return board.quota
-    if board.kind:
-        return min(1.0, files.kinds()[board.kind].gflops * FLOPS / host_flops_per_s)
-    return None
-
-
-def offered_bytes(board: BoardSpec) -> int:
-    """Return the memory that the board's agent may use."""
-    if board.memory_bytes is not None:
-        return board.memory_bytes
-    return files.kinds()[board.kind].memory_bytes if board.kind else MEMORY_BYTES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,8 +111,7 @@ class Lab:
         self._place = place
         self._subject = found
         self._calibration = calibration
-        flops, whole = found.manifest.whole.flops, calibration[WHOLE].median_s
-        self._speeds = {board.name: speed_of(scenario, board, flops / whole) for board in scenario.boards}
+        self._speeds = subject.speeds(scenario, found, calibration)
         self._entries = {board.name: place.enter(board.name) for board in scenario.boards}
         self._boards: dict[BoardId, Process] = {}
         self._spent = {board.name: _Spent() for board in scenario.boards}
@@ -191,7 +164,7 @@ class Lab:
         self._emulate(board)
         command = ["agent", "--broker", self.url, "--name", board, "--verbose"]
         command += ["--host", self._place.address(board), "--threads", str(spec.cores)]
-        command += ["--memory", str(offered_bytes(spec) / 1e6)]
+        command += ["--memory", str(subject.offered_bytes(spec) / 1e6)]
         command += ["--state-dir", str(self._folder / board), "--emulate", str(self._file(board))]
         self._boards[board] = Process(command, self._folder / f"{board}.log", self._entries[board])
 
@@ -251,7 +224,7 @@ class Lab:
 
     def _single_possible(self) -> bool:
         needed = memory_bytes(self._subject.manifest, (WHOLE,))
-        roomy = [b for b in self._scenario.boards if not b.joins and offered_bytes(b) >= needed]
+        roomy = [b for b in self._scenario.boards if not b.joins and subject.offered_bytes(b) >= needed]
         if self._scenario.baseline_s > 0 and not roomy:
             self._say("no board has the memory for the whole model: there is no single board to compare with")
         return self._scenario.baseline_s > 0 and bool(roomy)
@@ -468,11 +441,3 @@ def _switch(at_s: float, plan: Plan) -> Switch:
         predicted_s=plan.predicted.latency_s,
         reason=plan.reason,
     )
-
-
-def write_json(outcome: Outcome, file: Path) -> None:
-    """Write figures and raw record of a run."""
-    from shoal.lab.report import summary
-
-    body = {"summary": summary(outcome), "outcome": json.loads(to_json(outcome))}
-    file.write_text(json.dumps(body, indent=1) + "\n")

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from shoal.lab.scenario import Shape
+from shoal.lab.scenario import Scenario, Shape
 from shoal.records import BoardId
 
+DESK: Final = BoardId("desk")
+"""The host of broker, coordinator and clients; its cable has no limits."""
 SLOT_S: Final = 500e-6
 """Everything is paced to so much time."""
 QUEUE_S: Final = 0.05
@@ -75,6 +77,17 @@ class Wiring:
     def queue(self, source: BoardId, target: BoardId) -> int:
         """Return the number of the delay line's queue for packets of an ordered pair."""
         return self.numbers[source] << 8 | self.numbers[target]
+
+
+def wiring_of(scenario: Scenario) -> Wiring:
+    """Return what the scenario asks of the network, the desk included."""
+    names = [board.name for board in scenario.boards]
+    return Wiring(
+        numbers={name: number for number, name in enumerate([*names, DESK], start=1)},
+        cables={board.name: board.cable for board in scenario.boards} | {DESK: Shape()},
+        links={frozenset(link.between): link.shape for link in scenario.links},
+        air_bits_per_s=scenario.air_bits_per_s,
+    )
 
 
 def slot_bytes(rate_bits_per_s: float) -> int:

@@ -1,6 +1,7 @@
 """What a scenario runs: its bundle, requests and what the unsplit model answers, and what it costs here."""
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,16 +11,20 @@ from typing import Final
 import numpy as np
 
 from shoal.errors import ConfigError, ModelError
-from shoal.lab.scenario import Scenario
-from shoal.manifest import Manifest, Segment, parse
+from shoal.lab.files import kinds
+from shoal.lab.scenario import BoardSpec, Scenario
+from shoal.lab.simulate import Setting
+from shoal.manifest import WHOLE, Manifest, Segment, parse
 from shoal.profiler.segments import measure
-from shoal.records import Array, Sha256, TensorSpec, Timing
+from shoal.records import Array, BoardId, Sha256, TensorSpec, Timing
 from shoal.session import Session, open_session
 
 REQUESTS: Final = 4
 """So many different requests are asked in turn."""
 
 PASSES: Final = 2
+MEMORY_BYTES: Final = 1_000_000_000
+"""Of a board of which nothing else is said."""
 
 Tensors = Mapping[str, Array]
 
@@ -76,6 +81,58 @@ def calibrate(subject: Subject) -> Mapping[str, Timing]:
         *_, found = measure(subject.manifest, opened, threading.Lock())
         passes.append(found)
     return {name: min((p[name] for p in passes), key=lambda timing: timing.median_s) for name in passes[0]}
+
+
+def read_calibration(file: Path) -> Mapping[str, Timing]:
+    """Return the calibration in a file that `--json` wrote.  Raises ConfigError if it is none."""
+    try:
+        return timings(json.loads(file.read_text())["outcome"]["calibration"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: expected a file that --json wrote: {error!r}") from error
+
+
+def timings(seconds: Mapping[str, float]) -> Mapping[str, Timing]:
+    """Return the calibration that an outcome kept."""
+    return {name: Timing(median_s=each, spread_s=0.0, runs=1) for name, each in seconds.items()}
+
+
+def speeds(
+    scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]
+) -> dict[BoardId, float | None]:
+    """Return what share of this machine's core each board is to be; None: all of it.
+
+    What the scenario says comes first, then the board's quota, then the seed figure of its kind.
+    """
+    flops_per_s = subject.manifest.whole.flops / calibration[WHOLE].median_s
+
+    def speed_of(board: BoardSpec) -> float | None:
+        if board.speed is not None:
+            return board.speed
+        if board.quota is not None and board.quota < 1:
+            return board.quota
+        return min(1.0, kinds()[board.kind].gflops * 1e9 / flops_per_s) if board.kind else None
+
+    return {board.name: speed_of(board) for board in scenario.boards}
+
+
+def offered_bytes(board: BoardSpec) -> int:
+    """Return the memory that the board's agent may use."""
+    if board.memory_bytes is not None:
+        return board.memory_bytes
+    return kinds()[board.kind].memory_bytes if board.kind else MEMORY_BYTES
+
+
+def setting(scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]) -> Setting:
+    """Return what a simulation must know."""
+    return Setting(
+        manifest=subject.manifest,
+        digest=subject.digest,
+        seconds={name: timing.median_s for name, timing in calibration.items()},
+        speeds={name: speed or 1.0 for name, speed in speeds(scenario, subject, calibration).items()},
+        memory_bytes={board.name: offered_bytes(board) for board in scenario.boards},
+        input_bytes=sum(array.nbytes for array in subject.inputs[0].values()),
+        output_bytes=sum(array.nbytes for array in subject.expected[0].values()),
+    )
 
 
 def input_bytes(manifest: Manifest) -> dict[str, int]:

@@ -1,14 +1,11 @@
-"""Virtual time: what is to happen, in the order in which it will; and boards that work one thing at a time."""
+"""Virtual time: what is to happen, in the order in which it will; and who works one thing at a time."""
 
 import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import count
 
-from shoal.agent.dispatch import BARRED_S, LEAST_ATTEMPT_S, PATIENCE, RESORT_S
 from shoal.records import BoardId
-
-__all__ = ["BARRED_S", "LEAST_ATTEMPT_S", "PATIENCE", "RESORT_S", "Timeline", "Worker"]
 
 Act = Callable[[], None]
 
@@ -52,16 +49,16 @@ class Worker:
         """So long it computed, at speed 1."""
         self._seconds = seconds
         self._timeline = timeline
-        self._waiting: deque[tuple[str, Callable[[float], None]]] = deque()
+        self._waiting: deque[tuple[str, float, Callable[[float], None]]] = deque()
         self._running = False
         self._life = 0
 
-    def run(self, segment: str, done: Callable[[float], None]) -> None:
-        """Run a segment in its turn, and then call `done` with the seconds that it took."""
+    def run(self, segment: str, share: float, done: Callable[[float], None]) -> None:
+        """Run a segment in its turn on a share of its units, and call `done` with the seconds it took."""
         if self._running:
-            self._waiting.append((segment, done))
+            self._waiting.append((segment, share, done))
         elif self.alive:
-            self._begin(segment, done)
+            self._begin(segment, share, done)
 
     def die(self) -> None:
         """Lose all that was to be done."""
@@ -78,15 +75,16 @@ class Worker:
         """Return what a run takes now."""
         return self._seconds[segment] / self.speed
 
-    def _begin(self, segment: str, done: Callable[[float], None]) -> None:
+    def _begin(self, segment: str, share: float, done: Callable[[float], None]) -> None:
         self._running = True
-        took_s = self._seconds[segment] / self.speed
+        work_s = self._seconds[segment] * share
+        took_s = work_s / self.speed
         life = self._life
 
         def end() -> None:
             if life != self._life:
                 return
-            self.busy_s += self._seconds[segment]
+            self.busy_s += work_s
             self._running = False
             if self._waiting:
                 self._begin(*self._waiting.popleft())

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "infer": "shoal.coordinator.cli:infer",
     "watch": "shoal.coordinator.cli:watch",
     "lab": "shoal.lab.cli:lab",
+    "simulate": "shoal.lab.cli:simulate",
 }
 
 

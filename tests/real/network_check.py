@@ -4,9 +4,9 @@ import json
 import sys
 
 from shoal.lab import meter
-from shoal.lab.network import DESK, Network
+from shoal.lab.network import Network
 from shoal.lab.scenario import Shape
-from shoal.lab.shaping import Wiring
+from shoal.lab.shaping import DESK, Wiring
 from shoal.records import BoardId
 
 A, B, C = BoardId("a"), BoardId("b"), BoardId("c")
