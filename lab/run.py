@@ -36,6 +36,8 @@ PLAN_S: Final = 90.0
 SETTLE_S: Final = 30.0
 LEAST_SETTLE_S: Final = 1.0
 """The coordinator has decided by then about a deployment that has just come."""
+CALM_S: Final = 11.0
+"""So long after the first plan, agents have measured each link again, without a bundle on its way."""
 
 
 def run(
@@ -118,6 +120,7 @@ class Lab:
         self._broker: BrokerProcess | None = None
         self._coordinator: Process | None = None
         self._notes = _Notes()
+        self._following = False
         self._begun_s = 0.0
         """Of the load, by time.monotonic; 0 before."""
         self._operator: client.Operator
@@ -207,6 +210,7 @@ class Lab:
                 self._subject.expected,
                 ended=self._ended,
             )
+            self._following = True
             async with running(self._follow()):
                 deployment = Deployment(bundle=source, objective=self._scenario.objective, max_boards=1)
                 if self._single_possible():
@@ -240,7 +244,9 @@ class Lab:
 
     async def _settle(self) -> None:
         """Return once the coordinator has made up its mind about the deployment."""
-        await asyncio.sleep(LEAST_SETTLE_S)
+        await self._until("a plan", lambda: bool(self._notes.switches), PLAN_S)
+        calm_s = self._notes.switches[0][0] + CALM_S
+        await asyncio.sleep(max(LEAST_SETTLE_S, calm_s - time.monotonic()))
 
         def settled() -> bool:
             plan, decision = self._operator.view.plan, self._operator.view.cluster.get(Decision)
@@ -371,7 +377,7 @@ class Lab:
                 waiting = "; ".join(decision.waiting_for) if isinstance(decision, Decision) else ""
                 words = f"; the coordinator waits for {waiting}" if waiting else ""
                 raise ShoalError(f"no {what} within {timeout_s:.0f} s{words}; logs are in {self._folder}")
-            if self._begun_s or self._notes.switches:
+            if self._following:
                 await asyncio.sleep(0.02)  # someone else listens
             else:
                 await self._operator.next(0.05)
