@@ -4,16 +4,21 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 from shoal.agent.emulation import Narrow
 from shoal.errors import ConfigError, ShoalError
 from shoal.lab import meter, namespaces
 from shoal.lab.network import network_of
+from shoal.lab.processes import free_port
 from shoal.lab.quota import Quotas, find_tree
 from shoal.lab.scenario import BoardSpec, Scenario, Shape, over
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.records import BoardId
+
+
+PORT: Final = 1883
+"""Of the broker in a network of its own."""
 
 
 class Place(Protocol):
@@ -24,6 +29,8 @@ class Place(Protocol):
     notes: list[str]
     desk: str
     """Address of broker and coordinator."""
+    port: int
+    """Of the broker."""
 
     def __enter__(self) -> "Place": ...
 
@@ -83,9 +90,9 @@ def place_for(scenario: Scenario, *, loopback: bool) -> Place:
             where = scenario.lines.where(("broker",))
             raise ConfigError(f"{where}: broker: the embedded one listens on loopback only; use mosquitto")
         return InNamespaces(scenario, limited)
-    for index, event in enumerate(scenario.events):
+    for event in scenario.events:
         if event.action in ("partition", "heal"):
-            where = scenario.lines.where(("event", index))
+            where = scenario.lines.where(("event", event.number))
             raise ConfigError(f"{where}: {event.action}: needs namespaces: {reason}")
     shapes = (*(board.cable for board in scenario.boards), *(link.shape for link in scenario.links))
     if any(shape.loss for shape in shapes) or any(event.shape.loss for event in scenario.events):
@@ -113,7 +120,7 @@ class InNamespaces:
         self.notes = ["emulated: caches, memory bandwidth, heat and the kernels of ARM are this machine's"]
         if not root:
             self.notes.append("without root the delay line has no priority: on a busy machine only p50 holds")
-        self.desk = self._network.address(DESK)
+        self.desk, self.port = self._network.address(DESK), PORT
 
     def __enter__(self) -> "InNamespaces":
         with contextlib.ExitStack() as held:
@@ -202,7 +209,7 @@ class OnLoopback:
             links={frozenset(link.between): link.shape for link in scenario.links},
         )
         self.how = "measured on loopback"
-        self.desk = "127.0.0.1"
+        self.desk, self.port = "127.0.0.1", free_port()
         self.notes = [
             f"no network namespaces here ({reason}): links are shaped in the agents' transport, requests and "
             "MQTT are not, and bytes are not counted"

@@ -99,7 +99,8 @@ class Dispatcher:
         self._uses: list[_Use] = []
         self._moves: list[Mapping[BoardId, tuple[Move, ...]]] = []
         self._waiting: deque[_Part] = deque()
-        self._attempts: set[_Attempt] = set()
+        self._attempts: dict[_Attempt, None] = {}
+        """Under way, in the order in which they began."""
         self._stuck: set[BoardId] = set()
 
     def serve(self, lead: BoardId, plan: Plan | None) -> None:
@@ -186,7 +187,7 @@ class Dispatcher:
     def _begin(self, part: _Part, plan: Plan, lane: int) -> None:
         attempt = _Attempt(part=part, plan=plan, lane=lane, moves=self._moves[lane])
         self._uses[lane].in_flight += 1
-        self._attempts.add(attempt)
+        self._attempts[attempt] = None
         if not self._stuck.isdisjoint(attempt.moves):
             self._timeline.after(self._limit_s(attempt), self._failer(attempt))
         if not all(self._workers[board].alive for board in attempt.moves):
@@ -233,7 +234,7 @@ class Dispatcher:
 
     def _close(self, attempt: _Attempt) -> None:
         attempt.over = True
-        self._attempts.discard(attempt)
+        self._attempts.pop(attempt, None)
         if attempt.plan is self.plan:
             self._uses[attempt.lane].in_flight -= 1
 

@@ -30,7 +30,6 @@ from shoal.messages import Decision, Deployment
 from shoal.program import Plan
 from shoal.records import BoardId, Profile, Timing
 
-PORT: Final = 1883
 HEARD_S: Final = 30.0
 PLAN_S: Final = 90.0
 SETTLE_S: Final = 30.0
@@ -128,7 +127,7 @@ class Lab:
     @property
     def url(self) -> str:
         """Return the broker's URL."""
-        return f"mqtt://{self._place.desk}:{PORT}"
+        return f"mqtt://{self._place.desk}:{self._place.port}"
 
     def __enter__(self) -> "Lab":
         self._started_s = time.monotonic()
@@ -154,7 +153,7 @@ class Lab:
         kind = self._scenario.broker
         state_dir = self._folder / "broker" if kind == "mosquitto" else None
         log = self._folder / "broker.log"
-        self._broker = BrokerProcess.start(kind, PORT, state_dir, bind=self._place.desk, log=log)
+        self._broker = BrokerProcess.start(kind, self._place.port, state_dir, bind=self._place.desk, log=log)
 
     def _start_coordinator(self) -> None:
         command = ["coordinator", "--broker", self.url, "--host", self._place.desk, "--verbose"]

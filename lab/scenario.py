@@ -123,6 +123,8 @@ class Event:
     speed: float = 1.0
     up: bool = True
     """For broker and coordinator: start it, else stop it."""
+    number: int = 0
+    """Of its table in the file."""
 
     def describe(self) -> str:
         """Return what happens, in words."""
@@ -272,7 +274,9 @@ def _scenario(top: _Table, file: str, kinds: Sequence[str]) -> Scenario:
             table.refuse("between", "each link once", "-".join(between))
         links.append(LinkSpec(between=between, shape=_shape(table)))
         table.end()
-    events = sorted((_event(t, names, air is not None) for t in top.tables("event")), key=lambda e: e.at_s)
+    tables = enumerate(top.tables("event"))
+    found = (replace(_event(t, names, air is not None), number=number) for number, t in tables)
+    events = sorted(found, key=lambda event: event.at_s)
     coming = {board for event in events if event.action == "join" for board in event.boards}
     last_s = events[-1].at_s if events else 0.0
     if top.has("model") and top.has("bundle"):

@@ -395,7 +395,7 @@ class Cluster:
     def _measure_links(self, name: BoardId) -> None:
         board = self._boards[name]
         found = {}
-        for peer in board.peers:
+        for peer in sorted(board.peers):
             if self._boards[peer].worker.alive and not self._boards[peer].frozen:
                 profile = self._traffic.profile(name, peer)
                 if profile is not None:
