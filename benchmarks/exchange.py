@@ -8,6 +8,7 @@ beside its shaping is in `lab.json`, which has asked against got.
 import socket
 import threading
 import time
+from functools import partial
 
 from benchmarks.record import spread, write
 from shoal.agent.inbox import Inbox
@@ -67,7 +68,7 @@ class Bare:
         self._sock.close()
 
 
-def refuse(_header: Header, _peer: BoardId) -> Inbox:
+def refuse(header: Header, peer: BoardId) -> Inbox:  # noqa: ARG001  names of a Starter
     raise BoardError("no requests here")
 
 
@@ -79,7 +80,7 @@ def compare(rate: float, delay_s: float) -> list[dict[str, object]]:
         addresses = {}
         for board in (A, B):
             host = network.address(board)
-            port = network.hosts[board].inside(lambda b=board, h=host: peers[b].listen(h, 0))
+            port = network.hosts[board].inside(partial(peers[board].listen, host, 0))
             addresses[board] = Address(host=host, data_port=port, http_port=1)
         for each in peers.values():
             each.know(addresses)

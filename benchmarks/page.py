@@ -1,6 +1,7 @@
 """Writes docs/benchmarks.md from the rows in benchmarks/results: `python -m benchmarks.page`."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.lab import PLOTS, PLOTTED
@@ -10,7 +11,7 @@ PAGE = PLOTS.parent / "benchmarks.md"
 NOTES = PLOTS.parent / "benchmarks-notes.md"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a table of Markdown, numbers to the right."""
     line = "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"
     return ["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows), ""]
@@ -88,8 +89,8 @@ def errors(found: dict[str, Any]) -> list[str]:
                 if what != "what"
             ]
             lines.append("")
-    head = ("simulation", "boards", "cluster s", "wall s", "steps", "steps / s", "steps / processor s")
-    body = [
+    titles = ("simulation", "boards", "cluster s", "wall s", "steps", "steps / s", "steps / processor s")
+    played = [
         (
             row["scenario"],
             str(row["boards"]),
@@ -102,7 +103,7 @@ def errors(found: dict[str, Any]) -> list[str]:
         for row in found["rows"]
         if row["what"] == "simulator"
     ]
-    return lines + table(head, body)
+    return lines + table(titles, played)
 
 
 def exchange(found: dict[str, Any]) -> list[str]:

@@ -35,6 +35,8 @@ HEARD_EMULATED_S: Final = 180.0
 """With a board that QEMU runs."""
 PLAN_S: Final = 90.0
 SETTLE_S: Final = 30.0
+PRESSURE: Final = 0.25
+"""If something waited for a processor for so large a share of the time, the report says so."""
 LEAST_SETTLE_S: Final = 1.0
 """The coordinator has decided by then about a deployment that has just come."""
 CALM_S: Final = 11.0
@@ -225,12 +227,13 @@ class Lab:
                     await self._baseline(load)
                 await operator.publish(replace(deployment, max_boards=self._scenario.max_boards))
                 await self._settle()
-                before = self._place.sent_bytes()
+                before, waited_s = self._place.sent_bytes(), _waited_s()
                 self._begin()
                 async with running(self._events()):
                     await self._ask(load, self._scenario.duration_s)
                 took_s = time.monotonic() - self._begun_s
                 after = self._place.sent_bytes()
+                self._weigh_pressure(_waited_s() - waited_s, took_s)
         return self._outcome(up_s, took_s, before, after)
 
     def _single_possible(self) -> bool:
@@ -389,6 +392,15 @@ class Lab:
             else:
                 await self._operator.next(0.05)
 
+    def _weigh_pressure(self, waited_s: float, took_s: float) -> None:
+        """Note how often something waited for a processor: then figures say as much about this machine."""
+        share = waited_s / took_s
+        if share > PRESSURE:
+            self._place.notes.append(
+                f"the machine was busy: for {share:.0%} of the load something waited for a processor; "
+                "give it fewer or slower boards, or fewer neighbours"
+            )
+
     def _log(self, line: str) -> None:
         self._say(f"{time.monotonic() - self._begun_s:7.2f} s  {line}")
 
@@ -436,6 +448,13 @@ class Lab:
             share=cpu_s / took_s,
             throttled=self._place.throttled(board.name),
         )
+
+
+def _waited_s() -> float:
+    """Return for how long, since the machine started, something waited for a processor; 0 if not known."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/pressure/cpu").read_text().split("total=")[1].split()[0]) / 1e6
+    return 0.0
 
 
 def _cpu_s(process: Process) -> float:

@@ -272,16 +272,18 @@ class Cluster:
         board.incarnation += 1
         board.epochs, board.desired, board.drift = {}, None, Drift()
         board.links, board.peers, board.frozen = {}, frozenset(), False
+        board.profiling = False
         incarnation = board.incarnation
-        board.worker.revive()
 
         def born() -> None:
-            if board.incarnation != incarnation or not board.worker.alive:
+            if board.incarnation != incarnation:
                 return
+            board.worker.revive()
             address = Address(host=name, data_port=7000 + incarnation % 1000, http_port=8000)
             self._say(name, Birth(incarnation=incarnation, version="-", address=address, hardware=_HARDWARE))
             self._say(name, Presence(incarnation=incarnation, state="online"))
             self._report(name)
+            self._publish(name)  # what an earlier life of it has measured
             desired = self._state.desired.get(name)
             if desired is not None:
                 self._hear(name, desired)
@@ -323,7 +325,7 @@ class Cluster:
             board.profiling = True
             rate = self._traffic.wiring.rate(DESK, name) or 1e9
             took_s = 8 * self._bundle_bytes / rate + self._profile_s / board.worker.speed
-            self._timeline.after(took_s, lambda: self._profiled(name, source))
+            self._timeline.after(took_s, self._profiler(name, source))
         wanted = {plan.epoch for plan in desired.plans}
         if board.epochs.keys() - wanted:
             board.epochs = {epoch: r for epoch, r in board.epochs.items() if epoch in wanted}
@@ -359,6 +361,15 @@ class Cluster:
         board = self._boards[name]
         epochs = tuple(board.epochs[epoch] for epoch in sorted(board.epochs))
         self._say(name, Reported(incarnation=board.incarnation, version=1, epochs=epochs, activity=""))
+
+    def _profiler(self, name: BoardId, source: BundleSource) -> Callable[[], None]:
+        incarnation = self._boards[name].incarnation
+
+        def done() -> None:
+            if self._boards[name].incarnation == incarnation and self._boards[name].worker.alive:
+                self._profiled(name, source)
+
+        return done
 
     def _profiled(self, name: BoardId, source: BundleSource) -> None:
         board, manifest = self._boards[name], self._setting.manifest
@@ -556,6 +567,8 @@ class Cluster:
         name = event.boards[0]
         self._boards[name].frozen = event.action == "freeze"
         self._dispatcher.stuck(name, stuck=event.action == "freeze")
+        if event.action == "thaw" and name in self._state.desired:
+            self._deliver(name, self._state.desired[name])
 
     def _do_partition(self, event: Event) -> None:
         apart = frozenset(event.boards) if event.action == "partition" else frozenset[BoardId]()
