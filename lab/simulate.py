@@ -9,7 +9,7 @@ Not simulated: a delay that varies, TCP's slow start and its time-outs, the coor
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -19,34 +19,25 @@ from shoal.coordinator.controller import Say, State, Tell
 from shoal.coordinator.cost import memory_bytes
 from shoal.coordinator.weigh import Settings
 from shoal.lab import shaping
+from shoal.lab.boards import BOOT_S, Board, Setting, World
 from shoal.lab.report import Carried, Fate, Happening, Outcome, Request, Switch, Usage
 from shoal.lab.requests import Ask, Dispatcher
 from shoal.lab.scenario import Event, Scenario, Shape, over
 from shoal.lab.shaping import DESK
 from shoal.lab.traffic import Traffic
-from shoal.lab.virtual import Timeline, Worker
-from shoal.manifest import WHOLE, Manifest
-from shoal.messages import Birth, BundleSource, Deployment, Desired, Hardware, Presence, Readiness, Reported
-from shoal.profiler.statistics import Drift, observed, window
+from shoal.lab.virtual import Timeline
+from shoal.manifest import WHOLE
+from shoal.messages import BundleSource, Deployment, Desired, Presence
 from shoal.program import Plan
-from shoal.records import Address, BoardId, LinkProfile, Profile, Sha256, Source, Timing
+from shoal.records import BoardId
 
-BOOT_S: Final = 1.2
-"""An agent's start, from nothing to its birth."""
 CONTROL_S: Final = 2e-3
 """A small message through the broker."""
 WILL_S: Final = 0.02
 """The broker says so soon that a connection is gone."""
 DEPLOY_S: Final = 2.0
-LOAD_BYTES_PER_S: Final = 500e6
-RUNS: Final = 5
-"""Of each kind of segment while a board profiles, after one to warm up; `profiler.segments` has the same."""
-PINGS: Final = 8
-FIND_S: Final = 0.03
-"""To find the goodput of a link."""
 LINK_PERIOD_S: Final = 10.0
-CANARY_S: Final = 5.6
-"""An idle board notices so long after it that its speed has changed."""
+"""Agents measure each link so often."""
 SERVE_S: Final = 1.2e-3
 """What HTTP takes of a request, at both ends; measured in the lab."""
 HEARD_S: Final = 0.2
@@ -54,50 +45,9 @@ HEARD_S: Final = 0.2
 BUSY_TICK_S: Final = 0.05
 CALM_TICK_S: Final = 0.25
 HUGE: Final = 64
-"""From so many boards on, the coordinator of a simulation looks less often while nothing happens."""
-FOREVER_S: Final = 1e9
-
-_HARDWARE: Final = Hardware(
-    machine="virtual",
-    model="simulated",
-    cores=1,
-    memory_bytes=0,
-    system="virtual",
-    python="-",
-    onnxruntime="-",
-    providers=(),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What a simulation must know beside the scenario."""
-
-    manifest: Manifest
-    digest: Sha256
-    seconds: Mapping[str, float]
-    """Of each segment on a board of speed 1."""
-    speeds: Mapping[BoardId, float]
-    memory_bytes: Mapping[BoardId, int]
-    input_bytes: int
-    """Of one request."""
-    output_bytes: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Board:
-    worker: Worker
-    incarnation: int = 0
-    timings: Mapping[str, Timing] = field(default_factory=dict)
-    bundle: Sha256 | None = None
-    profiling: bool = False
-    links: Mapping[BoardId, LinkProfile] = field(default_factory=dict)
-    peers: frozenset[BoardId] = frozenset()
-    drift: Drift = field(default_factory=Drift)
-    desired: Desired | None = None
-    epochs: dict[int, Readiness] = field(default_factory=dict)
-    frozen: bool = False
-    ran_s: float = -math.inf
+"""From so many boards on, the coordinator looks less often where no message calls for it,"""
+HUGE_TIMES: Final = 10
+"""by so much."""
 
 
 def simulate(scenario: Scenario, setting: Setting) -> Outcome:
@@ -114,14 +64,18 @@ class Cluster:
         self._timeline = Timeline()
         self._traffic = Traffic(shaping.wiring_of(scenario))
         self._chance = np.random.default_rng(scenario.seed)
-        self._boards = {
-            spec.name: _Board(
-                worker=Worker(self._timeline, spec.name, setting.seconds, setting.speeds[spec.name])
-            )
-            for spec in scenario.boards
-        }
-        for board in self._boards.values():
-            board.worker.alive = False
+        self._boards: dict[BoardId, Board] = {}
+        world = World(
+            timeline=self._timeline,
+            traffic=self._traffic,
+            setting=setting,
+            boards=self._boards,
+            say=self._say,
+            serve=lambda name, plan: self._dispatcher.serve(name, plan),
+            retained=lambda name: self._state.desired.get(name),
+        )
+        for spec in scenario.boards:
+            self._boards[spec.name] = Board(world, spec.name)
         self._state = State(
             incarnation=1,
             settings=Settings(margin=scenario.margin, dwell_s=scenario.dwell_s),
@@ -143,14 +97,9 @@ class Cluster:
             self._traffic,
             setting.manifest,
             {name: board.worker for name, board in self._boards.items()},
-            self._ran,
+            lambda name, segment, took_s: self._boards[name].ran(segment, took_s),
             self._resortable,
         )
-        whole = setting.manifest.whole
-        self._profile_s = sum(setting.seconds[name] for name in setting.manifest.by_name)
-        kinds = {segment.kind: segment.name for segment in (whole, *setting.manifest.segments)}
-        self._profile_s += sum(RUNS * setting.seconds[name] for name in kinds.values())
-        self._bundle_bytes = sum(blob.size_bytes for blob in setting.manifest.blobs.values())
 
     # --- the course of it ----------------------------------------------------------------------------
 
@@ -159,7 +108,7 @@ class Cluster:
         timeline, scenario = self._timeline, self._scenario
         for spec in scenario.boards:
             if not spec.joins:
-                self._boot(spec.name)
+                self._boards[spec.name].boot()
         self._tick()
         timeline.run(lambda: False, DEPLOY_S)
         single = None
@@ -265,34 +214,11 @@ class Cluster:
         )
         self._dispatcher.submit(ask, SERVE_S)
 
-    # --- boards --------------------------------------------------------------------------------------
-
-    def _boot(self, name: BoardId) -> None:
-        board = self._boards[name]
-        board.incarnation += 1
-        board.epochs, board.desired, board.drift = {}, None, Drift()
-        board.links, board.peers, board.frozen = {}, frozenset(), False
-        board.profiling = False
-        incarnation = board.incarnation
-
-        def born() -> None:
-            if board.incarnation != incarnation:
-                return
-            board.worker.revive()
-            address = Address(host=name, data_port=7000 + incarnation % 1000, http_port=8000)
-            self._say(name, Birth(incarnation=incarnation, version="-", address=address, hardware=_HARDWARE))
-            self._say(name, Presence(incarnation=incarnation, state="online"))
-            self._report(name)
-            self._publish(name)  # what an earlier life of it has measured
-            desired = self._state.desired.get(name)
-            if desired is not None:
-                self._hear(name, desired)
-
-        self._timeline.after(BOOT_S, born)
+    # --- the coordinator -----------------------------------------------------------------------------
 
     def _say(self, name: BoardId, message: fleet.FromBoard) -> None:
-        """Have the coordinator hear a board, if it can."""
-        if self._reaches(name) and not self._down:
+        """Have the coordinator hear a board, if it is there."""
+        if not self._down:
 
             def heard() -> None:
                 now_s = self._timeline.now_s
@@ -304,146 +230,8 @@ class Cluster:
     def _delay_s(self, name: BoardId) -> float:
         return self._traffic.wiring.delay_s(name, DESK)
 
-    def _reaches(self, name: BoardId) -> bool:
-        """Say whether what the board says comes to the desk."""
-        board = self._boards[name]
-        return board.worker.alive and not board.frozen and self._traffic.wiring.connected(name, DESK)
-
-    def _hear(self, name: BoardId, desired: Desired) -> None:
-        """Begin to be what is desired."""
-        board = self._boards[name]
-        if not self._reaches(name):
-            return
-        board.desired = desired
-        fresh = frozenset(desired.peers) - board.peers
-        board.peers = frozenset(desired.peers)
-        if fresh:
-            each_s = PINGS * 2e-3 + FIND_S
-            self._timeline.after(each_s * len(fresh), lambda: self._measure_links(name))
-        source = desired.bundle
-        if source is not None and board.bundle != source.manifest and not board.profiling:
-            board.profiling = True
-            rate = self._traffic.wiring.rate(DESK, name) or 1e9
-            took_s = 8 * self._bundle_bytes / rate + self._profile_s / board.worker.speed
-            self._timeline.after(took_s, self._profiler(name, source))
-        wanted = {plan.epoch for plan in desired.plans}
-        if board.epochs.keys() - wanted:
-            board.epochs = {epoch: r for epoch, r in board.epochs.items() if epoch in wanted}
-            self._timeline.after(BUSY_TICK_S, lambda: self._report(name))
-        for plan in desired.plans:
-            if name in plan.boards and plan.epoch not in board.epochs:
-                board.epochs[plan.epoch] = Readiness(epoch=plan.epoch, phase="preparing", detail="")
-                self._timeline.after(self._prepare_s(name, plan), self._readier(name, plan.epoch))
-        serving = next((p for p in desired.plans if p.epoch == desired.committed), None)
-        if serving is None or serving.lead == name:
-            self._dispatcher.serve(name, serving)
-
-    def _prepare_s(self, name: BoardId, plan: Plan) -> float:
-        """Return what loading a plan's segments and running each once takes."""
-        segments = plan.segments_of(name)
-        manifest = self._setting.manifest
-        weights = sum(manifest.by_name[segment].weight_bytes for segment in segments)
-        warm_s = sum(self._boards[name].worker.seconds(segment) for segment in segments)
-        return weights / LOAD_BYTES_PER_S + warm_s
-
-    def _readier(self, name: BoardId, epoch: int) -> Callable[[], None]:
-        incarnation = self._boards[name].incarnation
-
-        def ready() -> None:
-            board = self._boards[name]
-            if epoch in board.epochs and board.incarnation == incarnation and not board.frozen:
-                board.epochs[epoch] = Readiness(epoch=epoch, phase="ready", detail="")
-                self._report(name)
-
-        return ready
-
-    def _report(self, name: BoardId) -> None:
-        board = self._boards[name]
-        epochs = tuple(board.epochs[epoch] for epoch in sorted(board.epochs))
-        self._say(name, Reported(incarnation=board.incarnation, version=1, epochs=epochs, activity=""))
-
-    def _profiler(self, name: BoardId, source: BundleSource) -> Callable[[], None]:
-        incarnation = self._boards[name].incarnation
-
-        def done() -> None:
-            if self._boards[name].incarnation == incarnation and self._boards[name].worker.alive:
-                self._profiled(name, source)
-
-        return done
-
-    def _profiled(self, name: BoardId, source: BundleSource) -> None:
-        board, manifest = self._boards[name], self._setting.manifest
-        board.profiling = False
-        room = self._setting.memory_bytes[name]
-        board.timings = {
-            segment: Timing(median_s=board.worker.seconds(segment), spread_s=0.0, runs=RUNS)
-            for segment in manifest.by_name
-            if memory_bytes(manifest, (segment,)) <= room
-        }
-        board.bundle = source.manifest
-        board.drift = Drift()
-        self._publish(name)
-
-    def _publish(self, name: BoardId) -> None:
-        board = self._boards[name]
-        if board.bundle is None or not board.timings:
-            return
-        slowdown = board.drift.slowdown
-        timings = board.timings
-        if slowdown != 1.0:
-            timings = {s: replace(t, median_s=t.median_s * slowdown) for s, t in timings.items()}
-        profile = Profile(
-            incarnation=board.incarnation,
-            bundle=board.bundle,
-            segments=timings,
-            links=board.links,
-            memory_bytes=self._setting.memory_bytes[name],
-            slowdown=slowdown,
-            source=Source.MEASURED,
-        )
-        self._say(name, profile)
-
-    def _measure_links(self, name: BoardId) -> None:
-        board = self._boards[name]
-        found = {}
-        for peer in sorted(board.peers):
-            if self._boards[peer].worker.alive and not self._boards[peer].frozen:
-                profile = self._traffic.profile(name, peer)
-                if profile is not None:
-                    found[peer] = profile
-        if found != board.links:
-            board.links = found
-            self._publish(name)
-
-    def _ran(self, name: BoardId, segment: str, took_s: float) -> None:
-        """Notice a change of speed as an agent does, from the runs in service."""
-        board = self._boards[name]
-        board.ran_s = self._timeline.now_s
-        timing = board.timings.get(segment)
-        if timing is None:
-            return
-        drift = board.drift
-        if took_s == timing.median_s * drift.slowdown and not drift.streak and drift.expected_s == 0.0:
-            return  # as ever: nothing can follow from it
-        self._judged(name, observed(drift, timing.median_s, took_s, board.ran_s))
-
-    def _judged(self, name: BoardId, drift: Drift) -> None:
-        """Take in a new look at a board's speed; one that turns out faster was profiled too slow."""
-        board = self._boards[name]
-        changed = drift.slowdown != board.drift.slowdown
-        board.drift = drift
-        if changed and drift.slowdown < 1.0:
-            board.timings = {
-                s: replace(t, median_s=t.median_s * drift.slowdown) for s, t in board.timings.items()
-            }
-            board.drift = Drift()
-        if changed:
-            self._publish(name)
-
     def _resortable(self, name: BoardId) -> bool:
         return memory_bytes(self._setting.manifest, (WHOLE,)) <= self._setting.memory_bytes[name]
-
-    # --- the coordinator -----------------------------------------------------------------------------
 
     def _deploy(self, max_boards: int) -> None:
         source = BundleSource(
@@ -464,10 +252,10 @@ class Cluster:
         """Decide now and then, more often while something is under way."""
         self._decide()
         busy = self._state.pending is not None or any(
-            not self._reaches(name) for name, board in self._boards.items() if board.incarnation
+            not board.reaches for board in self._boards.values() if board.incarnation
         )
-        wait_s = CALM_TICK_S if len(self._boards) < HUGE else 4 * CALM_TICK_S
-        self._timeline.after(BUSY_TICK_S if busy and len(self._boards) < HUGE else wait_s, self._tick)
+        wait_s = BUSY_TICK_S if busy else CALM_TICK_S
+        self._timeline.after(wait_s if len(self._boards) < HUGE else HUGE_TIMES * wait_s, self._tick)
 
     def _decide(self) -> None:
         self._deciding = False
@@ -485,13 +273,13 @@ class Cluster:
                 self._switches.append((now_s, effect.message))
 
     def _deliver(self, name: BoardId, message: Desired) -> None:
-        self._timeline.after(CONTROL_S + self._delay_s(name), lambda: self._hear(name, message))
+        self._timeline.after(CONTROL_S + self._delay_s(name), lambda: self._boards[name].hear(message))
 
     def _with_heartbeats(self, now_s: float) -> fleet.Fleet:
         """Return the fleet as it is after a heartbeat of every board that the coordinator can hear."""
         known = self._state.fleet
         boards = {
-            name: replace(said, heard_s=now_s, doubted_s=None) if self._reaches(name) else said
+            name: replace(said, heard_s=now_s, doubted_s=None) if self._boards[name].reaches else said
             for name, said in known.boards.items()
         }
         return replace(known, boards=boards)
@@ -519,24 +307,11 @@ class Cluster:
             wiring = replace(old, air_bits_per_s=event.shape.rate_bits_per_s)
         self._traffic.rewire(wiring)
         for name in event.boards or tuple(self._boards):
-            self._timeline.after(float(self._chance.uniform(0, LINK_PERIOD_S)), self._measurer(name))
-
-    def _measurer(self, name: BoardId) -> Callable[[], None]:
-        return lambda: self._measure_links(name)
+            again_s = float(self._chance.uniform(0, LINK_PERIOD_S))
+            self._timeline.after(again_s, self._boards[name].measure_links)
 
     def _do_speed(self, event: Event) -> None:
-        name = event.boards[0]
-        board = self._boards[name]
-        board.worker.speed = event.speed
-
-        def look() -> None:
-            timing = next(iter(board.timings.items()), None)
-            if timing is not None and self._timeline.now_s - board.ran_s > CANARY_S / 2:
-                ratio = board.worker.seconds(timing[0]) / timing[1].median_s
-                for _ in range(2):
-                    self._judged(name, window(board.drift, ratio))
-
-        self._timeline.after(CANARY_S, look)
+        self._boards[event.boards[0]].set_speed(event.speed)
 
     def _do_kill(self, event: Event) -> None:
         name = event.boards[0]
@@ -558,10 +333,10 @@ class Cluster:
 
     def _do_restart(self, event: Event) -> None:
         self._do_kill(event)
-        self._boot(event.boards[0])
+        self._boards[event.boards[0]].boot()
 
     def _do_join(self, event: Event) -> None:
-        self._boot(event.boards[0])
+        self._boards[event.boards[0]].boot()
 
     def _do_freeze(self, event: Event) -> None:
         name = event.boards[0]
@@ -586,10 +361,9 @@ class Cluster:
         self._down.discard(event.action)
         now_s = self._timeline.now_s
         self._state = replace(self._state, fleet=fleet.reconnected(self._state.fleet, now_s))
-        for name, board in self._boards.items():
-            if board.incarnation and board.worker.alive:
-                self._publish(name)
-                self._report(name)
+        for board in self._boards.values():
+            board.publish()
+            board.report()
 
 
 _EVENTS: Final[Mapping[str, Callable[[Cluster, Event], None]]] = {

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 
 from shoal.errors import ConfigError, ModelError
+from shoal.lab.boards import Setting
 from shoal.lab.files import kinds
 from shoal.lab.scenario import BoardSpec, Scenario
-from shoal.lab.simulate import Setting
 from shoal.manifest import WHOLE, Manifest, Segment, parse
 from shoal.profiler.segments import measure
 from shoal.records import Array, BoardId, Sha256, TensorSpec, Timing

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from shoal.agent import dispatch
 from shoal.lab import load, requests
+from shoal.lab.boards import Setting
 from shoal.lab.report import Outcome, quantile_s, reactions
 from shoal.lab.scenario import Shape, parse
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
-from shoal.lab.simulate import SERVE_S, Setting, simulate
+from shoal.lab.simulate import SERVE_S, simulate
 from shoal.lab.steps import Await, Hand, Work, moves_of
 from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
