@@ -30,7 +30,7 @@ ENTER: Final = """
 root=$1 folder=$2; shift 2
 mount --rbind /proc "$root/proc" && mount --rbind /dev "$root/dev"
 mkdir -p "$root$folder" && mount --bind "$folder" "$root$folder"
-exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin HOME=/root LC_ALL=C.UTF-8 \
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 chroot "$root" \\
     /usr/bin/qemu-aarch64-static /usr/bin/python3 -m shoal "$@"
 """
 """No /sys: with that of an x86 machine, onnxruntime's search for the processor crashes."""

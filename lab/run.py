@@ -206,7 +206,7 @@ class Lab:
             expected = {board.name for board in self._scenario.boards if not board.joins}
             emulated = any(board.arch for board in self._scenario.boards)
             patience_s = HEARD_EMULATED_S if emulated else HEARD_S
-            await self._until("every board's heartbeat", lambda: operator.view.alive >= expected, patience_s)
+            await self._until("every board's heartbeat", lambda: self._all_heard(expected), patience_s)
             up_s = network_s + time.monotonic() - self._started_s
             self._say(f"{len(expected)} boards up in {up_s:.1f} s")
             url = await client.find_coordinator(operator)
@@ -235,6 +235,15 @@ class Lab:
                 after = self._place.sent_bytes()
                 self._weigh_pressure(_waited_s() - waited_s, took_s)
         return self._outcome(up_s, took_s, before, after)
+
+    def _all_heard(self, expected: set[BoardId]) -> bool:
+        """Say whether all boards were heard.  Raises ShoalError if one has ended before it was."""
+        for board, process in self._boards.items():
+            if not process.running:
+                log = self._folder / f"{board}.log"
+                words = log.read_text(errors="replace").strip().splitlines()
+                raise ShoalError(f"{board} ended at its start: {words[-1] if words else 'it said nothing'}")
+        return self._operator.view.alive >= expected
 
     def _single_possible(self) -> bool:
         needed = memory_bytes(self._subject.manifest, (WHOLE,))
