@@ -230,7 +230,7 @@ class Board:
         self._profiling = False
         self._timings = {
             segment: Timing(median_s=self.worker.seconds(segment), spread_s=0.0, runs=RUNS)
-            for segment in manifest.by_name
+            for segment in self._world.setting.seconds
             if memory_bytes(manifest, (segment,)) <= self._memory_bytes
         }
         self._bundle, self._drift = source.manifest, Drift()
