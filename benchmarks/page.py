@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import PLOTS, PLOTTED
 from benchmarks.record import RESULTS
 
 PAGE = PLOTS.parent / "benchmarks.md"
-NOTES = PLOTS.parent / "benchmarks-notes.md"
+NOTES = Path(__file__).with_name("notes.md")
+"""What a person found out about the figures."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shoal import __version__
-from shoal.errors import ShoalError
+from shoal.errors import ConfigError, ShoalError
 
 if TYPE_CHECKING:
     from shoal.lab.report import Outcome
@@ -46,7 +47,6 @@ def links(scenario: str, as_json: bool) -> None:
     Exits 1 if a figure is more than 10 % off what was asked.
     """
     from shoal.encoding import to_json
-    from shoal.errors import ConfigError
     from shoal.lab import files, namespaces
 
     found = files.read(scenario)
@@ -108,6 +108,11 @@ def run(
     with contextlib.ExitStack() as held:
         where = folder or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="shoal-lab-")))
         where.mkdir(parents=True, exist_ok=True)
+        if any(where.iterdir()):
+            raise ConfigError(
+                f"--folder {where}: expected a new or an empty folder, got one with something in it"
+            )
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # in good order
         say = (lambda _line: None) if quiet else partial(click.echo, err=True)
         outcome = runs.run(found, where, say, loopback=loopback, arm64_root=arm64_root)
     click.echo(render(outcome))

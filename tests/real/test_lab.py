@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from shoal.cli import cli
 from shoal.coordinator.broker import find_mosquitto
 from shoal.errors import ConfigError
-from shoal.lab import files, namespaces, run
+from shoal.lab import files, namespaces, run, subject
 from shoal.lab.places import place_for
 from shoal.lab.report import summary
 from shoal.lab.scenario import parse
+from shoal.lab.simulate import simulate
 from tests.real.lab_check import SCENARIO
 
 
@@ -52,6 +53,15 @@ def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
     links = found["bytes_per_inference"]
     assert 12_288 < links.get("desk -> a", 0) + links.get("desk -> b", 0) < 10 * 12_288
     assert found["up_s"] < 3 * 5
+    # The simulator, told only how fast this machine is, finds about the same.
+    scenario = parse(SCENARIO, "check.toml")
+    about = subject.prepare(scenario, tmp_path)
+    calibration = subject.timings(json.loads(out)["outcome"]["calibration"])
+    simulated = summary(simulate(scenario, subject.setting(scenario, about, calibration)))
+    for what in ("single_p50_ms", "calm_p50_ms"):
+        figure = simulated[what]
+        assert isinstance(figure, float)
+        assert found[what] / 3 < figure < 3 * found[what], what
 
 
 def test_nothing_is_left_of_a_lab_that_is_killed(tmp_path: Path) -> None:
@@ -78,6 +88,20 @@ def test_a_scenario_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["bytes_per_inference"] is None
     assert isinstance(found["requests"], int)
     assert found["requests"] > 20
+
+
+def test_the_same_calibration_gives_the_same_simulation(tmp_path: Path) -> None:
+    scenario, first, again = (tmp_path / name for name in ("s.toml", "first.json", "again.json"))
+    scenario.write_text(SCENARIO)
+    runner = CliRunner()
+    told = runner.invoke(cli, ["simulate", str(scenario), "--json", str(first)], catch_exceptions=False)
+    assert "simulated" in told.output
+    more = ["--calibration", str(first), "--json", str(again)]
+    runner.invoke(cli, ["simulate", str(scenario), *more], catch_exceptions=False)
+    assert first.read_text() == again.read_text()
+    scenario.with_name("none.json").write_text("{}")
+    spoilt = runner.invoke(cli, ["simulate", str(scenario), "--calibration", str(tmp_path / "none.json")])
+    assert isinstance(spoilt.exception, ConfigError)
 
 
 @pytest.mark.parametrize(
