@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.record import write
+from shoal.errors import ShoalError
 from shoal.lab import compare, files, subject
 from shoal.lab.compare import Figure
 from shoal.lab.plot import draw
@@ -102,7 +103,12 @@ def main() -> None:
     PLOTS.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or list(files.shipped()):
         with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
-            measured, simulated = compare.both(files.read(name), Path(folder), lambda line: print(line))
+            try:
+                measured, simulated = compare.both(files.read(name), Path(folder), lambda line: print(line))
+            except ShoalError as error:  # kept: a run that was refused is a result too
+                rows.append({"what": "refused", "scenario": name, "why": str(error)})
+                print(rows[-1])
+                continue
         figures = compare.figures(measured, simulated)
         every += figures
         rows.append(row(measured, figures))

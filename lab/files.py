@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +12,7 @@ else:
     import tomli as tomllib
 
 from shoal.errors import ConfigError
-from shoal.lab.scenario import Scenario, parse
+from shoal.lab.scenario import BoardSpec, Scenario, Shape, over, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,18 @@ def read(scenario: str) -> Scenario:
     except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(shipped())
         raise ConfigError(f"{scenario}: expected a scenario file, or one of {names}: {error}") from error
-    return parse(text, str(file), tuple(kinds()))
+    known = kinds()
+    found = parse(text, str(file), tuple(known))
+    wired = found.air_bits_per_s is None
+    boards = [_as_its_kind(b, known[b.kind], wired=wired) if b.kind else b for b in found.boards]
+    return replace(found, boards=tuple(boards))
+
+
+def _as_its_kind(board: BoardSpec, kind: Kind, *, wired: bool) -> BoardSpec:
+    """Return the board with what its kind says where the scenario says nothing."""
+    usual = Shape(rate_bits_per_s=kind.rate_bits_per_s if wired else None, delay_s=kind.delay_s)
+    memory = board.memory_bytes if board.memory_bytes is not None else kind.memory_bytes
+    return replace(board, cable=over(usual, board.cable), memory_bytes=memory)
 
 
 def kinds() -> Mapping[str, Kind]:

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 
 from shoal.agent.emulation import Settings as Emulated
+from shoal.agent.hardware import usable_cores
 from shoal.coordinator import client
 from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.cost import memory_bytes
@@ -35,6 +36,8 @@ HEARD_EMULATED_S: Final = 180.0
 """With a board that QEMU runs."""
 PLAN_S: Final = 90.0
 SETTLE_S: Final = 30.0
+MOST_OF_THE_MACHINE: Final = 0.8
+"""The rest is for the broker, the coordinator, the clients and the network."""
 PRESSURE: Final = 0.25
 """If something waited for a processor for so large a share of the time, the report says so."""
 LEAST_SETTLE_S: Final = 1.0
@@ -117,6 +120,10 @@ class Lab:
         self._subject = found
         self._calibration = calibration
         self._speeds = subject.speeds(scenario, found, calibration)
+        asked = sum(speed or 1.0 for speed in self._speeds.values())
+        if asked > MOST_OF_THE_MACHINE * usable_cores():
+            words = f"{asked:.2f} cores, and this machine has {usable_cores()}: they get less"
+            place.notes.append(f"the boards together ask for {words}")
         self._entries = {board.name: place.enter(board.name) for board in scenario.boards}
         self._boards: dict[BoardId, Process] = {}
         self._spent = {board.name: _Spent() for board in scenario.boards}

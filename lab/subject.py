@@ -117,9 +117,7 @@ def speeds(
 
 def offered_bytes(board: BoardSpec) -> int:
     """Return the memory that the board's agent may use."""
-    if board.memory_bytes is not None:
-        return board.memory_bytes
-    return kinds()[board.kind].memory_bytes if board.kind else MEMORY_BYTES
+    return MEMORY_BYTES if board.memory_bytes is None else board.memory_bytes
 
 
 def setting(scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]) -> Setting:

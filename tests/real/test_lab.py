@@ -145,6 +145,14 @@ def test_every_shipped_scenario_is_one() -> None:
     assert all(name in listed for name in files.shipped())
 
 
+def test_a_kind_says_what_the_scenario_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('[[board]]\nname = "a"\nkind = "raspberry-pi-zero-2-w"\nmemory = "100MB"\n')
+    (board,) = files.read(str(file)).boards
+    assert board.memory_bytes == 100_000_000
+    assert board.cable.rate_bits_per_s == 25e6  # its Wi-Fi
+
+
 def test_every_kind_of_board_has_its_figures() -> None:
     assert "raspberry-pi-5" in files.kinds()
     assert all(kind.gflops > 0 and kind.memory_bytes > 1e8 for kind in files.kinds().values())
