@@ -113,6 +113,11 @@ def why_not() -> str:
         except NamespaceError as error:
             return str(error)
         return ""
+    return why_not_without_root()
+
+
+def why_not_without_root() -> str:
+    """Return why a process without root cannot have namespaces here; empty if it can."""
     if shutil.which("unshare") is None:
         return "without root it takes unshare: apt install util-linux"
     tried = subprocess.run(["unshare", "-rn", "true"], capture_output=True, text=True, check=False)

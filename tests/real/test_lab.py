@@ -25,7 +25,7 @@ from tests.real.lab_check import SCENARIO
 
 
 def needs_namespaces() -> None:
-    reason = namespaces.why_not()
+    reason = namespaces.why_not() or namespaces.why_not_without_root()
     if reason or find_mosquitto() is None:
         pytest.skip(f"no lab of namespaces here: {reason or 'mosquitto is not installed'}")
 

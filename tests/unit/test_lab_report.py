@@ -1,7 +1,10 @@
 """The figures of a run, against what one can work out by hand."""
 
+from pathlib import Path
+
 import pytest
 
+from shoal.lab.plot import draw
 from shoal.lab.report import (
     Carried,
     Fate,
@@ -89,6 +92,13 @@ def test_an_event_without_a_plan_says_so() -> None:
     )
     (reaction,) = reactions(calm)
     assert reaction.plan_s is None
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "run.png"
+    draw(OUTCOME, file)
+    assert file.read_bytes()[:4] == b"\x89PNG"
+    assert file.stat().st_size > 20_000  # not an empty page
 
 
 def test_a_person_finds_the_same_figures() -> None:
