@@ -126,9 +126,14 @@ class InNamespaces:
             if namespaces.is_root():
                 with contextlib.suppress(ConfigError):
                     self._quotas = held.enter_context(Quotas(find_tree()))
+            held.enter_context(self._network)  # first: no group of version 1 takes a process with priority
+            if self._quotas is not None:
+                try:
+                    held.enter_context(self._quotas.shelter())
+                except ConfigError:  # the tree is there, but may not be written to
+                    self._quotas = None
             if self._limited and self._quotas is None:
                 raise ConfigError("this kernel has no control groups to limit boards with")
-            held.enter_context(self._network)
             held.enter_context(self._at_the_desk())
             self._held = held.pop_all()
         return self
@@ -165,9 +170,10 @@ class InNamespaces:
     def enter(self, board: BoardId) -> Callable[[], None]:
         """Return what moves a process to the board: into its limits, then into its namespace."""
         space, spec = self._network.hosts[board], self._limited.get(board)
-        if spec is None or self._quotas is None:
+        if self._quotas is None:
             return space.enter
-        join = self._quotas.limit(board, spec.quota, spec.memory_limit_bytes)
+        limits = (spec.quota, spec.memory_limit_bytes) if spec is not None else (None, None)
+        join = self._quotas.limit(board, *limits)
 
         def both() -> None:
             join()

@@ -1,13 +1,14 @@
-"""Limits of processor time and memory for each board, by control groups of version 1 or 2; needs root.
+"""Limits and weight of each board's processor time and memory, by control groups of version 1 or 2.
 
-A quota lies for work that is shorter than its slice, which runs at full speed: that is what the agent's
-emulation of a slower board is for.  A quota bounds all that a board does, the emulation what a run takes.
+Needs root.  A quota lies for work that is shorter than its slice, which runs at full speed: that is what
+the agent's emulation of a slower board is for.  A quota bounds all that a board does, the emulation what
+a run takes.
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,10 @@ PERIOD_US: Final = 10_000
 """Shorter ones under-deliver by a fifth and more, the kernel's own 100 ms gives hiccups; both measured."""
 LEAST_QUOTA_US: Final = 1000
 """Of the kernel."""
+SHARES: Final = 262_144
+WEIGHT: Final = 10_000
+"""The most that each version takes.  A group has the weight of one process otherwise, against all that
+else runs on the machine: whatever runs beside the lab would slow its boards down."""
 PREFIX: Final = "shoal-lab-"
 _OURS: Final = re.compile(rf"{PREFIX}(\d+)-.+")
 
@@ -70,6 +75,7 @@ class Group:
         try:
             for folder in {self._cpu, self._memory}:
                 folder.mkdir(exist_ok=True)
+            self._prefer()
             if quota is not None:
                 self._limit_cpu(quota)
             if memory_bytes is not None:
@@ -77,6 +83,12 @@ class Group:
         except OSError as error:
             self.remove()
             raise ConfigError(f"{self._cpu}: cannot limit {board}: {error.strerror}") from error
+
+    def _prefer(self) -> None:
+        if self._tree.version == 2:
+            (self._cpu / "cpu.weight").write_text(str(WEIGHT))
+        else:
+            (self._cpu / "cpu.shares").write_text(str(SHARES))
 
     def _limit_cpu(self, cores: float) -> None:
         quota_us = max(LEAST_QUOTA_US, round(cores * PERIOD_US))
@@ -97,6 +109,11 @@ class Group:
     def join(self) -> None:
         """Move the calling process into it."""
         for folder in {self._cpu, self._memory}:
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def leave(self) -> None:
+        """Move the calling process back to where the lab was started."""
+        for folder in self._tree.folders:
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def throttled(self) -> int:
@@ -125,6 +142,17 @@ class Quotas:
         """Return what a process of `board` calls to be limited."""
         self.groups[board] = Group(self._tree, board, quota, memory_bytes)
         return self.groups[board].join
+
+    @contextlib.contextmanager
+    def shelter(self) -> Iterator[None]:
+        """Have this process, and what it starts, come before what else runs on the machine."""
+        group = Group(self._tree, BoardId("desk"), None, None)
+        group.join()
+        try:
+            yield
+        finally:
+            group.leave()
+            group.remove()
 
     def __enter__(self) -> "Quotas":
         return self
