@@ -82,12 +82,17 @@ class Emulation:
         self._settings = build(Settings, json.loads(self._file.read_text()), str(self._file))
         self._stamp = stamp
 
-    def least_s(self, segment: str, size_bytes: int) -> float:
-        """Return how long a run of `segment` on inputs of so many bytes must take at least."""
+    def least_s(self, segment: str, size_bytes: int, took_s: float) -> float:
+        """Return how long a run of `segment` on inputs of so many bytes must take at least.
+
+        Of a segment, or a part of one, that the file does not know, `took_s` is taken for what it takes at
+        full speed: that is not wrong by more than the machine was disturbed.
+        """
         settings = self.settings
-        seconds = settings.seconds.get(segment, 0.0)
+        if segment not in settings.seconds:
+            return took_s / settings.speed
         expected = settings.sizes.get(segment, size_bytes) or 1
-        return seconds * size_bytes / expected / settings.speed
+        return settings.seconds[segment] * size_bytes / expected / settings.speed
 
     def hold(self, peer: BoardId | None, size_bytes: int) -> None:
         """Wait as long as so many bytes would take to `peer` on the link that is asked for."""
@@ -120,7 +125,8 @@ class _Slowed(Session):
         begun_s = time.perf_counter()
         made = self._inner.run(inputs, outputs)
         size_bytes = sum(inputs[name].nbytes for name in self.inputs)
-        left_s = self._emulation.least_s(self._segment, size_bytes) - (time.perf_counter() - begun_s)
+        took_s = time.perf_counter() - begun_s
+        left_s = self._emulation.least_s(self._segment, size_bytes, took_s) - took_s
         if left_s > 0:
             time.sleep(left_s)
         return made
