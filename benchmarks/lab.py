@@ -96,15 +96,22 @@ def speed(name: str, text: str) -> dict[str, object]:
     }
 
 
+def errors(every: list[Figure]) -> dict[str, object]:
+    """Return the median error of each figure over all scenarios so far."""
+    medians = {what: compare.median_error(every, what) for what in {figure.what for figure in every}}
+    return {"what": "errors of the simulator", **medians}
+
+
 def main() -> None:
-    """Run all and write the rows and the plots."""
-    rows: list[object] = []
+    """Run all and write the rows, after each scenario anew, and the plots."""
+    rows: list[object] = [speed("an hour of four boards", HOUR), speed("a minute of a thousand boards", MANY)]
+    print(rows)
     every: list[Figure] = []
     PLOTS.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or list(files.shipped()):
         with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
             try:
-                measured, simulated = compare.both(files.read(name), Path(folder), lambda line: print(line))
+                measured, simulated = compare.both(files.read(name), Path(folder), print)
             except ShoalError as error:  # kept: a run that was refused is a result too
                 rows.append({"what": "refused", "scenario": name, "why": str(error)})
                 print(rows[-1])
@@ -115,15 +122,7 @@ def main() -> None:
         if name in PLOTTED:
             draw(measured, PLOTS / f"{name}.png")
         print(compare.render(figures))
-    rows.append(
-        {
-            "what": "errors of the simulator",
-            **{what: compare.median_error(every, what) for what in {figure.what for figure in every}},
-        }
-    )
-    rows += [speed("an hour of four boards", HOUR), speed("a minute of a thousand boards", MANY)]
-    print(rows[-2:])
-    print(write("lab", rows))
+        print(write("lab", [*rows, errors(every)]))
 
 
 if __name__ == "__main__":
