@@ -64,6 +64,7 @@ def scenarios(found: dict[str, Any]) -> list[str]:
         )
     head = ("scenario", "p50 ms", "p95", "p99", "single p50", "by latency", "by rate", "failed / wrong")
     lines += table((*head, "new plan after s", "at speed after s", "CPU s", "up in s"), body)
+    lines += [f"Refused: {r['scenario']}: {r['why']}\n" for r in found["rows"] if r["what"] == "refused"]
     for name in PLOTTED:
         if (PLOTS / f"{name}.png").is_file():
             lines += [f"![{name}](plots/{name}.png)", ""]
