@@ -3,7 +3,8 @@
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from shoal.records import BoardId
@@ -12,6 +13,9 @@ log = logging.getLogger(__name__)
 
 STUCK_S: Final = 2.0
 """A peer that takes no byte for so long is given up."""
+
+PART_S: Final = 0.1
+"""A transfer is timed in parts of about this length."""
 
 Buffers = Sequence[bytes | memoryview]
 
@@ -52,6 +56,29 @@ class Connection:
             if not count:
                 raise ConnectionResetError("closed by the peer")
             view = view[count:]
+
+    def receive_timed(self, view: memoryview, passed: Callable[[int, float], None]) -> None:
+        """Fill `view` as `receive_into`, and tell `passed` how many bytes came in how many seconds.
+
+        Time runs from the first piece on: what lies before it is waiting.  A transfer that takes long is
+        told in parts, about one each `PART_S`.
+        """
+        left = view
+        begun_s: float | None = None
+        came = 0
+        while len(left):
+            count = self.sock.recv_into(left)
+            if not count:
+                raise ConnectionResetError("closed by the peer")
+            left = left[count:]
+            now_s = time.perf_counter()
+            if begun_s is None:
+                begun_s = now_s
+                continue
+            came += count
+            if now_s - begun_s >= PART_S or not len(left):
+                passed(came, now_s - begun_s)
+                begun_s, came = now_s, 0
 
     def discard(self, size_bytes: int) -> None:
         """Receive so many bytes and forget them."""

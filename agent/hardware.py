@@ -7,6 +7,10 @@ from typing import Final
 
 import psutil
 
+from shoal.errors import ConfigError
+from shoal.firmware_configs import boards
+from shoal.firmware_configs.schema import BoardConfig
+from shoal.firmware_configs.sysfs import Tree
 from shoal.messages import Hardware
 from shoal.session import available_providers, runtime_version
 
@@ -14,11 +18,12 @@ MEMORY_SHARE: Final = 0.8
 """Of the memory that is free at start, so much is offered to programs unless the operator says else."""
 
 
-def facts() -> Hardware:
-    """Return the hardware facts of this machine."""
+def facts(config: BoardConfig) -> Hardware:
+    """Return the hardware facts of this machine, of which `config` is the kind."""
     return Hardware(
+        board=config.id,
         machine=platform.machine(),
-        model=_model(),
+        model=boards.identify(Tree()).model,
         cores=usable_cores(),
         memory_bytes=min(psutil.virtual_memory().total, _memory_limit_bytes()),
         system=f"{platform.system()} {platform.release()}",
@@ -33,20 +38,28 @@ def usable_cores() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), _quota_cores()))
 
 
-def offered_memory_bytes() -> int:
-    """Return what programs may use by default: a share of what is free now."""
-    return int(MEMORY_SHARE * min(psutil.virtual_memory().available, _memory_limit_bytes()))
+def useful_threads(config: BoardConfig) -> int:
+    """Return how many threads one inference is best given here; on boards with two kinds of core, settle.
+
+    From then on this process runs on the cores that `config` names, as far as it may use them.
+    """
+    useful = set(config.runtime.cores) & os.sched_getaffinity(0)
+    if useful:
+        os.sched_setaffinity(0, useful)
+    return min(usable_cores(), config.runtime.threads)
 
 
-def _model() -> str:
-    for source in ("/proc/device-tree/model", "/sys/devices/virtual/dmi/id/product_name"):
-        found = _read(source).strip("\0 \n")
-        if found:
-            return found
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.lower().startswith(("model name", "hardware")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+def offered_memory_bytes(config: BoardConfig) -> int:
+    """Return what programs may use by default: a share of what is free, less what the system needs."""
+    free_bytes = min(psutil.virtual_memory().available, _memory_limit_bytes())
+    floor_bytes = config.memory.floor_mb * 1_000_000
+    offered = int(min(MEMORY_SHARE * free_bytes, free_bytes - floor_bytes))
+    if offered <= 0:
+        raise ConfigError(
+            f"memory: {free_bytes / 1e6:.0f} MB are free, and the system of a {config.title} needs "
+            f"{config.memory.floor_mb} MB; say with --memory what programs may take"
+        )
+    return offered
 
 
 def _quota_cores() -> int:

@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Final
 
 from shoal.agent.executor import Executor
-from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.sessions import Sessions
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
-from shoal.profiler import links, segments
+from shoal.profiler import segments
 from shoal.profiler.statistics import Drift, differs, observed, window
-from shoal.records import Array, BoardId, LinkProfile, Profile, Sha256, Source, Timing
+from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
-LINK_PERIOD_S: Final = 10.0
-LINK_BAND: Final = 0.25
-"""A link is said to have changed if it differs by more."""
-PING_TIMEOUT_S: Final = 5.0
+REFINED_BAND: Final = 0.05
+"""A closer look is told if it differs by more from the first."""
+REFINE_PAUSE_S: Final = 1.0
+"""A board on which nothing has run for so long has time for a closer look."""
 CANARY_PERIOD_S: Final = 5.0
 CANARY_SHARE: Final = 0.002
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
@@ -60,24 +59,31 @@ class Measurer:
         state_dir: Path,
         executor: Executor,
         sessions: Sessions,
-        peers: Peers,
+        links: Callable[[], Mapping[BoardId, LinkProfile]],
         changed: Callable[[Profile], None],
     ) -> None:
         self._incarnation = incarnation
         self._state_dir = state_dir
         self._executor = executor
         self._sessions = sessions
-        self._peers = peers
+        self._links = links
         self._changed = changed
         self._lock = threading.Lock()
         self._timings: Mapping[str, Timing] = {}
+        self._laws: Mapping[str, Law] = {}
         self._sample_bytes: Mapping[str, int] = {}
         self._estimated: frozenset[str] = frozenset()
         """Segments whose timing was not measured but made of others."""
         self._drift = Drift()
-        self._links: dict[BoardId, LinkProfile] = {}
         self._ran_s = self._measured_s = 0.0
         self._bundle: Sha256 | None = None
+        self._manifest: Manifest | None = None
+        self._due: Sha256 | None = None
+        """The bundle that is to be measured, or was."""
+        self._unsure: frozenset[str] = frozenset()
+        """Segments that have had no closer look."""
+        self._looking = threading.Lock()
+        """Held while segments are timed: only one at a time is loaded for that."""
         self._canary: _Canary | None = None
         self._memory_bytes = sessions.memory_bytes
 
@@ -92,7 +98,8 @@ class Measurer:
                 incarnation=self._incarnation,
                 bundle=self._bundle,
                 segments=_scaled(self._timings, slowdown),
-                links=dict(self._links),
+                laws=_scaled_laws(self._laws, slowdown),
+                links=self._links(),
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
                 source=Source.ESTIMATED if self._estimated else Source.MEASURED,
@@ -112,6 +119,10 @@ class Measurer:
         if timing is not None and size_bytes == self._sample_bytes.get(segment):
             self._judge(lambda drift: observed(drift, timing.median_s, took_s, self._ran_s))
 
+    def doubt(self) -> None:
+        """Look at the board's speed more often for a while: heat or clocks have changed."""
+        self._measured_s = time.monotonic()
+
     def _judge(self, judge: Callable[[Drift], Drift]) -> None:
         """Take a new look at the board's speed; a faster board than profiled was profiled under load."""
         with self._lock:
@@ -121,41 +132,104 @@ class Measurer:
                 return
             if after.slowdown < 1.0:
                 self._timings = _scaled(self._timings, after.slowdown)
+                self._laws = _scaled_laws(self._laws, after.slowdown)
                 self._drift = Drift()
-            bundle = self._bundle
-            timings = {name: t for name, t in self._timings.items() if name not in self._estimated}
-        if after.slowdown < 1.0 and bundle is not None:
+        if after.slowdown < 1.0:
             log.info("profiled anew: takes %.2f times what it took before", after.slowdown)
-            self._remember(bundle, timings)
+            self._remember()
         else:
             log.info("now %.2f times as slow as profiled", after.slowdown)
-        self._publish()
+        self.publish()
 
     def measure(self, bundle: Sha256, manifest: Manifest) -> None:
         """Time the segments of `bundle`, whose blobs are here, unless that was done before.
 
         Blocks for some seconds; call it in a thread.
         """
-        timings = self._remembered(bundle)
-        missing = [segment for name, segment in manifest.by_name.items() if name not in timings]
-        if any(self._sessions.fits(segment) for segment in missing):
+        self._due = bundle
+        with self._looking:
+            self._measure(bundle, manifest)
+        self.publish()
+
+    def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
+        timings, laws = self._remembered(bundle)
+        missing = [segment for segment in segments.timed(manifest) if segment.name not in timings]
+        fresh = any(self._sessions.fits(segment) for segment in missing)
+        if fresh:
+            laws = {}
             for found in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
                 timings = {**timings, **found}
-            self._remember(bundle, timings)
         if not timings:
             raise BoardError("no segment of the bundle fits this board's memory")
         measured, timings = timings, _with_whole(manifest, timings)
         canary = self._choose_canary(manifest, timings)
         with self._lock:
-            self._bundle, self._timings, self._drift = bundle, timings, Drift()
+            self._bundle, self._timings, self._laws, self._drift = bundle, timings, laws, Drift()
             self._estimated = frozenset(timings.keys() - measured.keys())
             self._sample_bytes = {
                 name: sum(manifest.tensor_bytes[spec.name] for spec in segment.inputs)
                 for name, segment in manifest.by_name.items()
             }
+            self._manifest = manifest
+            self._unsure = frozenset(timings) if fresh or not laws else self._estimated
             self._canary, self._measured_s = canary, time.monotonic()
             self._memory_bytes = self._sessions.memory_bytes - (canary.held_bytes if canary else 0)
-        self._publish()
+        if fresh:
+            self._remember()
+
+    async def watch_segments(self) -> None:
+        """Look more closely at the segments whenever the board idles, until all are known well, for ever."""
+        while True:
+            await asyncio.sleep(REFINE_PAUSE_S)
+            if self._unsure and self._quiet():
+                await asyncio.to_thread(self.refine)
+
+    def refine(self) -> None:
+        """Look more closely at what is not known well yet, as long as nothing else runs."""
+        with self._lock:
+            manifest, bundle = self._manifest, self._bundle
+            due = {name: self._timings[name] for name in self._unsure}
+        if manifest is None or bundle is None:
+            return
+        with self._looking:
+            for found in segments.refine(
+                manifest,
+                self._sessions.borrow,
+                self._executor.alone,
+                due,
+                go_on=lambda: self._quiet() and self._due == bundle,
+                room_bytes=self._sessions.room_bytes,
+            ):
+                self._take(bundle, found)
+
+    def _take(self, bundle: Sha256, found: segments.Closer) -> None:
+        """Take over what a closer look found, and tell it if it makes a difference."""
+        with self._lock:
+            if self._bundle != bundle:
+                return
+            self._unsure -= frozenset(found.segments)
+            if found.timing is None:
+                return
+            slowdown = self._drift.slowdown
+            old = self._timings[found.segments[0]]
+            news = found.law is not None or differs(
+                old.median_s * slowdown, found.timing.median_s, REFINED_BAND
+            )
+            names = found.segments
+            self._timings = {
+                **self._timings,
+                **_scaled(dict.fromkeys(names, found.timing), 1 / slowdown),
+            }
+            if found.law is not None:
+                self._laws = {**self._laws, **_scaled_laws(dict.fromkeys(names, found.law), 1 / slowdown)}
+            self._estimated -= frozenset(names)
+        self._remember()
+        if news:
+            self.publish()
+
+    def _quiet(self) -> bool:
+        """Say whether nothing has run in service for a while."""
+        return time.monotonic() - self._ran_s > REFINE_PAUSE_S
 
     async def watch_speed(self) -> None:
         """Now and then time a segment while the board idles, for ever."""
@@ -168,41 +242,6 @@ class Measurer:
             idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
             if canary is not None and timing is not None and idle:
                 await asyncio.to_thread(self._look, canary, timing.median_s)
-
-    async def watch_links(self, addresses: Callable[[], frozenset[BoardId]]) -> None:
-        """Measure the links to new peers at once and to all of them in turn, for ever."""
-        due_s: dict[BoardId, float] = {}
-        while True:
-            peers = addresses()
-            with self._lock:
-                gone = self._links.keys() - peers
-                for peer in gone:
-                    del self._links[peer]
-            for peer in sorted(peers):
-                if due_s.get(peer, 0.0) <= time.monotonic() or peer not in self._links:
-                    await asyncio.to_thread(self._measure_link, peer)
-                    due_s[peer] = time.monotonic() + LINK_PERIOD_S
-            await asyncio.sleep(0.25)
-
-    def _measure_link(self, peer: BoardId) -> None:
-        """Measure the link to `peer`; one over which nothing comes back is no longer known."""
-        found: LinkProfile | None = None
-        try:
-            found = links.measure(lambda size: self._peers.ping(peer, size, PING_TIMEOUT_S))
-        except ExchangeError as error:
-            log.info("link not measured: %s", error)
-        with self._lock:
-            old = self._links.get(peer)
-            if found is None:
-                changed = self._links.pop(peer, None) is not None
-            else:
-                changed = old is None or (
-                    differs(old.rtt_s, found.rtt_s, LINK_BAND)
-                    or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, LINK_BAND)
-                )
-                self._links[peer] = found if changed or old is None else old
-        if changed:
-            self._publish()
 
     def _look(self, canary: _Canary, expected_s: float) -> None:
         """Time the canary, a short one several times, after a run that warms the caches."""
@@ -229,7 +268,7 @@ class Measurer:
         telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
         for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
             light = segment.weight_bytes <= CANARY_WEIGHT * self._sessions.memory_bytes
-            tensors = {s.name: segments.sample(s, manifest.sample_sizes) for s in segment.inputs}
+            tensors = {s.name: segments.sample(s, manifest.sizes) for s in segment.inputs}
             try:
                 session = self._sessions.borrow(segment)
                 session.run(tensors)
@@ -245,7 +284,8 @@ class Measurer:
             )
         return None
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Tell the profile, if there is one."""
         profile = self.profile
         if profile is not None:
             self._changed(profile)
@@ -253,28 +293,41 @@ class Measurer:
     def _file(self, bundle: Sha256) -> Path:
         return self._state_dir / f"profile-{bundle}.json"
 
-    def _remembered(self, bundle: Sha256) -> Mapping[str, Timing]:
-        """Return the timings of an earlier life of this board; what has changed since, drift will show."""
+    def _remembered(self, bundle: Sha256) -> tuple[Mapping[str, Timing], Mapping[str, Law]]:
+        """Return what an earlier life of this board found; what has changed since, drift will show."""
         try:
             text = self._file(bundle).read_bytes()
-            return from_json(Profile, text, str(self._file(bundle))).segments
+            found = from_json(Profile, text, str(self._file(bundle)))
         except (OSError, WireError):
-            return {}
+            return {}, {}
+        return found.segments, found.laws
 
-    def _remember(self, bundle: Sha256, timings: Mapping[str, Timing]) -> None:
-        profile = Profile(
-            incarnation=self._incarnation,
-            bundle=bundle,
-            segments=timings,
-            links={},
-            memory_bytes=self._sessions.memory_bytes,
-            slowdown=1.0,
-            source=Source.MEASURED,
-        )
+    def _remember(self) -> None:
+        """Keep what was measured of the bundle, for the next life; estimates are not kept."""
+        with self._lock:
+            if self._bundle is None:
+                return
+            profile = Profile(
+                incarnation=self._incarnation,
+                bundle=self._bundle,
+                segments={name: t for name, t in self._timings.items() if name not in self._estimated},
+                laws=self._laws,
+                links={},
+                memory_bytes=self._sessions.memory_bytes,
+                slowdown=1.0,
+                source=Source.MEASURED,
+            )
         try:
-            self._file(bundle).write_bytes(to_json(profile))
+            self._file(profile.bundle).write_bytes(to_json(profile))
         except OSError as error:
             log.warning("profile not kept: %s", error)
+
+
+def _scaled_laws(laws: Mapping[str, Law], factor: float) -> dict[str, Law]:
+    return {
+        name: replace(law, base_s=law.base_s * factor, row_s=law.row_s * factor, pair_s=law.pair_s * factor)
+        for name, law in laws.items()
+    }
 
 
 def _scaled(timings: Mapping[str, Timing], factor: float) -> dict[str, Timing]:

@@ -25,6 +25,9 @@ from shoal.agent.inbox import Inbox
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
+from shoal.profiler import tcp_info
+from shoal.profiler.goodput import Transfer
+from shoal.profiler.tcp_info import TcpInfo
 from shoal.records import Address, Array, BoardId
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,14 @@ class Hello:
     cluster: str
     sender: BoardId
     receiver: BoardId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """How fast tensors of the receiver of this came, timed by its sender."""
+
+    size_bytes: int
+    seconds: float
 
 
 class Starter(Protocol):
@@ -93,6 +104,10 @@ class Peers:
         """Frames of attempts that are over."""
         self.refused = 0
         """Connections that did not keep to the protocol."""
+        self.on_heard: Callable[[BoardId, Heard], None] = lambda _peer, _heard: None
+        """Hears how fast what we send comes to a peer."""
+        self._receiving = 0
+        """Tensors that are coming in just now."""
 
     def listen(self, host: str, port: int) -> int:
         """Begin to accept connections and return the port (the one asked for, or for 0 any free one)."""
@@ -158,6 +173,12 @@ class Peers:
             return time.perf_counter() - begun_s
         finally:
             del self._pongs[token]
+
+    def info(self, peer: BoardId) -> TcpInfo | None:
+        """Return what the kernel knows of the connection to `peer`; None if there is none."""
+        with self._lock:
+            found = self._outgoing.get(peer)
+        return tcp_info.read(found.sock) if found is not None else None
 
     def stop(self) -> None:
         """Close everything; attempts under way fail."""
@@ -262,7 +283,7 @@ class Peers:
         if header.kind is Kind.TENSOR:
             array = np.empty(header.shape, dtype=header.dtype)
             if array.nbytes:
-                connection.receive_into(array.reshape(-1).view(np.uint8).data)
+                self._receive(connection, array.reshape(-1).view(np.uint8).data)
             self._deliver(connection, peer, header, array)
         elif header.kind is Kind.PING:
             connection.discard(header.length)
@@ -271,12 +292,30 @@ class Peers:
             waiting = self._pongs.get(header.attempt)
             if waiting is not None:
                 waiting.set()
+        elif header.kind is Kind.HEARD:
+            self.on_heard(peer, from_json(Heard, connection.receive(header.length), f"heard by {peer}"))
         else:
             words = connection.receive(header.length).decode(errors="replace")
             self._end(
                 header.attempt,
                 ModelError(words) if header.kind is Kind.REFUSE else BoardError(f"{peer}: {words}"),
             )
+
+    def _receive(self, connection: Connection, view: memoryview) -> None:
+        """Receive a tensor, and tell its sender how fast it came unless others came at the same time."""
+        with self._lock:
+            self._receiving += 1
+
+        def passed(size_bytes: int, seconds: float) -> None:
+            if self._receiving == 1 and Transfer(size_bytes=size_bytes, seconds=seconds).telling:
+                words = to_json(Heard(size_bytes=size_bytes, seconds=seconds)).decode()
+                connection.send(frames.text(Kind.HEARD, words))
+
+        try:
+            connection.receive_timed(view, passed)
+        finally:
+            with self._lock:
+                self._receiving -= 1
 
     def _end(self, attempt: bytes, why: Exception) -> None:
         """End an attempt, also one whose first tensor has not come yet."""

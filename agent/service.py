@@ -14,21 +14,27 @@ import aiohttp
 from aiohttp import web
 
 from shoal import __version__
+from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.emulation import Emulation
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
+from shoal.agent.link_watch import LinkWatch
 from shoal.agent.measure import Measurer
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
-from shoal.clock import wall_ms
+from shoal.agent.supervisor import Progress, Supervisor
+from shoal.agent.watch import open_watch
+from shoal.clock import boot_s
 from shoal.errors import BoardError, ModelError
+from shoal.firmware_configs.schema import BoardConfig
 from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
+    Airtime,
     Alarm,
     Birth,
     Desired,
@@ -36,8 +42,10 @@ from shoal.messages import (
     Heartbeat,
     Presence,
     Reported,
+    Vitals,
 )
 from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
+from shoal.profiler.power import External
 from shoal.program import Run
 from shoal.records import Address, Array, BoardId, Profile
 from shoal.store import Store
@@ -67,62 +75,44 @@ class Settings:
     state_dir: Path
     threads: int
     memory_bytes: int
+    config: BoardConfig
+    """What is known of this kind of board."""
+    meter: str | None
+    """Topic of a power meter of the operator's."""
+    looking: bool
+    """Whether power, heat, speed and links are watched."""
     emulation: Emulation | None = None
     """Play a slower board; None: be the one that this is."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, supervisor: Supervisor) -> None:
     """Be a board until told to stop.  Raises BoardError if another agent has the same name."""
     parse_url(settings.broker)
-    incarnation = await _claim(settings)
-    async with aiohttp.ClientSession() as http:
-        agent = Agent(settings, incarnation, http)
-        await agent.live()
-
-
-async def _claim(settings: Settings) -> int:
-    """Return this life's incarnation, larger than any before it.
-
-    Raises BoardError if an agent of that name is alive: its heartbeats are heard.
-    """
-    filters = tuple(topic(settings.cluster, kind, settings.name) for kind in (Presence, Heartbeat))
-    scout = Mqtt(settings.broker, settings.cluster, f"{settings.name}-scout", filters=filters)
-    scout.start()
-    before: Presence | None = None
-    until_s: float | None = None
+    supervisor.say(READY="1", STATUS=f"looking for the broker {settings.broker}")
+    feeding = asyncio.ensure_future(supervisor.feed())
     try:
-        while until_s is None or time.monotonic() < until_s:
-            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            event = await scout.next(left_s)
-            if event is None:
-                break
-            if isinstance(event, Down):
-                log.warning("broker %s: %s; trying again", scout.url, event.reason)
-            elif isinstance(event, Up):
-                known = before is not None and before.state == "online"
-                until_s = time.monotonic() + (3 * HEARTBEAT_S if known else 0.0)
-            elif isinstance(event.message, Presence):
-                before = event.message
-            elif isinstance(event.message, Heartbeat):
-                raise BoardError(
-                    f"{settings.name}: another agent with this name is in cluster {settings.cluster}; "
-                    f"give each board its own --name"
-                )
+        incarnation = await claim(settings.broker, settings.cluster, settings.name)
+        async with aiohttp.ClientSession() as http:
+            agent = Agent(settings, incarnation, http, supervisor)
+            await agent.live()
     finally:
-        await scout.stop()
-    return max(wall_ms(), before.incarnation + 1 if before else 0)
+        supervisor.say(STOPPING="1")
+        feeding.cancel()
 
 
 class Agent:
     """One board, put together."""
 
-    def __init__(self, settings: Settings, incarnation: int, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, settings: Settings, incarnation: int, http: aiohttp.ClientSession, supervisor: Supervisor
+    ) -> None:
         self._settings = settings
+        self._supervisor = supervisor
         self._board = settings.name
         self._incarnation = incarnation
         self._store = Store(settings.state_dir)
         self._executor = Executor(self._board, self._ran, self._alarm)
-        self._hardware: Hardware = facts()
+        self._hardware: Hardware = facts(settings.config)
         played, offered = settings.emulation, (self._store, settings.threads, settings.memory_bytes)
         if played is None:
             self._sessions = Sessions(*offered)
@@ -132,10 +122,17 @@ class Agent:
             self._peers = Peers(settings.cluster, self._board, self._executor.begin, played.connection)
             self._hardware = replace(self._hardware, model=f"{self._hardware.model}, slowed down")
         self._executor.connect(self._peers)
+        self._progress = supervisor.alive = Progress(self._executor.alone)
         self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(self._board, self._executor, self._resort)
+        self._links = LinkWatch(self._board, incarnation, self._peers, self._link_news, self._airtime)
         self._measurer = Measurer(
-            incarnation, settings.state_dir, self._executor, self._sessions, self._peers, self._profiled
+            incarnation,
+            settings.state_dir,
+            self._executor,
+            self._sessions,
+            lambda: self._links.links,
+            self._profiled,
         )
         self._reconciler = Reconciler(
             self._board,
@@ -148,15 +145,25 @@ class Agent:
             self._report,
         )
         self._server = Server(self._board, self._dispatcher, http)
+        external = External(settings.meter, boot_s) if settings.meter else None
+        self._watch = open_watch(
+            incarnation,
+            settings.config,
+            settings.state_dir,
+            external,
+            working=lambda: self._executor.alone.locked() or self._dispatcher.in_flight > 0,
+        )
         self._mqtt = Mqtt(
             settings.broker,
             settings.cluster,
             self._board,
-            filters=tuple(
-                topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)
+            filters=(
+                *(topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)),
+                topic(settings.cluster, Airtime, BoardId("+")),
             ),
             will=Presence(incarnation=incarnation, state="lost"),
             will_board=self._board,
+            strangers={settings.meter: external.hear} if settings.meter and external else {},
         )
         self._desired: Desired | None = None
         self._news = asyncio.Event()
@@ -186,7 +193,15 @@ class Agent:
         log.info(
             "board %s: requests on %s, tensors on port %d", self._board, self._address.http_url, data_port
         )
+        self._supervisor.say(STATUS=f"requests on {self._address.http_url}")
         self._mqtt.start()
+        looking = (
+            self._tell_telemetry,
+            self._measurer.watch_segments,
+            self._measurer.watch_speed,
+            partial(self._watch.run, self._tell_vitals),
+            partial(self._links.run, self._neighbours),
+        )
         tasks = [
             self._loop.create_task(_supervised(work))
             for work in (
@@ -194,9 +209,7 @@ class Agent:
                 self._beat,
                 self._reconcile,
                 self._profile,
-                self._tell_telemetry,
-                self._measurer.watch_speed,
-                partial(self._measurer.watch_links, self._neighbours),
+                *(looking if self._settings.looking else ()),
             )
         ]
         await self._stop.wait()
@@ -253,6 +266,8 @@ class Agent:
         elif isinstance(message, Presence) and message.incarnation < self._incarnation:
             # The last will of an earlier life came late and took the place of what we had said.
             self._mqtt.publish(Presence(incarnation=self._incarnation, state="online"), self._board)
+        elif isinstance(message, Airtime) and envelope.board is not None:
+            self._links.air(envelope.board, message)
         elif isinstance(message, Desired):
             known = self._desired
             newest = (known.coordinator, known.version) if known else (0, 0)
@@ -330,7 +345,13 @@ class Agent:
             await asyncio.sleep(TELEMETRY_S)
             report = self._dispatcher.telemetry(self._incarnation)
             if report is not None:
+                self._watch.answered(report.answered)
                 self._mqtt.publish(report, self._board)
+
+    def _tell_vitals(self, vitals: Vitals) -> None:
+        if self._watch.clocks_changed():
+            self._measurer.doubt()
+        self._mqtt.publish(vitals, self._board)
 
     def _report(self) -> None:
         desired = self._desired
@@ -345,7 +366,15 @@ class Agent:
         )
 
     def _ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+        self._progress.ran()
+        self._watch.ran(took_s)
         self._measurer.ran(segment, size_bytes, took_s)
+
+    def _airtime(self, message: Airtime) -> bool:
+        return self._mqtt.publish(message, self._board)
+
+    def _link_news(self) -> None:
+        self._measurer.publish()
 
     def _profiled(self, profile: Profile) -> None:
         self._mqtt.publish(profile, self._board)

@@ -72,6 +72,13 @@ class Sessions:
             held = _held(segment, ())
             return held in self._opened or self._needed({held: segment}) <= self.memory_bytes
 
+    @property
+    def room_bytes(self) -> int:
+        """Return the memory that weights of loaded segments leave."""
+        with self._lock:
+            held = sum(segment.held_bytes(part) for (_, part), (segment, _) in self._opened.items())
+            return self.memory_bytes - held
+
     def _needed(self, wanted: Mapping[_Held, Segment]) -> int:
         """Return the memory of what is loaded and wanted: each session has its own copy of its weights."""
         held = {key: segment for key, (segment, _) in self._opened.items()} | dict(wanted)

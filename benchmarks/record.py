@@ -9,6 +9,8 @@ from pathlib import Path
 
 from shoal.agent.hardware import facts
 from shoal.encoding import to_json
+from shoal.firmware_configs.boards import detect
+from shoal.firmware_configs.sysfs import Tree
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,7 +39,7 @@ def write(name: str, rows: Sequence[object]) -> Path:
     file = RESULTS / f"{name}.json"
     found = {
         "commit": commit.stdout.strip(),
-        "machine": json.loads(to_json(facts())),
+        "machine": json.loads(to_json(facts(detect(Tree())))),
         "python": platform.python_version(),
         "rows": list(rows),
     }

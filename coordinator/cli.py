@@ -180,10 +180,11 @@ def undeploy(broker: str, cluster: str) -> None:
 def status(broker: str, cluster: str, as_json: bool) -> None:
     """Show the boards, what is deployed, and the plan in force."""
     from shoal.coordinator import client, render
+    from shoal.messages import VITALS_S
 
     async def look() -> client.View:
         async with client.Operator(broker, cluster) as operator:
-            await operator.listen()
+            await operator.listen(1.25 * VITALS_S)
             return operator.view
 
     _check_cluster(cluster)
@@ -333,6 +334,8 @@ def watch(broker: str, cluster: str, seconds: float | None) -> None:
 
 
 def _as_json(view: "View") -> Json:
+    from shoal.coordinator import render
+
     boards: dict[str, Json] = {}
     for name, said in sorted(view.boards.items()):
         entry: dict[str, Json] = {"alive": name in view.alive}
@@ -341,4 +344,5 @@ def _as_json(view: "View") -> Json:
     whole: dict[str, Json] = {
         kind.__name__.lower(): json.loads(to_json(message)) for kind, message in view.cluster.items()
     }
-    return {"boards": boards, **whole}
+    power = render.total(list(render.all_vitals(view).values()))
+    return {"boards": boards, **whole, "power": json.loads(to_json(power))}

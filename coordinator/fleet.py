@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from shoal.messages import HEARTBEAT_S, Alarm, Birth, Heartbeat, Presence, Reported, Telemetry
+from shoal.messages import HEARTBEAT_S, Alarm, Birth, Heartbeat, Presence, Reported, Telemetry, Vitals
 from shoal.records import BoardId, Profile, Sha256
 
-FromBoard = Birth | Presence | Heartbeat | Profile | Reported | Telemetry | Alarm
+FromBoard = Birth | Presence | Heartbeat | Profile | Reported | Telemetry | Vitals | Alarm
 
 LEASE_S: Final = 2.0
 DOUBT_LEASE_S: Final = 1.6 * HEARTBEAT_S
@@ -39,6 +39,7 @@ class Board:
     profile: Profile | None = None
     reported: Reported | None = None
     telemetry: Telemetry | None = None
+    vitals: Vitals | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,8 @@ def apply(fleet: Fleet, board: BoardId, message: FromBoard, now_s: float, *, ret
             known = replace(known, profile=message)
         case Telemetry():
             known = replace(known, telemetry=message)
+        case Vitals():
+            known = replace(known, vitals=message)
     return _with(fleet, board, known if retained else _heard(known, now_s))
 
 

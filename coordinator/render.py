@@ -14,7 +14,9 @@ from shoal.messages import (
     Presence,
     Reported,
     Telemetry,
+    Vitals,
 )
+from shoal.profiler import energy
 from shoal.program import Plan, Run
 from shoal.records import BoardId, Profile
 from shoal.text import table
@@ -38,15 +40,71 @@ def status(view: View) -> str:
     decision = view.cluster.get(Decision)
     if isinstance(decision, Decision) and decision.waiting_for:
         parts.append("waiting for: " + "; ".join(decision.waiting_for))
+    known = all_vitals(view)
+    if known:
+        parts.append(energy_line(list(known.values())))
+        parts += [
+            f"  {name}: {'; '.join(vitals.health.notes)}"
+            for name, vitals in known.items()
+            if vitals.health.notes
+        ]
     return "\n".join(parts)
 
 
-_BOARD_HEAD = ("BOARD", "STATE", "HARDWARE", "MEMORY", "SPEED", "ADDRESS", "DOING")
+def all_vitals(view: View) -> dict[BoardId, Vitals]:
+    """Return what the boards that are there take and feel, in order of their names."""
+    found = {name: view.boards[name].get(Vitals) for name in sorted(view.alive & view.boards.keys())}
+    return {name: vitals for name, vitals in found.items() if isinstance(vitals, Vitals)}
+
+
+def total(known: Sequence[Vitals]) -> energy.Total | None:
+    """Return what boards take together; None if none of them tells."""
+    return energy.total(
+        energy.Share(
+            joules=vitals.power.joules,
+            above_idle_j=vitals.power.above_idle_j,
+            covered_s=vitals.power.covered_s,
+            span_s=vitals.span_s,
+            answered=vitals.answered,
+            scope=vitals.power.scope,
+        )
+        for vitals in known
+        if vitals.power is not None
+    )
+
+
+def energy_line(known: Sequence[Vitals]) -> str:
+    """Return in words what boards take together, and a request of it, with how that is known."""
+    found = total(known)
+    if found is None:
+        return "power: no board tells"
+    powers = [vitals.power for vitals in known if vitals.power is not None]
+    sources = sorted({f"{p.source}, {p.scope}, +-{p.uncertainty:.0%}" for p in powers})
+    words = f"power: {found.watts:.1f} W together"
+    if found.above_idle_w is not None:
+        words += f", {found.above_idle_w:.1f} W above idle"
+    if found.joules_per_request is not None:
+        words += f"; {found.joules_per_request:.2f} J a request"
+        if found.above_idle_j_per_request is not None:
+            words += f", {found.above_idle_j_per_request:.2f} J above idle"
+        span_s = max(vitals.span_s for vitals in known)
+        words += f", over {span_s:.0f} s"
+    words += f" ({'; '.join(sources)})"
+    silent = len(known) - len(powers)
+    if silent:
+        words += f"; {silent} boards do not tell"
+    if len(found.scopes) > 1:
+        words += "; these cover different things: " + ", ".join(found.scopes)
+    return words
+
+
+_BOARD_HEAD = ("BOARD", "STATE", "HARDWARE", "MEMORY", "SPEED", "POWER", "HEAT", "ADDRESS", "DOING")
 
 
 def _board(name: BoardId, view: View) -> tuple[str, ...]:
     said = view.boards[name]
     birth, profile, reported = said.get(Birth), said.get(Profile), said.get(Reported)
+    vitals = said.get(Vitals)
     state = "alive" if name in view.alive else "lost"
     presence = said.get(Presence)
     if isinstance(presence, Presence) and presence.state == "left" and state == "lost":
@@ -57,9 +115,30 @@ def _board(name: BoardId, view: View) -> tuple[str, ...]:
         f"{birth.hardware.cores}x {birth.hardware.machine}" if isinstance(birth, Birth) else "?",
         f"{profile.memory_bytes / 1e6:.0f} MB" if isinstance(profile, Profile) else "?",
         f"{1 / profile.slowdown:.0%}" if isinstance(profile, Profile) and state == "alive" else "?",
+        _power(vitals) if state == "alive" else "?",
+        _heat(vitals) if state == "alive" else "?",
         birth.address.http_url if isinstance(birth, Birth) else "?",
         reported.activity if isinstance(reported, Reported) and state == "alive" else "",
     )
+
+
+def _power(vitals: Message | None) -> str:
+    """Return what a board takes now; what is a guess has a tilde."""
+    power = vitals.power if isinstance(vitals, Vitals) else None
+    if power is None:
+        return "?"
+    if power.watts is None:
+        return "gap"
+    return f"{'~' if power.source == 'model' else ''}{power.watts:.1f} W"
+
+
+def _heat(vitals: Message | None) -> str:
+    """Return how warm a board is, and whether it slows down for it."""
+    if not isinstance(vitals, Vitals):
+        return "?"
+    found = vitals.health
+    celsius = f"{found.temperature_c:.0f} C" if found.temperature_c is not None else "-"
+    return celsius if found.state == "ok" else f"{celsius} {found.state}"
 
 
 def plan(found: Plan) -> str:

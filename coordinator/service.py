@@ -31,6 +31,7 @@ from shoal.messages import (
     Presence,
     Reported,
     Telemetry,
+    Vitals,
 )
 from shoal.mqtt import Down, Mqtt, Up, parse_url
 from shoal.program import Plan
@@ -174,7 +175,9 @@ class Service:
                 self._state = controller.deployed(self._state, None, now_s)
             case Plan() | Desired() if envelope.retained:
                 self._state = controller.remembered(self._state, message)
-            case Birth() | Presence() | Heartbeat() | Profile() | Reported() | Telemetry() | Alarm():
+            case (
+                Birth() | Presence() | Heartbeat() | Profile() | Reported() | Telemetry() | Vitals() | Alarm()
+            ):
                 if board is not None:
                     if isinstance(message, Alarm):
                         log.warning("%s: exchange with %s: %s", board, message.peer, message.detail)

@@ -11,7 +11,8 @@ from typing import Final
 
 from shoal.exporter.axes import Dim
 from shoal.exporter.costs import flops
-from shoal.exporter.divide import Division, Model, NotDivisibleError, Seam, Work, divide
+from shoal.exporter.divide import divide
+from shoal.exporter.division import Division, Model, NotDivisibleError, Seam, Work
 
 LEAST: Final = 0.5
 """A division must leave so large a part of the model's operations to the boards' own rows."""

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from shoal.exporter.axes import Dim
 from shoal.exporter.bundle import BLOBS, store
 from shoal.exporter.costs import flops, work_bytes
-from shoal.exporter.divide import ALL, Division, NotDivisibleError, Seam, Value, Work
+from shoal.exporter.division import ALL, Division, NotDivisibleError, Seam, Value, Work
 from shoal.exporter.graph import Graph, each
 from shoal.exporter.kinds import kind_of
 from shoal.exporter.segments import PRODUCER, check_file

@@ -21,7 +21,8 @@ from shoal.exporter.axes import Dim
 from shoal.exporter.bundle import BLOBS
 from shoal.exporter.costs import flops
 from shoal.exporter.decompose import decompose
-from shoal.exporter.divide import Division, Model, NotDivisibleError, Seam, Work, divide
+from shoal.exporter.divide import divide
+from shoal.exporter.division import Division, Model, NotDivisibleError, Seam, Work
 from shoal.exporter.load import opset_of
 from shoal.exporter.samples import Sample, Use, lead_of, make_sample
 from shoal.exporter.seek import LEAST, Root, find_root, whole_roots

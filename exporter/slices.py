@@ -15,7 +15,7 @@ import onnx
 
 from shoal.exporter.axes import LINED_UP, Call, Dim, Kept, follow, moved_by_reshape, partner
 from shoal.exporter.costs import flops
-from shoal.exporter.divide import Model, NotDivisibleError, call_of
+from shoal.exporter.division import Model, NotDivisibleError, call_of
 
 MAX_UNITS: Final = 64
 """Columns are put together to as many units at the most."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.exporter.divide import RANGE, Division, Seam, Work
+from shoal.exporter.division import Division, Seam, Work
+from shoal.program import RANGE
 
 WORTH: Final = 0.02
 """Nodes that can run while bytes travel get a run of their own if they are so large a part of a stage."""

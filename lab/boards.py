@@ -34,6 +34,7 @@ UNSHAPED_BITS_PER_S: Final = 1e9
 
 _HARDWARE: Final = Hardware(
     machine="virtual",
+    board="",
     model="simulated",
     cores=1,
     memory_bytes=0,
@@ -155,6 +156,7 @@ class Board:
             incarnation=self.incarnation,
             bundle=self._bundle,
             segments=_scaled(self._timings, slowdown),
+            laws={},
             links=self._links,
             memory_bytes=self._memory_bytes,
             slowdown=slowdown,

@@ -1,30 +1,26 @@
 """Finds what a scenario names: its own file, the kinds of board, the scenarios that are shipped."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from shoal.errors import ConfigError
+from shoal.firmware_configs.boards import known_boards, load
+from shoal.firmware_configs.schema import BoardConfig
 from shoal.lab.scenario import BoardSpec, Scenario, Shape, over, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What the file of a kind of board says of it, for those who have none to measure."""
+    """What the lab takes from the file of a kind of board: its typical figures, its processor's only."""
 
     gflops: float
-    """Billions of operations a second on blocks of a Transformer, all cores together; an estimate."""
-    cores: int
+    """Billions of operations a second in 32 bits on blocks of a Transformer, all cores together."""
     memory_bytes: int
-    rate_bits_per_s: float
+    rate_bits_per_s: float | None
     delay_s: float
+    """Of its cable, or of its way through the air."""
 
 
 def shipped() -> Mapping[str, Path]:
@@ -56,17 +52,17 @@ def _as_its_kind(board: BoardSpec, kind: Kind, *, wired: bool) -> BoardSpec:
 
 
 def kinds() -> Mapping[str, Kind]:
-    """Return the kinds of board with seed figures, by the name of their file in `firmware_configs/`."""
-    folder = Path(str(resources.files("shoal.firmware_configs")))
-    found = {}
-    for file in sorted(folder.glob("*.toml")):
-        seed = tomllib.loads(file.read_text("utf-8")).get("seed")
-        if isinstance(seed, dict):
-            found[file.stem] = Kind(
-                gflops=float(seed["gflops"]),
-                cores=int(seed["cores"]),
-                memory_bytes=int(seed["memory_mb"] * 1e6),
-                rate_bits_per_s=float(seed["rate_mbit"] * 1e6),
-                delay_s=float(seed["rtt_ms"]) / 1e3 / 4,  # two cables, there and back
-            )
-    return found
+    """Return the kinds of board that have a file in `firmware_configs/`, by its name."""
+    return {name: _kind(load(name)) for name in known_boards()}
+
+
+def _kind(config: BoardConfig) -> Kind:
+    network = config.network
+    rate = network.ethernet_mbit_per_s or network.wifi_mbit_per_s
+    rtt = network.ethernet_rtt_ms or network.wifi_rtt_ms
+    return Kind(
+        gflops=config.seed.cpu.float32_gflops.typical,
+        memory_bytes=int(config.memory.usable_gb.typical * 1e9),
+        rate_bits_per_s=rate.typical * 1e6 if rate else None,
+        delay_s=rtt.typical / 1e3 / 4 if rtt else 0.0,  # two cables, there and back
+    )

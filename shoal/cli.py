@@ -16,6 +16,8 @@ COMMANDS: Final = {
     "broker": "shoal.coordinator.broker:broker",
     "coordinator": "shoal.coordinator.cli:coordinator",
     "agent": "shoal.agent.cli:agent",
+    "profile": "shoal.agent.cli:profile",
+    "doctor": "shoal.agent.cli:doctor",
     "deploy": "shoal.coordinator.cli:deploy",
     "undeploy": "shoal.coordinator.cli:undeploy",
     "status": "shoal.coordinator.cli:status",

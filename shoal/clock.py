@@ -1,4 +1,4 @@
-"""The wall clock, which may jump: only names and logs use it."""
+"""Clocks that are not `time.monotonic`: the wall clock, which may jump, and one that never sleeps."""
 
 import time
 
@@ -6,3 +6,11 @@ import time
 def wall_ms() -> int:
     """Return milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def boot_s() -> float:
+    """Return seconds since boot, those included in which the machine was suspended.
+
+    `time.monotonic` stands still meanwhile on Linux: a board that slept would seem to have been there.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -50,9 +50,11 @@ class Kind(IntEnum):
     PING = 5
     """Any payload; the receiver answers with PONG once it has all of it."""
     PONG = 6
+    HEARD = 7
+    """How fast tensors came, from whoever received them; the payload is text."""
 
 
-_TEXT: Final = (Kind.HELLO, Kind.ABORT, Kind.REFUSE)
+_TEXT: Final = (Kind.HELLO, Kind.ABORT, Kind.REFUSE, Kind.HEARD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

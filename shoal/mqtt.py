@@ -11,7 +11,7 @@ import random
 import secrets
 import socket
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,14 +103,20 @@ class Mqtt:
         filters: tuple[str, ...],
         will: Message | None = None,
         will_board: BoardId | None = None,
+        strangers: Mapping[str, Callable[[bytes], None]] | None = None,
     ) -> None:
-        """Prepare a client called `name` that will subscribe to `filters` at each connection."""
+        """Prepare a client called `name` that will subscribe to `filters` at each connection.
+
+        `strangers` are topics that are not ours, such as that of a power meter: what comes there goes to
+        its function, in another thread.
+        """
         self.url = parse_url(url)
         self.events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self.refused = 0
         """Messages that did not keep to the protocol, or came while the queue was full."""
         self._cluster = cluster
-        self._filters = filters
+        self._strangers = dict(strangers or {})
+        self._filters = (*filters, *self._strangers)
         self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
         self._loop = asyncio.get_running_loop()
         self._tokens: dict[bytes, asyncio.Future[None]] = {}
@@ -260,6 +266,10 @@ class Mqtt:
                 self._call(self._token_back, bytes(message.payload))
             else:
                 self._call(self._put, Up())
+            return
+        stranger = self._strangers.get(message.topic)
+        if stranger is not None:
+            stranger(bytes(message.payload))
             return
         try:
             envelope = wire.decode(message.topic, bytes(message.payload), retained=message.retain)

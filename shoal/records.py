@@ -156,12 +156,39 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """The time of a segment by its counts: `base_s + row_s * rows + pair_s * rows * attended`.
+
+    Rows are tokens times batch; attended is the number of tokens that each row attends to.
+    """
+
+    base_s: float
+    row_s: float
+    pair_s: float
+    residual: float
+    """Largest share by which a reading differs from the law."""
+    points: int
+    """Pairs of counts that were timed."""
+
+    def __post_init__(self) -> None:
+        terms = (self.base_s, self.row_s, self.pair_s, self.residual)
+        if not all(math.isfinite(term) and term >= 0 for term in terms) or self.points < 1:
+            raise ValueError(f"law: expected terms of 0 or more and points >= 1, got {self!r}")
+
+    def seconds(self, rows: int, attended: int) -> float:
+        """Return the time for these counts."""
+        return self.base_s + self.row_s * rows + self.pair_s * rows * attended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkProfile:
     """What one board measured towards a peer."""
 
     rtt_s: float
     """Median time of a small message there and back, software included."""
     goodput_bytes_per_s: float
+    rtt_p95_s: float | None = None
+    """Time within which 95 of 100 small messages are there and back; None: not known."""
 
     def __post_init__(self) -> None:
         if not LEAST_S <= self.rtt_s <= LONGEST_S:
@@ -178,6 +205,8 @@ class Profile:
     bundle: Sha256
     segments: Mapping[str, Timing]
     """By segment name; a segment that the board cannot hold is missing."""
+    laws: Mapping[str, Law]
+    """By segment name, for those whose counts a request or a plan can choose."""
     links: Mapping[BoardId, LinkProfile]
     memory_bytes: int
     """What the board lets programs use for weights and activations."""

@@ -50,6 +50,8 @@ WIRE: Final = (
     Route("board/{board}/profile", Profile, Sender.AGENT, qos=1, retain=True),
     Route("board/{board}/reported", messages.Reported, Sender.AGENT, qos=1, retain=True),
     Route("board/{board}/telemetry", messages.Telemetry, Sender.AGENT, qos=0, retain=False),
+    Route("board/{board}/vitals", messages.Vitals, Sender.AGENT, qos=0, retain=False),
+    Route("board/{board}/airtime", messages.Airtime, Sender.AGENT, qos=1, retain=False),
     Route("board/{board}/alarm", messages.Alarm, Sender.AGENT, qos=1, retain=False),
     Route("board/{board}/desired", messages.Desired, Sender.COORDINATOR, qos=1, retain=True),
     Route("coordinator", messages.Coordinator, Sender.COORDINATOR, qos=1, retain=True),

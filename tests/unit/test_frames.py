@@ -153,7 +153,7 @@ def test_refusals_say_what_was_expected_and_what_came() -> None:
     frame = frames.pack(tensor_header())
     fixed, sizes = split(frame)
     assert "expected b'SHL1', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], sizes)
-    assert "expected a kind of 1 to 6, got 7" in refusal(fixed[:4] + b"\x07" + fixed[5:], sizes)
+    assert "expected a kind of 1 to 7, got 8" in refusal(fixed[:4] + b"\x08" + fixed[5:], sizes)
     assert "at most 8 sizes, got 1, 9" in refusal(fixed[:5] + b"\x01\x09" + fixed[7:], bytes(72))
     assert f"got {len(DTYPES)}, 2" in refusal(fixed[:5] + bytes([len(DTYPES)]) + fixed[6:], sizes)
     wrong = split(frames.pack(tensor_header(length=23)))

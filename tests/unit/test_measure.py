@@ -13,15 +13,13 @@ import pytest
 from shoal.agent import measure
 from shoal.agent.executor import Executor
 from shoal.agent.measure import Measurer
-from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError
 from shoal.manifest import WHOLE, Manifest, Segment, memory_bytes
 from shoal.profiler.statistics import WINDOW_S
-from shoal.records import Array, BoardId, Profile, Sha256, Source
+from shoal.records import Array, Profile, Sha256, Source
 from shoal.session import Session
 from tests import build
-from tests.build import B
 
 BUNDLE = Sha256("7" * 64)
 MODEL = build.chain((1000, 1000, 1000))
@@ -50,13 +48,12 @@ class Board:
         self.takes_s = 0.002
         self.published: list[Profile] = []
         self.alone = contextlib.nullcontext()
-        self.ping_fails = False
         self.measurer = Measurer(
             1,
             folder,
             cast(Executor, self),
             cast(Sessions, self),
-            cast(Peers, self),
+            dict,
             self.published.append,
         )
 
@@ -68,10 +65,9 @@ class Board:
             raise BoardError("does not fit")
         return cast(Session, Timed(self, segment))
 
-    def ping(self, peer: BoardId, size_bytes: int, _timeout_s: float) -> float:
-        if self.ping_fails:
-            raise ExchangeError(peer, "silent")
-        return 0.001 + size_bytes / 1e6
+    @property
+    def room_bytes(self) -> int:
+        return self.memory_bytes
 
     @property
     def profile(self) -> Profile:
@@ -177,14 +173,48 @@ def test_a_spoilt_file_of_timings_is_as_good_as_none(tmp_path: Path) -> None:
     assert board.profile.segments.keys() == {WHOLE, *PARTS}
 
 
-def test_a_link_over_which_nothing_comes_back_is_forgotten(tmp_path: Path) -> None:
+def test_a_closer_look_replaces_what_was_measured_in_a_rush_and_is_kept(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.takes_s = 0.02
+    board.measurer.measure(BUNDLE, MODEL)
+    board.takes_s = 0.005
+    board.measurer.refine()
+    assert 0.005 <= board.profile.segments["s00"].median_s < 0.015
+    assert board.profile.segments["s00"].runs >= 5
+    runs = len(board.runs)
+    board.measurer.refine()
+    assert len(board.runs) == runs, "all is known well"
+    again = Board(tmp_path)
+    again.measurer.measure(BUNDLE, MODEL)
+    assert again.profile.segments == board.profile.segments
+
+
+def test_a_board_that_serves_is_not_looked_at_more_closely(tmp_path: Path) -> None:
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
-    board.measurer._measure_link(B)
-    assert board.profile.links[B].goodput_bytes_per_s == pytest.approx(1e6, rel=0.05)
-    told = len(board.published)
-    board.measurer._measure_link(B)
-    assert len(board.published) == told, "nothing has changed"
-    board.ping_fails = True
-    board.measurer._measure_link(B)
-    assert B not in board.profile.links
+    board.measurer.ran("s00", size(MODEL, "s00"), 0.002)
+    runs = len(board.runs)
+    board.measurer.refine()
+    assert len(board.runs) == runs
+
+
+def test_what_does_not_fit_is_tried_once_and_not_for_ever(tmp_path: Path) -> None:
+    board = Board(tmp_path, room=1500)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.measurer.refine()
+    assert board.profile.segments.keys() == {WHOLE, *PARTS}
+    assert board.measurer._unsure == frozenset()
+
+
+def test_a_slow_spell_during_a_closer_look_is_no_slower_board(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """Readings taken while the board is known to run at a third count as three times as fast."""
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    serve(board, clock, "s00", 3 * board.profile.segments["s00"].median_s)
+    assert board.profile.slowdown == pytest.approx(3.0)
+    clock.now_s += 10.0
+    board.takes_s = 0.006
+    board.measurer.refine()
+    assert board.profile.segments["s00"].median_s == pytest.approx(0.006, rel=0.2)
+    serve(board, clock, "s00", 0.002)
+    assert board.profile.segments["s00"].median_s == pytest.approx(0.002, rel=0.25)

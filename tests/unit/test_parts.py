@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -63,6 +63,7 @@ def product(folder: Path, weight: Array, axis: int, outer: int, units: int) -> S
     )
 
 
+@settings(deadline=None)  # opens a session each time
 @given(units=st.integers(1, 6), inner=st.integers(1, 3), part=st.tuples(st.integers(0, 5), st.integers(1, 6)))
 def test_a_part_multiplies_with_its_columns_only(
     units: int, inner: int, part: tuple[int, int], tmp_path_factory: pytest.TempPathFactory

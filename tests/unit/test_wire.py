@@ -89,7 +89,13 @@ def test_only_the_coordinator_says_what_is_desired_and_only_heartbeats_and_the_l
     assert sender[Desired] is sender[Plan] is sender[Coordinator] is Sender.COORDINATOR
     assert sender[Birth] is sender[Profile] is sender[Presence] is Sender.AGENT
     kept = {route.message.__name__ for route in WIRE if route.retain}
-    assert {route.message.__name__ for route in WIRE} - kept == {"Heartbeat", "Telemetry", "Alarm"}
+    assert {route.message.__name__ for route in WIRE} - kept == {
+        "Heartbeat",
+        "Telemetry",
+        "Vitals",
+        "Airtime",
+        "Alarm",
+    }
     assert all(route.qos == 1 for route in WIRE if route.retain)
 
 

@@ -1,0 +1,301 @@
+"""Keeps what is known of the links true: by the tensors that cross them, and by probes where none do.
+
+Passive first: the receiver of a tensor tells how fast it came, and these figures say whether the link is as
+it was.  A link is probed when it is new, when it has carried nothing for a while, and when its figures have
+changed; probes take at most `SHARE` of the time, and one board at a time takes them (`profiler.airtime`).
+"""
+
+import asyncio
+import logging
+import math
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from shoal.agent.peers import ExchangeError, Heard, Peers
+from shoal.messages import Airtime
+from shoal.profiler import airtime, links
+from shoal.profiler.airtime import Air
+from shoal.profiler.changes import Watched, seen
+from shoal.profiler.goodput import Transfer, goodput
+from shoal.profiler.statistics import differs
+from shoal.profiler.tcp_info import TcpInfo
+from shoal.records import BoardId, LinkProfile
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 0.25
+PERIOD_S: Final = 10.0
+"""A link that carries nothing is probed so often ..."""
+SHARE: Final = 0.01
+"""... or as seldom as this share of the time allows."""
+ALARM_PAUSE_S: Final = 2.0
+"""A change asks for one probe in so long at most."""
+BAND: Final = 0.15
+"""A link is told anew if it differs by more."""
+WINDOW_S: Final = 0.1
+"""Of the transfers within so long one counts."""
+QUIET_BAND: Final = 0.25
+"""Without an alarm it takes more: what transfers of a busy board tell is noisy."""
+FRESH_S: Final = 5.0
+"""Transfers are taken into account for so long."""
+ENOUGH: Final = 5
+"""So many transfers tell as much as a probe ..."""
+NEWEST: Final = 3
+"""... and so many are what is known at once when the link has changed."""
+LEAST_TRIP_S: Final = 3e-4
+"""Round trips that differ by less are the same."""
+FEW_PINGS: Final = 3
+"""Of a link in use: each waits behind what it carries."""
+SLOW_LOOKS: Final = 2
+"""A link in use has longer round trips if so many looks, one after the other, say so."""
+PING_S: Final = 3.0
+AGAIN_S: Final = 1.0
+"""A peer that refuses at once may only be about to start: it is tried again so soon."""
+TURN_LOOK_S: Final = 0.005
+TRIPS: Final = 32
+TURN_S: Final = 5.0
+"""Whoever waits for its turn for longer tries again later."""
+RECEIVER_BOUND: Final = 0.5
+"""If a connection has waited for the receiver's program for more of the time, that was not the link."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Link:
+    """What is known of the link to one peer."""
+
+    found: LinkProfile | None = None
+    due_s: float = 0.0
+    probed_s: float = -1e9
+    watched: Watched = field(default_factory=Watched)
+    transfers: deque[tuple[float, Transfer]] = field(default_factory=lambda: deque(maxlen=64))
+    trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
+    info: TcpInfo | None = None
+    heard_s: float = -1e9
+    window_s: float = -1e9
+    """When the window under way began."""
+    best: Transfer | None = None
+    """The fastest of its transfers: whatever else a machine does, it only makes them slower."""
+    slow_trips: int = 0
+    """Looks one after the other at which round trips were longer than is known."""
+
+
+class LinkWatch:
+    """The links of this board to its peers; `changed` hears when one is told anew."""
+
+    def __init__(
+        self,
+        board: BoardId,
+        incarnation: int,
+        peers: Peers,
+        changed: Callable[[], None],
+        claim: Callable[[Airtime], bool],
+    ) -> None:
+        """`claim` says to all who measures when; it returns False if nobody can hear it."""
+        self._board = board
+        self._incarnation = incarnation
+        self._peers = peers
+        self._changed = changed
+        self._say = claim
+        self._lock = threading.Lock()
+        self._links: dict[BoardId, _Link] = {}
+        self._air = Air()
+        self._number = 0
+        peers.on_heard = self.heard
+
+    @property
+    def links(self) -> dict[BoardId, LinkProfile]:
+        """Return the links that are known."""
+        with self._lock:
+            return {peer: link.found for peer, link in self._links.items() if link.found is not None}
+
+    def air(self, board: BoardId, message: Airtime) -> None:
+        """Hear who wants to measure; our own messages come back too, in their place."""
+        with self._lock:
+            self._air = airtime.heard(self._air, board, message, time.monotonic())
+
+    def heard(self, peer: BoardId, heard: Heard) -> None:
+        """Hear how fast a tensor of ours came to `peer`; called by the thread that reads from it."""
+        now_s = time.monotonic()
+        transfer = Transfer(size_bytes=heard.size_bytes, seconds=heard.seconds)
+        info = self._peers.info(peer)
+        with self._lock:
+            link = self._links.get(peer)
+            if link is None or link.found is None or not transfer.telling:
+                return
+            before, link.info = link.info, info
+            if info is not None and not info.app_limited and (info.delivery_rate or 0) > transfer.rate:
+                # The kernel's acknowledgements came faster than the receiver's program read: it was late.
+                seconds = heard.size_bytes / (info.delivery_rate or 1)
+                transfer = Transfer(size_bytes=heard.size_bytes, seconds=seconds)
+            slower = transfer.rate < link.found.goodput_bytes_per_s
+            if slower and info is not None and (info.app_limited or _receiver_bound(before, info)):
+                return  # there was no more to send, or nobody to take it: the link can do more
+            if link.best is None or transfer.rate > link.best.rate:
+                link.best = transfer
+            if now_s - link.window_s < WINDOW_S - 1e-6:
+                return
+            best, link.best, link.window_s = link.best, None, now_s
+            alone = all(now_s - other.heard_s > LOOK_S for p, other in self._links.items() if p != peer)
+            link.heard_s = now_s
+            alarms = link.watched.alarms
+            link.watched = seen(link.watched, best.rate)
+            if alone:
+                link.transfers.append((now_s, best))
+            if link.watched.alarms > alarms:
+                log.info("the link to %s has changed: now about %.1f Mbit/s", peer, best.rate * 8e-6)
+                link.due_s = max(now_s, link.probed_s + ALARM_PAUSE_S)
+                newest = list(link.transfers)[-NEWEST:]
+                link.transfers.clear()
+                link.transfers.extend(newest)
+            changed = alone and link.watched.alarms > 0 and self._follow(link)
+        if changed:
+            self._changed()
+
+    def _follow(self, link: _Link) -> bool:
+        """Take over the newest transfers of a link that has just changed, and say whether that is news.
+
+        Their middle and not their line: the sizes from before the change would bend it.  Holds the lock.
+        """
+        if link.watched.level is not None or link.found is None or len(link.transfers) < NEWEST:
+            return False
+        rate = statistics.median(t.rate for _, t in list(link.transfers)[-NEWEST:])
+        if not differs(link.found.goodput_bytes_per_s, rate, BAND):
+            return False
+        link.found = replace(link.found, goodput_bytes_per_s=rate)
+        return True
+
+    def _learn(self, link: _Link, now_s: float) -> bool:
+        """Take over what transfers tell, if there are enough; say whether that is news.  Holds the lock."""
+        fresh = [t for at_s, t in link.transfers if now_s - at_s <= FRESH_S]
+        rate = goodput(fresh) if len(fresh) >= ENOUGH else None
+        if (
+            rate is None
+            or link.found is None
+            or not differs(link.found.goodput_bytes_per_s, rate, QUIET_BAND)
+        ):
+            return False
+        link.found = replace(link.found, goodput_bytes_per_s=rate)
+        return True
+
+    async def run(self, neighbours: Callable[[], frozenset[BoardId]]) -> None:
+        """Probe the links that are due, one at a time, for ever."""
+        while True:
+            peers = neighbours()
+            now_s = time.monotonic()
+            with self._lock:
+                for peer in self._links.keys() - peers:
+                    del self._links[peer]
+                for peer in peers:
+                    self._links.setdefault(peer, _Link())
+                news = [self._learn(link, now_s) for link in self._links.values()]
+                due = sorted(peer for peer, link in self._links.items() if now_s >= link.due_s)
+            if any(news):
+                self._changed()
+            for peer in due:
+                await self._probe_in_turn(peer)
+            await asyncio.sleep(LOOK_S)
+
+    async def _probe_in_turn(self, peer: BoardId) -> None:
+        """Probe a link when it is our turn; if that does not come, the link stays due."""
+        self._number += 1
+        number = self._number
+        if not self._claim(number, "wanted"):
+            return
+        try:
+            until_s = time.monotonic() + TURN_S
+            while not self._our_turn(number):
+                if time.monotonic() > until_s:
+                    return
+                await asyncio.sleep(TURN_LOOK_S)
+            await asyncio.to_thread(self.probe, peer)
+        finally:
+            self._claim(number, "over")
+
+    def _claim(self, number: int, state: Literal["wanted", "over"]) -> bool:
+        return self._say(Airtime(incarnation=self._incarnation, number=number, state=state))
+
+    def _our_turn(self, number: int) -> bool:
+        with self._lock:
+            self._air, first = airtime.holder(self._air, time.monotonic())
+            return first == (self._board, self._incarnation, number)
+
+    def probe(self, peer: BoardId) -> None:
+        """Measure the link to `peer` now; one over which nothing comes back is no longer known.
+
+        Of a link whose tensors tell how fast it is, only the round trip is measured.
+        """
+        begun_s = time.monotonic()
+        with self._lock:
+            link = self._links.setdefault(peer, _Link())
+            old = link.found
+            fresh = sum(1 for at_s, _ in link.transfers if begun_s - at_s <= FRESH_S)
+            told = old is not None and fresh >= ENOUGH
+        found: LinkProfile | None = None
+        try:
+            found = self._measured(peer, old if told else None)
+        except ExchangeError as error:
+            log.info("link not measured: %s", error)
+        now_s = time.monotonic()
+        with self._lock:
+            link.probed_s = now_s
+            link.due_s = now_s + max(PERIOD_S, (now_s - begun_s) / SHARE)
+            if found is None:
+                changed, link.found = old is not None, None
+                link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
+            else:
+                changed = (
+                    old is None
+                    or _slower_trips(old.rtt_s, found.rtt_s)
+                    or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
+                )
+                if changed or old is None:
+                    link.found = found
+                else:
+                    link.found = replace(old, rtt_p95_s=found.rtt_p95_s)
+        if changed:
+            self._changed()
+
+    def _measured(self, peer: BoardId, told: LinkProfile | None) -> LinkProfile:
+        """Return what pings tell; with `told`, of a link that is in use, of the round trip only.
+
+        A ping waits behind tensors that are under way: so the least of them counts then, or what the kernel
+        has seen of late if that is less.
+        """
+
+        def ping(size_bytes: int) -> float:
+            return self._peers.ping(peer, size_bytes, PING_S)
+
+        link = self._links[peer]
+        trips_s = links.round_trips_s(ping, FEW_PINGS if told is not None else links.PINGS)
+        if told is not None:
+            info = self._peers.info(peer)
+            by_kernel_s = info.min_rtt_us / 1e6 if info is not None and info.min_rtt_us else math.inf
+            least_s = min(*trips_s, by_kernel_s)
+            link.slow_trips = link.slow_trips + 1 if least_s > told.rtt_s * (1 + BAND) else 0
+            slower = link.slow_trips >= SLOW_LOOKS
+            return replace(told, rtt_s=least_s if slower else min(told.rtt_s, least_s))
+        link.slow_trips = 0
+        found = links.profile(trips_s, links.goodput(ping, statistics.median(trips_s)))
+        link.trips_s.extend(trips_s)
+        return replace(found, rtt_p95_s=links.profile(list(link.trips_s), 1.0).rtt_p95_s)
+
+
+def _slower_trips(old_s: float, new_s: float) -> bool:
+    """Say whether round trips differ by enough to matter; the scheduler's jitter does not."""
+    return differs(old_s, new_s, BAND) and abs(new_s - old_s) > LEAST_TRIP_S
+
+
+def _receiver_bound(before: TcpInfo | None, now: TcpInfo) -> bool:
+    """Say whether the connection has mostly waited for the receiver's program since `before`."""
+    if before is None:
+        return False
+    figures = (before.busy_us, now.busy_us, before.rwnd_limited_us, now.rwnd_limited_us)
+    if any(figure is None for figure in figures):
+        return False
+    busy_before, busy, limited_before, limited = (figure or 0 for figure in figures)
+    return busy > busy_before and (limited - limited_before) / (busy - busy_before) > RECEIVER_BOUND

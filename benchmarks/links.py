@@ -1,0 +1,262 @@
+"""How true links are: estimates against shaped rates, time until a drop is noticed, false alarms.
+
+    python -m benchmarks.links [--steady SECONDS] [--left 'CMD' --right 'CMD' --address HOST --shape 'CMD']
+
+Needs root: two network namespaces with token buckets are made and taken away.  To run through another
+network, give the commands that start a program at its two ends, the right end's address, and a command that
+shapes it, in which {rate} (Mbit/s) and {delay} (ms, one way) are filled in.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from benchmarks.record import write
+from shoal import frames
+from shoal.agent.inbox import Inbox
+from shoal.agent.link_watch import LinkWatch
+from shoal.agent.peers import Peers
+from shoal.frames import Header
+from shoal.messages import Airtime
+from shoal.records import Address, BoardId
+
+LEFT, RIGHT = BoardId("left"), BoardId("right")
+PORT = 7077
+SIZES = (65_536, 131_072, 262_144, 600_000)
+SETTLE_S = 3.0
+BUSY_S = 8.0
+
+
+def serve(host: str) -> None:
+    """Take tensors at the right end, for ever."""
+
+    def begin(header: Header, peer: BoardId) -> Inbox:
+        inbox, _ = peers.open(header.attempt, frozenset({peer}))
+        threading.Timer(0.5, peers.close, (header.attempt,)).start()
+        return inbox
+
+    peers = Peers("bench", RIGHT, begin)
+    peers.listen(host, PORT)
+    print("up", flush=True)
+    threading.Event().wait()
+
+
+def drive(host: str, seconds: float, pause_s: float) -> None:
+    """Send tensors from the left end, none if the pause is below 0, and print estimates as JSON."""
+
+    def refuse(header: Header, peer: BoardId) -> Inbox:
+        raise AssertionError(f"{peer} began {header}")
+
+    peers = Peers("bench", LEFT, refuse)
+    peers.know({RIGHT: Address(host=host, data_port=PORT, http_port=PORT)})
+
+    def told() -> None:
+        found = watch.links.get(RIGHT)
+        if found is not None:
+            line = {
+                "at_s": time.monotonic(),
+                "mbit_per_s": found.goodput_bytes_per_s * 8e-6,
+                "rtt_ms": found.rtt_s * 1e3,
+            }
+            print(json.dumps(line), flush=True)
+
+    def say(message: Airtime) -> bool:
+        watch.air(LEFT, message)
+        return True
+
+    watch = LinkWatch(LEFT, 1, peers, told, say)
+    until_s = time.monotonic() + seconds
+
+    def load() -> None:
+        random = np.random.default_rng(0)
+        while not watch.links:
+            time.sleep(0.01)
+        number = 0
+        while time.monotonic() < until_s:
+            number += 1
+            tensor = np.zeros(int(random.choice(SIZES)), dtype=np.uint8)
+            attempt = number.to_bytes(16, "little")
+            peers.send(RIGHT, frames.tensors([tensor], attempt=attempt, epoch=1, lane=0, tag=0))
+            time.sleep(pause_s)
+
+    if pause_s >= 0:
+        threading.Thread(target=load, daemon=True).start()
+
+    async def life() -> None:
+        task = asyncio.ensure_future(watch.run(lambda: frozenset({RIGHT})))
+        await asyncio.sleep(seconds)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(life())
+
+
+@contextmanager
+def namespaces() -> Iterator[argparse.Namespace]:
+    """Make two ends with a shaped cable between them."""
+    names = ["shoal-bench-left", "shoal-bench-right"]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    for name in names:
+        ip("netns", "add", name)
+    try:
+        ip(
+            *f"-n {names[0]} link add e0 type veth peer name e0 netns {names[1]}".split(),
+        )
+        for number, name in enumerate(names, start=1):
+            ip(*f"-n {name} addr add 10.78.0.{number}/24 dev e0".split())
+            ip(*f"-n {name} link set e0 up".split())
+            ip(*f"-n {name} link set lo up".split())
+            ip("netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_congestion_control=cubic")
+        shape = " && ".join(
+            f"tc -n {name} qdisc replace dev e0 root tbf rate {{rate}}mbit burst {{burst}}kb latency 400ms"
+            for name in names
+        )
+        yield argparse.Namespace(
+            left=f"ip netns exec {names[0]}",
+            right=f"ip netns exec {names[1]}",
+            address="10.78.0.2",
+            shape=shape,
+        )
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def program(prefix: str, *words: str) -> "subprocess.Popen[str]":
+    command = [*shlex.split(prefix), sys.executable, "-m", "benchmarks.links", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def lines(process: "subprocess.Popen[str]") -> list[dict[str, float]]:
+    assert process.stdout is not None
+    return [json.loads(line) for line in process.stdout]
+
+
+class Trial:
+    """One network and what was found on it."""
+
+    def __init__(self, network: argparse.Namespace) -> None:
+        self.network = network
+        self.rows: list[object] = []
+
+    def shape(self, rate: float, delay_ms: float) -> None:
+        """Shape both ends."""
+        burst = max(16, round(0.75e-3 * rate * 1e6 / 8 / 1024) + 2)  # less under-delivers, more lets pass
+        command = self.network.shape.format(rate=f"{rate:g}", delay=f"{delay_ms:g}", burst=burst)
+        subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+
+    def estimate(self, rate: float, delay_ms: float, pause_s: float) -> None:
+        """Compare what is known after three seconds with how the link is shaped."""
+        self.shape(rate, delay_ms)
+        found = lines(program(self.network.left, "drive", self.network.address, str(SETTLE_S), str(pause_s)))
+        row = {
+            "what": "estimate after 3 s",
+            "carries": "tensors" if pause_s >= 0 else "nothing",
+            "shaped_mbit_per_s": rate,
+            "shaped_rtt_ms": 2 * delay_ms,
+            **({k: found[-1][k] for k in ("mbit_per_s", "rtt_ms")} if found else {}),
+        }
+        if found:
+            row["rate_ratio"] = found[-1]["mbit_per_s"] / rate
+            row["met"] = abs(row["rate_ratio"] - 1) <= 0.1 and (
+                not delay_ms or abs(found[-1]["rtt_ms"] / (2 * delay_ms) - 1) <= 0.1
+            )
+        self.add(row)
+
+    def drop(self, delay_ms: float) -> None:
+        """See how long it takes until a drop from 100 to 10 Mbit/s is told."""
+        self.shape(100, delay_ms)
+        process = program(self.network.left, "drive", self.network.address, str(BUSY_S + 5), "0.02")
+        time.sleep(BUSY_S)
+        dropped_s = time.monotonic()
+        self.shape(10, delay_ms)
+        found = [line for line in lines(process) if line["at_s"] > dropped_s and line["mbit_per_s"] < 50]
+        self.add(
+            {
+                "what": "drop from 100 to 10 Mbit/s under load",
+                "shaped_rtt_ms": 2 * delay_ms,
+                "noticed_after_s": found[0]["at_s"] - dropped_s if found else None,
+                "told_mbit_per_s": found[0]["mbit_per_s"] if found else None,
+                "met": bool(found) and found[0]["at_s"] - dropped_s <= 1.0,
+            }
+        )
+
+    def steady(self, seconds: float, delay_ms: float) -> None:
+        """Count what is told of a link that stays as it is, under load."""
+        self.shape(100, delay_ms)
+        found = lines(program(self.network.left, "drive", self.network.address, str(seconds), "0.05"))
+        self.add(
+            {
+                "what": "steady load at 100 Mbit/s",
+                "seconds": seconds,
+                "told": len(found),
+                "told_after_settling": max(0, len([f for f in found if f["at_s"] > found[0]["at_s"] + 5])),
+                "estimates_mbit_per_s": [round(f["mbit_per_s"], 1) for f in found],
+                "met": all(f["at_s"] <= found[0]["at_s"] + 5 for f in found),
+            }
+        )
+
+    def add(self, row: dict[str, object]) -> None:
+        """Keep a row."""
+        print(row, flush=True)
+        self.rows.append(row)
+
+
+def run(network: argparse.Namespace, delays_ms: Sequence[float], steady_s: float) -> list[object]:
+    """Make all trials on a network."""
+    trial = Trial(network)
+    served = program(network.right, "serve", network.address)
+    assert served.stdout is not None
+    served.stdout.readline()
+    try:
+        for delay_ms in delays_ms:
+            for rate in (10, 50, 100, 250):
+                for pause_s in (-1.0, 0.02):
+                    trial.estimate(rate, delay_ms, pause_s)
+        if steady_s:
+            for _ in range(5):
+                trial.drop(delays_ms[0])
+            trial.steady(steady_s, delays_ms[0])
+    finally:
+        served.terminate()
+        served.wait()
+    return trial.rows
+
+
+def main() -> None:
+    """Run all and write the rows."""
+    if sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2])
+    if sys.argv[1:2] == ["drive"]:
+        drive(sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--steady", type=float, default=60.0, help="Seconds without a change; 0: only estimates are compared."
+    )
+    parser.add_argument("--name", default="links", help="Of the file of results.")
+    for name in ("left", "right", "address", "shape"):
+        parser.add_argument(f"--{name}")
+    chosen = parser.parse_args()
+    if chosen.shape:
+        rows = run(chosen, (2.0, 10.0), chosen.steady)
+    else:
+        with namespaces() as network:
+            rows = run(network, (0.0,), chosen.steady)
+    print(write(chosen.name, rows))
+
+
+if __name__ == "__main__":
+    main()

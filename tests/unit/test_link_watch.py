@@ -1,0 +1,252 @@
+"""Links are kept true by what crosses them, and probed only where and when that is due."""
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from shoal.agent import link_watch
+from shoal.agent.link_watch import LinkWatch
+from shoal.agent.peers import ExchangeError, Heard, Peers
+from shoal.messages import Airtime
+from shoal.profiler import airtime, tcp_info
+from shoal.profiler.airtime import HOLD_S, Air
+from shoal.profiler.tcp_info import TcpInfo
+from shoal.records import BoardId
+from tests.build import A, B, C
+
+PLAIN = replace(tcp_info.parse(bytes(240)), app_limited=False)
+
+
+class Net:
+    """Links of board A in made-up time, which goes by while pings take it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.rate = 12.5e6
+        self.rtt_s = 0.004
+        self.silent: set[BoardId] = set()
+        self.sent: list[tuple[float, BoardId, int]] = []
+        self.told = 0
+        self.info_now: TcpInfo | None = PLAIN
+        self.watch = LinkWatch(A, 1, cast(Peers, self), self._tell, self._say)
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    def _say(self, message: Airtime) -> bool:
+        self.watch.air(A, message)
+        return True
+
+    def info(self, _peer: BoardId) -> TcpInfo | None:
+        return self.info_now
+
+    def ping(self, peer: BoardId, size_bytes: int, _timeout_s: float) -> float:
+        if peer in self.silent:
+            self.now_s += 3.0
+            raise ExchangeError(peer, "silent")
+        took_s = self.rtt_s + size_bytes / self.rate
+        self.now_s += took_s
+        self.sent.append((self.now_s, peer, size_bytes))
+        return took_s
+
+    def load(self, peer: BoardId, seconds: float, size_bytes: int = 65_536) -> float | None:
+        """Send tensors to `peer` for a while, about ten a second; return when the news was told."""
+        until_s, told, news_s = self.now_s + seconds, self.told, None
+        while self.now_s < until_s:
+            self.now_s += 0.1
+            self.watch.heard(peer, Heard(size_bytes=size_bytes, seconds=size_bytes / self.rate))
+            if self.told > told and news_s is None:
+                news_s = self.now_s
+        return news_s
+
+    def mbit_per_s(self, peer: BoardId = B) -> float:
+        return self.watch.links[peer].goodput_bytes_per_s * 8e-6
+
+
+@pytest.fixture
+def net(monkeypatch: pytest.MonkeyPatch) -> Net:
+    found = Net()
+    monkeypatch.setattr(link_watch, "time", SimpleNamespace(monotonic=lambda: found.now_s))
+    return found
+
+
+def test_a_new_link_is_probed_and_told(net: Net) -> None:
+    net.watch.probe(B)
+    found = net.watch.links[B]
+    assert found.rtt_s == pytest.approx(0.004, rel=0.01)
+    assert found.rtt_p95_s == pytest.approx(0.004, rel=0.01)
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.01)
+    assert net.told == 1
+
+
+def test_a_drop_under_load_is_told_within_a_second(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 30.0)
+    assert net.told == 1, "all is as it was"
+    net.rate = 1.25e6
+    begun_s = net.now_s
+    news_s = net.load(B, 2.0)
+    assert news_s is not None
+    assert news_s - begun_s < 1.0
+    assert net.mbit_per_s() == pytest.approx(10.0, rel=0.02)
+
+
+def test_a_link_in_use_is_only_asked_for_its_round_trip(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 5.0)
+    count = len(net.sent)
+    net.watch.probe(B)
+    assert {size for _, _, size in net.sent[count:]} == {64}
+
+
+def test_a_change_of_a_link_that_then_falls_silent_asks_for_a_probe(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 30.0)
+    net.rate = 1.25e6
+    net.load(B, 0.6)
+    net.rate = 2.5e6
+    count = len(net.sent)
+    run(net, 20.0, frozenset({B}))
+    assert max(size for _, _, size in net.sent[count:]) >= 32 * 1024
+    assert net.mbit_per_s() == pytest.approx(20.0, rel=0.02)
+
+
+def test_a_ping_that_waits_behind_tensors_is_no_longer_round_trip(net: Net) -> None:
+    net.watch.probe(B)
+    net.info_now = replace(PLAIN, min_rtt_us=4000)
+    net.rtt_s = 0.050
+    for _ in range(3):
+        net.load(B, 5.0)
+        net.watch.probe(B)
+    assert net.watch.links[B].rtt_s == pytest.approx(0.004, rel=0.02)
+    net.info_now = replace(PLAIN, min_rtt_us=50_000)
+    for _ in range(3):
+        net.load(B, 5.0)
+        net.watch.probe(B)
+    assert net.watch.links[B].rtt_s == pytest.approx(0.050, rel=0.02)
+
+
+def test_what_had_no_more_to_send_does_not_make_a_link_slow(net: Net) -> None:
+    net.watch.probe(B)
+    net.info_now = replace(PLAIN, app_limited=True)
+    net.rate = 1e6
+    net.load(B, 30.0)
+    assert net.told == 1
+    net.rate = 50e6
+    net.load(B, 30.0)
+    assert net.told == 1, "faster transfers are news only to the loop that looks at them"
+
+
+def test_a_receiver_that_does_not_take_what_comes_is_no_slow_link(net: Net) -> None:
+    net.watch.probe(B)
+    net.rate = 1e6
+    for step in range(100):
+        net.info_now = replace(PLAIN, busy_us=1000 * step, rwnd_limited_us=900 * step)
+        net.load(B, 0.1)
+    assert net.told == 1
+
+
+def test_a_receiver_that_reads_late_is_no_slow_link(net: Net) -> None:
+    """Its program took 50 ms for what the kernel had acknowledged at 12.5 MB/s."""
+    net.watch.probe(B)
+    net.info_now = replace(PLAIN, delivery_rate=12_500_000)
+    net.rate = 1.25e6
+    net.load(B, 30.0)
+    assert net.told == 1
+    net.info_now = replace(PLAIN, delivery_rate=1_250_000)
+    assert net.load(B, 2.0) is not None
+
+
+def test_a_link_over_which_nothing_comes_back_is_forgotten_and_found_again(net: Net) -> None:
+    net.watch.probe(B)
+    net.silent.add(B)
+    net.watch.probe(B)
+    assert net.watch.links == {}
+    net.silent.clear()
+    net.watch.probe(B)
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.01)
+    assert net.told == 3
+
+
+def run(net: Net, seconds: float, peers: frozenset[BoardId]) -> None:
+    """Let the loop run in made-up time."""
+    real_sleep = asyncio.sleep
+
+    async def sleep(duration_s: float) -> None:
+        net.now_s += duration_s
+        await real_sleep(0)
+
+    async def here(function: object, *arguments: object) -> None:
+        function(*arguments)  # type: ignore[operator]
+
+    async def life() -> None:
+        task = asyncio.ensure_future(net.watch.run(lambda: peers))
+        until_s = net.now_s + seconds
+        while net.now_s < until_s:
+            await real_sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "sleep", sleep)
+        patch.setattr(asyncio, "to_thread", here)
+        asyncio.run(life())
+
+
+def test_probes_take_a_hundredth_of_the_time_at_most(net: Net) -> None:
+    net.rate = 0.5e6
+    begun_s = net.now_s
+    run(net, 600.0, frozenset({B}))
+    took_s = sum(net.rtt_s + size / net.rate for _, _, size in net.sent)
+    assert took_s / (net.now_s - begun_s) < 0.011
+    assert len({at_s for at_s, _, size in net.sent if size > 64}) >= 5
+
+
+def test_links_are_probed_one_after_the_other_and_those_gone_are_forgotten(net: Net) -> None:
+    run(net, 5.0, frozenset({B, C}))
+    assert net.watch.links.keys() == {B, C}
+    order = [peer for _, peer, _ in net.sent]
+    assert order == sorted(order)
+    run(net, 5.0, frozenset({C}))
+    assert net.watch.links.keys() == {C}
+
+
+def test_nobody_probes_while_another_has_the_air(net: Net) -> None:
+    net.watch.air(C, Airtime(incarnation=1, number=1, state="wanted"))
+    run(net, 4.0, frozenset({B}))
+    assert net.sent == []
+    net.watch.air(C, Airtime(incarnation=1, number=1, state="over"))
+    run(net, 4.0, frozenset({B}))
+    assert net.sent
+
+
+# --- whose turn it is ---------------------------------------------------------------------------
+
+
+def said(air: Air, board: BoardId, number: int, state: str, now_s: float = 0.0) -> Air:
+    message = Airtime(incarnation=1, number=number, state=state)  # type: ignore[arg-type]
+    return airtime.heard(air, board, message, now_s)
+
+
+def test_first_come_first_served() -> None:
+    air = said(said(Air(), A, 1, "wanted"), B, 1, "wanted")
+    assert airtime.holder(air, 0.1)[1] == (A, 1, 1)
+    assert airtime.holder(said(air, A, 1, "over"), 0.1)[1] == (B, 1, 1)
+    assert airtime.holder(said(air, B, 1, "over"), 0.1)[1] == (A, 1, 1)
+
+
+def test_who_does_not_come_back_is_passed_over() -> None:
+    air = said(said(Air(), A, 1, "wanted"), B, 1, "wanted")
+    air, first = airtime.holder(air, HOLD_S + 0.1)
+    assert first == (B, 1, 1)
+    assert airtime.holder(air, HOLD_S + 0.2)[1] == (B, 1, 1)
+    assert airtime.holder(air, 3 * HOLD_S)[1] is None
+
+
+def test_a_board_has_one_claim_its_newest() -> None:
+    air = said(said(said(Air(), A, 1, "wanted"), B, 1, "wanted"), A, 2, "wanted")
+    assert [claim[0] for claim in air.queue] == [B, A]
+    assert airtime.holder(said(air, A, 1, "over"), 0.0)[1] == (B, 1, 1)
