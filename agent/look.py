@@ -296,6 +296,7 @@ def _law(law: Law | None) -> str:
             (law.base_s, f"{law.base_s * 1e3:.3g} ms"),
             (law.row_s, f"{law.row_s * 1e6:.3g} us n"),
             (law.pair_s, f"{law.pair_s * 1e9:.3g} ns n m"),
+            (law.column_s, f"{law.column_s * 1e6:.3g} us m"),
         )
         if factor > 0
     ]

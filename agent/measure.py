@@ -325,7 +325,13 @@ class Measurer:
 
 def _scaled_laws(laws: Mapping[str, Law], factor: float) -> dict[str, Law]:
     return {
-        name: replace(law, base_s=law.base_s * factor, row_s=law.row_s * factor, pair_s=law.pair_s * factor)
+        name: replace(
+            law,
+            base_s=law.base_s * factor,
+            row_s=law.row_s * factor,
+            pair_s=law.pair_s * factor,
+            column_s=law.column_s * factor,
+        )
         for name, law in laws.items()
     }
 

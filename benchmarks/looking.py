@@ -49,6 +49,7 @@ class Side:
             command = ["agent", "--broker", self.cluster.url, "--name", board, "--threads", "1"]
             command += ["--state-dir", str(self.cluster.folder / board)]
             command += [] if self._looking else ["--no-looking"]
+            command += ["--memory", "1"] if board != BOARDS[0] else []  # it can hold nothing, and never leads
             self.cluster.boards[board] = Process(command, self.cluster.folder / f"{board}.log")
 
     async def deploy(self, bundle: Path) -> None:

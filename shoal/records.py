@@ -157,7 +157,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """The time of a segment by its counts: `base_s + row_s * rows + pair_s * rows * attended`.
+    """The time of a segment by its counts.
+
+    `base_s + row_s * rows + pair_s * rows * attended + column_s * attended`: the last is what a board
+    computes of the tokens of others, where it gathers them before their keys and values are made.
 
     Rows are tokens times batch; attended is the number of tokens that each row attends to.
     """
@@ -165,19 +168,20 @@ class Law:
     base_s: float
     row_s: float
     pair_s: float
+    column_s: float
     residual: float
     """Largest share by which a reading differs from the law."""
     points: int
     """Pairs of counts that were timed."""
 
     def __post_init__(self) -> None:
-        terms = (self.base_s, self.row_s, self.pair_s, self.residual)
+        terms = (self.base_s, self.row_s, self.pair_s, self.column_s, self.residual)
         if not all(math.isfinite(term) and term >= 0 for term in terms) or self.points < 1:
             raise ValueError(f"law: expected terms of 0 or more and points >= 1, got {self!r}")
 
     def seconds(self, rows: int, attended: int) -> float:
         """Return the time for these counts."""
-        return self.base_s + self.row_s * rows + self.pair_s * rows * attended
+        return self.base_s + (self.row_s + self.pair_s * attended) * rows + self.column_s * attended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -319,6 +319,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Law, "base_s"): st.floats(0, 1e6),
     (Law, "row_s"): st.floats(0, 1e6),
     (Law, "pair_s"): st.floats(0, 1e6),
+    (Law, "column_s"): st.floats(0, 1e6),
     (Law, "residual"): st.floats(0, 1e6),
     (Law, "points"): st.integers(1, 99),
     (LinkProfile, "rtt_s"): _times_s,

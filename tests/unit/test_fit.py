@@ -57,8 +57,15 @@ def test_what_was_not_read_is_predicted_within_a_tenth(
 )
 def test_no_term_is_ever_negative(rows: list[tuple[int, int, float]]) -> None:
     law = fit([Point(rows=n, attended=m, seconds=s) for n, m, s in rows])
-    assert min(law.base_s, law.row_s, law.pair_s) >= 0
+    assert min(law.base_s, law.row_s, law.pair_s, law.column_s) >= 0
     assert law.seconds(500, 500) >= law.seconds(100, 100)
+
+
+def test_work_on_all_that_is_attended_to_is_a_term_of_its_own() -> None:
+    """Keys and values of all tokens made here: 21 us a token, whatever the rows."""
+    law = fit([replace(p, seconds=p.seconds + 21e-6 * p.attended) for p in points(1e-3, 127e-6, 54e-9)])
+    assert law.column_s == pytest.approx(21e-6, rel=1e-6)
+    assert law.seconds(30, 197) == pytest.approx(1e-3 + 127e-6 * 30 + 54e-9 * 30 * 197 + 21e-6 * 197)
 
 
 def test_what_cannot_be_told_apart_is_one_term() -> None:

@@ -18,7 +18,8 @@ from shoal.encoding import to_json
 from shoal.errors import BoardError
 from shoal.manifest import Manifest, Segment
 from shoal.messages import Desired
-from shoal.program import Plan
+from shoal.parts import Piece
+from shoal.program import Plan, Run
 from shoal.records import Address, Array, Blob, BoardId, Sha256
 from shoal.session import Session
 from shoal.store import Store
@@ -62,16 +63,18 @@ class Boards:
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
         await self.fetch(url, ())
 
+    async def fetch_pieces(self, url: str, _pieces: Iterable[Piece]) -> None:
+        await self.fetch(url, ())
+
     # as Sessions
-    def open(self, segments: Iterable[Segment]) -> dict[str, Session]:
+    def open(self, wanted: Mapping[Run, Segment]) -> dict[Run, Session]:
         if not self.room:
             raise BoardError("does not fit")
-        names = [segment.name for segment in segments]
-        self.opened += names
-        return {name: cast(Session, Quick()) for name in names}
+        self.opened += [segment.name for segment in wanted.values()]
+        return {run: cast(Session, Quick()) for run in wanted}
 
-    def keep(self, segments: Iterable[Segment]) -> None:
-        self.kept = [segment.name for segment in segments]
+    def keep(self, wanted: Iterable[tuple[Segment, Run]]) -> None:
+        self.kept = [segment.name for segment, _ in wanted]
 
     # as Peers
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
