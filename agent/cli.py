@@ -65,6 +65,12 @@ _root_option = click.option(
     is_flag=True,
     help="Watch neither power, heat, speed nor links: to measure what that costs (benchmarks/looking.py).",
 )
+@click.option(
+    "--emulate",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Play a slower board, as FILE says; the lab writes it.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.pass_context
 def agent(
@@ -81,6 +87,7 @@ def agent(
     board: str | None,
     meter: str | None,
     no_looking: bool,
+    emulate: Path | None,
     verbose: bool,
 ) -> None:
     """Be a board of a cluster: profile, run sub-graphs, answer requests.
@@ -93,6 +100,7 @@ def agent(
     if broker is None:
         raise click.UsageError("Missing option '--broker'.")
     from shoal.agent import hardware, service, supervisor
+    from shoal.agent.emulation import Emulation
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -114,6 +122,7 @@ def agent(
         config=config,
         meter=meter,
         looking=not no_looking,
+        emulation=Emulation(emulate) if emulate else None,
     )
     asyncio.run(service.run(settings, supervisor.Supervisor(os.environ)))
 

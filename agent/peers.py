@@ -78,7 +78,15 @@ class Starter(Protocol):
 class Peers:
     """All connections of a board."""
 
-    def __init__(self, cluster: str, board: BoardId, on_attempt: Starter) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        board: BoardId,
+        on_attempt: Starter,
+        connected: Callable[[socket.socket, BoardId | None], Connection] = Connection,
+    ) -> None:
+        """`connected` makes a connection of a socket and the peer at its other end, if that is known."""
+        self._connected = connected
         self._cluster = cluster
         self._board = board
         self._on_attempt = on_attempt
@@ -202,7 +210,7 @@ class Peers:
             except OSError:
                 self._unreached_s[address] = time.monotonic()
                 raise
-            connection = Connection(tuned(sock), peer)
+            connection = self._connected(tuned(sock), peer)
             hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
             connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
             with self._lock:
@@ -221,7 +229,7 @@ class Peers:
                 log.warning("cannot accept a connection: %s", error)
                 time.sleep(0.05)  # out of file descriptors: let some close
                 continue
-            connection = Connection(tuned(sock), None)
+            connection = self._connected(tuned(sock), None)
             with self._lock:
                 full = len(self._all) >= MAX_CONNECTIONS
                 if not full:

@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from aiohttp import web
 from shoal import __version__
 from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
+from shoal.agent.emulation import Emulation
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
@@ -80,6 +81,8 @@ class Settings:
     """Topic of a power meter of the operator's."""
     looking: bool
     """Whether power, heat, speed and links are watched."""
+    emulation: Emulation | None = None
+    """Play a slower board; None: be the one that this is."""
 
 
 async def run(settings: Settings, supervisor: Supervisor) -> None:
@@ -108,9 +111,16 @@ class Agent:
         self._board = settings.name
         self._incarnation = incarnation
         self._store = Store(settings.state_dir)
-        self._sessions = Sessions(self._store, settings.threads, settings.memory_bytes)
         self._executor = Executor(self._board, self._ran, self._alarm)
-        self._peers = Peers(settings.cluster, self._board, self._executor.begin)
+        self._hardware: Hardware = facts(settings.config)
+        played, offered = settings.emulation, (self._store, settings.threads, settings.memory_bytes)
+        if played is None:
+            self._sessions = Sessions(*offered)
+            self._peers = Peers(settings.cluster, self._board, self._executor.begin)
+        else:
+            self._sessions = Sessions(*offered, played.session)
+            self._peers = Peers(settings.cluster, self._board, self._executor.begin, played.connection)
+            self._hardware = replace(self._hardware, model=f"{self._hardware.model}, slowed down")
         self._executor.connect(self._peers)
         self._progress = supervisor.alive = Progress(self._executor.alone)
         self._loop = asyncio.get_running_loop()
@@ -163,7 +173,6 @@ class Agent:
         self._stop = asyncio.Event()
         self._refusal: BoardError | None = None
         self._alarmed_s: dict[BoardId, float] = {}
-        self._hardware: Hardware = facts(settings.config)
         self._address: Address
 
     async def live(self) -> None:

@@ -1,7 +1,7 @@
 """The segments that are loaded on this board, within its memory."""
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from shoal.errors import BoardError
 from shoal.manifest import Segment
@@ -18,8 +18,16 @@ _Held = tuple[Sha256, tuple[int, ...]]
 class Sessions:
     """Opened segments, shared by all plans that need them; memory is counted as the planner does."""
 
-    def __init__(self, store: Store, threads: int, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        threads: int,
+        memory_bytes: int,
+        dressed: Callable[[Session, str], Session] = lambda session, _segment: session,
+    ) -> None:
+        """`dressed` returns the session to use in place of one that was opened for the named segment."""
         self.memory_bytes = memory_bytes
+        self._dressed = dressed
         self._store = store
         self._threads = threads
         self._lock = threading.Lock()
@@ -55,7 +63,8 @@ class Sessions:
 
     def _load(self, segment: Segment, part: tuple[int, ...]) -> Session:
         model = self._store.model_part(segment, part) if part else self._store.model(segment.model.sha256)
-        return open_session(model, threads=self._threads, fixed=range_of(segment, part))
+        opened = open_session(model, threads=self._threads, fixed=range_of(segment, part))
+        return self._dressed(opened, segment.name if not part else f"{segment.name} {part}")
 
     def fits(self, segment: Segment) -> bool:
         """Say whether `segment` could be opened beside what is loaded."""

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
@@ -27,6 +28,12 @@ Kind = Literal["mosquitto", "embedded"]
 LOOPBACK: Final = "127.0.0.1"
 START_S: Final = 10.0
 STOP_S: Final = 5.0
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the thread that started it ends, however that happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def find_mosquitto() -> Path | None:
@@ -97,7 +104,9 @@ class BrokerProcess:
                 command = [sys.executable, "-m", "shoal", "broker", "--embedded"]
                 command += ["--bind", bind, "--port", str(port)]
             out = None if log is None else files.enter_context(log.open("ab"))
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent
+            )
             host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(bind, bind)
             broker = cls(process, host, port, files.pop_all())
         try:

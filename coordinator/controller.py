@@ -157,8 +157,9 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
         state = _choose(state, deployment, manifest, now_s)
     effects: list[Effect] = []
     desired = dict(state.desired)
-    for board in fleets.living(state.fleet, now_s):
-        message = _desired(state, board, now_s)
+    living = fleets.living(state.fleet, now_s)
+    for board in living:
+        message = _desired(state, board, living)
         if desired.get(board) != message:
             desired[board] = replace(message, version=message.version + 1)
             effects.append(Say(board=board, message=desired[board]))
@@ -402,9 +403,8 @@ def _waiting(state: State, what: tuple[str, ...]) -> Decision:
     )
 
 
-def _desired(state: State, board: BoardId, now_s: float) -> Desired:
+def _desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board]) -> Desired:
     """Return what is desired of `board` in this state, under the version last said to it."""
-    living = fleets.living(state.fleet, now_s)
     pending = state.pending
     plans: list[Plan | None] = []
     if pending is None or pending.cleared:

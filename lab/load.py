@@ -13,6 +13,7 @@ import numpy as np
 from shoal.coordinator import client
 from shoal.coordinator.client import View
 from shoal.errors import BoardError
+from shoal.lab.report import Fate
 from shoal.messages import Birth
 from shoal.records import Array
 
@@ -51,11 +52,14 @@ class Load:
         inputs: Sequence[Answer],
         expected: Sequence[Answer],
         heard: Callable[[float, float], None] = lambda _begun_s, _took_s: None,
+        ended: Callable[[float, float, Fate], None] = lambda _begun_s, _took_s, _fate: None,
     ) -> None:
         """Ask whichever board `view` says leads; its owner keeps it up to date.
 
-        `heard` is told of each answer when it was asked (of time.monotonic) and how many seconds it took.
+        `heard` is told of each answer when it was asked (of time.monotonic) and how many seconds it took;
+        `ended` of each request, also one that failed, and what came of it.
         """
+        self._ended = ended
         self.tally = Tally()
         self._view = view
         self._http = http
@@ -81,11 +85,14 @@ class Load:
                 except BoardError as error:
                     self.tally.troubles.append(str(error))
                     continue
-                self._heard(begun_s, time.monotonic() - begun_s)
-                self._check(index, answer)
+                took_s = time.monotonic() - begun_s
+                self._heard(begun_s, took_s)
+                right = self._check(index, answer)
+                self._ended(begun_s, took_s, "right" if right else "wrong")
                 return
             await asyncio.sleep(PAUSE_S)
         self.tally.failed += 1
+        self._ended(begun_s, time.monotonic() - begun_s, "failed")
 
     def _urls(self) -> list[str]:
         """Return the boards' addresses, the lead's first."""
@@ -97,7 +104,7 @@ class Load:
         lead = plan.addresses[plan.lead].http_url
         return [lead, *sorted(urls - {lead})]
 
-    def _check(self, index: int, answer: Answer) -> None:
+    def _check(self, index: int, answer: Answer) -> bool:
         right = True
         for name, expected in self._expected[index].items():
             error, agrees = compare(answer.get(name), expected)
@@ -106,6 +113,7 @@ class Load:
         self.tally.answered += 1
         self.tally.wrong += not right
         self.tally.answers[index] = answer
+        return right
 
 
 def compare(got: Array | None, expected: Array) -> tuple[float, bool]:

@@ -1,18 +1,16 @@
 """A cluster of real processes on this machine: broker, coordinator, agents."""
 
-import contextlib
-import ctypes
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from shoal.coordinator.broker import BrokerProcess, Kind
+from shoal.coordinator.broker import BrokerProcess, Kind, die_with_parent
 from shoal.errors import BoardError
 from shoal.records import BoardId
 
@@ -30,17 +28,24 @@ def free_port() -> int:
 class Process:
     """A command of ours as a child, with its own log; it does not outlive us."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        enter: Callable[[], None] | None = None,
+        runner: Sequence[str] = (sys.executable, "-m", "shoal"),
+    ) -> None:
+        """Start `command`; the child calls `enter` first of all, to go where it is to run."""
         self.command = tuple(command)
         self.log = log
         self._slowing: _Slowing | None = None
         with log.open("ab") as out:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "shoal", *command],
+                [*runner, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_first(enter),
             )
 
     @property
@@ -67,6 +72,10 @@ class Process:
     def freeze(self) -> None:
         """Stop it where it stands (SIGSTOP): it keeps its connections and says nothing more."""
         self._child.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._child.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it as a power cut would (SIGKILL)."""
@@ -116,10 +125,15 @@ class _Slowing:
             self._child.send_signal(signal.SIGCONT)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill the child when we end, however we do."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def _first(enter: Callable[[], None] | None) -> Callable[[], None]:
+    """Return what a child does before all else."""
+
+    def run() -> None:
+        die_with_parent()
+        if enter is not None:
+            enter()
+
+    return run
 
 
 class Cluster:

@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "explain": "shoal.coordinator.cli:explain",
     "infer": "shoal.coordinator.cli:infer",
     "watch": "shoal.coordinator.cli:watch",
+    "lab": "shoal.lab.cli:lab",
+    "simulate": "shoal.lab.cli:simulate",
 }
 
 

@@ -1,0 +1,178 @@
+"""Writes docs/benchmarks.md from the rows in benchmarks/results: `python -m benchmarks.page`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lab import PLOTS, PLOTTED
+from benchmarks.record import RESULTS
+
+PAGE = PLOTS.parent / "benchmarks.md"
+NOTES = Path(__file__).with_name("notes.md")
+"""What a person found out about the figures."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table of Markdown, numbers to the right."""
+    line = "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"
+    return ["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Return what a benchmark measured last; None if it never did."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def where(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    about = f"{machine['model']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}"
+    return f"Commit {found['commit']}, {about}."
+
+
+def scenarios(found: dict[str, Any]) -> list[str]:
+    rows = [row for row in found["rows"] if row["what"] == "scenario"]
+    lines = ["## Scenarios, measured in the lab", "", where(found), ""]
+    lines += [
+        "Speed-ups are over the best single board of the same run, before the first event; below 1 it lost.",
+        "",
+    ]
+    body = []
+    for row in rows:
+        s = row["summary"]
+        events = [e for e in s["events"] if e["new_plan_s"] is not None]
+        body.append(
+            (
+                row["scenario"],
+                number(s["p50_ms"], 0),
+                number(s["p95_ms"], 0),
+                number(s["p99_ms"], 0),
+                number(s["single_p50_ms"], 0),
+                number(s["calm_latency_speed_up"], 2),
+                number(s["calm_rate_speed_up"], 2),
+                f"{s['failed']} / {s['wrong']} of {s['requests']}",
+                ", ".join(number(e["new_plan_s"], 1) for e in events) or "-",
+                ", ".join(number(e["at_speed_s"], 1) for e in events) or "-",
+                number(s["cpu_s"], 1),
+                number(row["up_s"], 1),
+            )
+        )
+    head = ("scenario", "p50 ms", "p95", "p99", "single p50", "by latency", "by rate", "failed / wrong")
+    lines += table((*head, "new plan after s", "at speed after s", "CPU s", "up in s"), body)
+    lines += [f"Refused: {r['scenario']}: {r['why']}\n" for r in found["rows"] if r["what"] == "refused"]
+    for name in PLOTTED:
+        if (PLOTS / f"{name}.png").is_file():
+            lines += [f"![{name}](plots/{name}.png)", ""]
+    return lines
+
+
+def errors(found: dict[str, Any]) -> list[str]:
+    lines = ["## Simulated against measured", ""]
+    lines += [
+        "The simulator knows how fast this machine runs each segment, from the same run, and nothing else.",
+        "",
+    ]
+    body = []
+    for row in found["rows"]:
+        if row["what"] == "scenario":
+            for f in row["figures"]:
+                values = (number(f["measured"]), number(f["simulated"]), f"{f['error']:+.1%}")
+                body.append((f"{row['scenario']}: {f['what']}", *values))
+    lines += table(("figure", "measured", "simulated", "error"), body)
+    for row in found["rows"]:
+        if row["what"] == "errors of the simulator":
+            lines += [
+                f"Median error of {what}: {value:.1%}."
+                for what, value in sorted(row.items())
+                if what != "what"
+            ]
+            lines.append("")
+    titles = ("simulation", "boards", "cluster s", "wall s", "steps", "steps / s", "steps / processor s")
+    played = [
+        (
+            row["scenario"],
+            str(row["boards"]),
+            number(row["cluster_s"], 0),
+            number(row["wall_s"]),
+            str(row["steps"]),
+            number(row["steps_per_s"], 0),
+            number(row["steps_per_processor_s"], 0),
+        )
+        for row in found["rows"]
+        if row["what"] == "simulator"
+    ]
+    return lines + table(titles, played)
+
+
+def exchange(found: dict[str, Any]) -> list[str]:
+    lines = ["## Exchanges against bare sockets", "", where(found), ""]
+    lines += [
+        "So many bytes there and a small answer back, by the agents' data plane and by a socket, in turn.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['rate_mbit']:.0f} Mbit/s, RTT {r['rtt_ms']:g} ms, {r['bytes']} bytes",
+            number(1e3 * r["shoal_s"]["median"], 2),
+            number(1e3 * r["bare_s"]["median"], 2),
+            number(r["ratio"], 3),
+            number(r["goodput_mbit"], 1),
+        )
+        for r in found["rows"]
+    ]
+    return lines + table(("exchange", "shoal ms", "bare ms", "ratio", "goodput Mbit/s"), body)
+
+
+def others() -> list[str]:
+    lines = []
+    planner, overhead = read("planner"), read("overhead")
+    if planner is not None:
+        lines += ["## Planner", "", where(planner), ""]
+        body = [
+            (
+                f"{r['boards']} boards, {r['segments']} segments, {r['objective']}",
+                number(1e3 * r["seconds"]["median"]),
+                number(1e3 * r["seconds"]["max"]),
+            )
+            for r in planner["rows"]
+        ]
+        lines += table(("question", "median ms", "slowest ms"), body)
+    if overhead is not None:
+        lines += ["## One board, against onnxruntime alone", "", where(overhead), ""]
+        body = [
+            (r["what"], number(1e3 * r["direct_s"]["median"], 2), number(1e3 * r["through_s"]["median"], 2))
+            for r in overhead["rows"]
+            if "direct_s" in r
+        ]
+        lines += table(("request", "onnxruntime ms", "through shoal ms"), body)
+    return lines
+
+
+def main() -> None:
+    """Write the page."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` from benchmarks/results; every figure is a ratio within one run",
+        "or stands beside what it is compared with. Emulated boards: see [lab.md](lab.md).",
+        "",
+    ]
+    lab, bare = read("lab"), read("exchange")
+    if lab is not None:
+        lines += scenarios(lab) + errors(lab)
+        if NOTES.is_file():
+            lines += [NOTES.read_text().strip(), ""]
+    if bare is not None:
+        lines += exchange(bare)
+    lines += others()
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Requests in virtual time: how the lead hands them to lanes, and how boards play their programs for them.
+
+The rules are those of `shoal.agent.dispatch`, which cannot be used itself: it is made of threads and sockets.
+A test holds the constants of both equal.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from shoal.lab.report import Fate
+from shoal.lab.shaping import DESK
+from shoal.lab.steps import Await, Hand, Move, Work, moves_of
+from shoal.lab.traffic import Traffic
+from shoal.lab.virtual import Timeline, Worker
+from shoal.manifest import WHOLE, Manifest
+from shoal.program import Plan, bounds
+from shoal.records import BoardId
+
+BARRED_S: Final = 1.0
+RESORT_S: Final = 3.0
+PATIENCE: Final = 8.0
+LEAST_ATTEMPT_S: Final = 3.0
+ANSWER_S: Final = 30.0
+"""These are those of `agent.dispatch` and `lab.load`."""
+NOTICE_S: Final = 2e-3
+"""A connection that is closed is noticed so soon."""
+AGAIN_S: Final = 0.1
+"""A client whose board is gone asks another one after so long."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Ask:
+    """A request of a client."""
+
+    asked_s: float
+    input_bytes: int
+    output_bytes: int
+    rows: int
+    ended: Callable[[Fate], None]
+    parts: int = 1
+    """Of a divided batch, those that are not answered yet."""
+    over: bool = False
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Part:
+    """A request, or a share of its batch, on its way through the lead."""
+
+    ask: Ask
+    share: float
+    resort_s: float = math.inf
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Attempt:
+    part: _Part
+    plan: Plan
+    lane: int
+    moves: Mapping[BoardId, tuple[Move, ...]]
+    position: dict[BoardId, int] = field(default_factory=dict)
+    arrived: set[tuple[BoardId, int, BoardId]] = field(default_factory=set)
+    """Receiver, tag and sender of what has come."""
+    waiting: dict[BoardId, Await] = field(default_factory=dict)
+    over: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class _Use:
+    in_flight: int = 0
+    barred_until_s: float = 0.0
+
+
+class Dispatcher:
+    """The requests of the cluster, at whichever board leads."""
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        traffic: Traffic,
+        manifest: Manifest,
+        workers: Mapping[BoardId, Worker],
+        on_run: Callable[[BoardId, str, float], None],
+        resortable: Callable[[BoardId], bool],
+    ) -> None:
+        """`on_run` hears of each run of a segment; `resortable` says if a board can hold the whole model."""
+        self.steps = 0
+        """Of programs, that were played."""
+        self.plan: Plan | None = None
+        self._timeline = timeline
+        self._traffic = traffic
+        self._manifest = manifest
+        self._workers = workers
+        self._on_run = on_run
+        self._resortable = resortable
+        self._uses: list[_Use] = []
+        self._moves: list[Mapping[BoardId, tuple[Move, ...]]] = []
+        self._waiting: deque[_Part] = deque()
+        self._attempts: dict[_Attempt, None] = {}
+        """Under way, in the order in which they began."""
+        self._stuck: set[BoardId] = set()
+
+    def serve(self, lead: BoardId, plan: Plan | None) -> None:
+        """Run new requests under `plan`, which its lead has just taken up; None: the lead holds them."""
+        if plan is None:
+            if self.plan is not None and self.plan.lead == lead:
+                self.plan = None
+            return
+        if self.plan is None or plan.epoch > self.plan.epoch:
+            self.plan = plan
+            self._uses = [_Use() for _ in plan.lanes]
+            self._moves = [moves_of(self._manifest, lane) for lane in plan.lanes]
+        self._dispatch()
+
+    def submit(self, ask: Ask, serve_s: float) -> None:
+        """Have the lead asked; `serve_s` is what HTTP takes for it."""
+        timeline, plan = self._timeline, self.plan
+        if timeline.now_s - ask.asked_s > ANSWER_S:
+            self._end(ask, "failed")
+            return
+        lead = plan.lead if plan is not None else None
+        if lead is None or not self._workers[lead].alive or lead in self._stuck:
+            timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
+            return
+        arrives_s = self._traffic.send(DESK, lead, ask.input_bytes, timeline.now_s) + serve_s
+        if math.isinf(arrives_s):
+            timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
+            return
+        timeline.at(arrives_s, lambda: self._take(ask, lead, serve_s))
+
+    def lost(self, board: BoardId) -> None:
+        """Fail what a board took part in that has just died."""
+        for attempt in [a for a in self._attempts if board in a.moves]:
+            self._timeline.after(NOTICE_S, self._failer(attempt))
+
+    def stuck(self, board: BoardId, *, stuck: bool) -> None:
+        """Take note that a board says nothing more though its connections stand, or that it does again."""
+        if not stuck:
+            self._stuck.discard(board)
+            return
+        self._stuck.add(board)
+        for attempt in [a for a in self._attempts if board in a.moves]:
+            self._timeline.after(self._limit_s(attempt), self._failer(attempt))
+
+    # --- at the lead ---------------------------------------------------------------------------------
+
+    def _take(self, ask: Ask, lead: BoardId, serve_s: float) -> None:
+        plan = self.plan
+        if not self._workers[lead].alive:
+            self._timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
+            return
+        lanes = plan.lanes if plan is not None else ()
+        if self._manifest.batch is not None and ask.rows > 1 and len(lanes) > 1:
+            edges = bounds(ask.rows, [lane.weight for lane in lanes])
+            rows = [stop - start for start, stop in pairwise(edges) if stop > start]
+            ask.parts = len(rows)
+            self._waiting.extend(_Part(ask=ask, share=count / ask.rows) for count in rows)
+        else:
+            self._waiting.append(_Part(ask=ask, share=1.0))
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Begin as many attempts as the lanes have room for."""
+        plan = self.plan
+        if plan is None or not self._workers[plan.lead].alive:
+            return
+        while self._waiting:
+            lane = self._emptiest(plan)
+            if lane is None:
+                return
+            self._begin(self._waiting.popleft(), plan, lane)
+
+    def _emptiest(self, plan: Plan) -> int | None:
+        """Return the lane that should finish a new request first; None if none has room."""
+        best, best_at = None, math.inf
+        now_s = self._timeline.now_s
+        for index, (lane, use) in enumerate(zip(plan.lanes, self._uses, strict=True)):
+            if use.in_flight <= len(lane.programs) and use.barred_until_s <= now_s:
+                at = (use.in_flight + 1) / lane.weight
+                if at < best_at:
+                    best, best_at = index, at
+        return best
+
+    def _begin(self, part: _Part, plan: Plan, lane: int) -> None:
+        attempt = _Attempt(part=part, plan=plan, lane=lane, moves=self._moves[lane])
+        self._uses[lane].in_flight += 1
+        self._attempts[attempt] = None
+        if not self._stuck.isdisjoint(attempt.moves):
+            self._timeline.after(self._limit_s(attempt), self._failer(attempt))
+        if not all(self._workers[board].alive for board in attempt.moves):
+            self._timeline.after(NOTICE_S, self._failer(attempt))
+        attempt.position[plan.lead] = 0
+        self._advance(attempt, plan.lead)
+
+    def _limit_s(self, attempt: _Attempt) -> float:
+        in_flight = self._uses[attempt.lane].in_flight if attempt.plan is self.plan else 1
+        return LEAST_ATTEMPT_S + PATIENCE * attempt.plan.predicted.latency_s * in_flight
+
+    def _failer(self, attempt: _Attempt) -> Callable[[], None]:
+        def fail() -> None:
+            if attempt.over:
+                return
+            self._close(attempt)
+            part = attempt.part
+            now_s = self._timeline.now_s
+            if not self._workers[attempt.plan.lead].alive or attempt.plan.lead in self._stuck:
+                part.ask.parts -= 1  # the client asks anew, as a whole
+                if not part.ask.over and part.ask.parts <= 0:
+                    part.ask.parts = 1
+                    self._timeline.after(AGAIN_S, lambda: self.submit(part.ask, 0.0))
+                return
+            if attempt.plan is self.plan:
+                self._uses[attempt.lane].barred_until_s = now_s + BARRED_S
+                self._timeline.after(BARRED_S, self._dispatch)
+            part.resort_s = min(part.resort_s, now_s + RESORT_S)
+            self._timeline.at(part.resort_s, lambda: self._resort(part))
+            self._waiting.appendleft(part)
+            self._dispatch()
+
+        return fail
+
+    def _resort(self, part: _Part) -> None:
+        """Run what no lane has taken for so long in one piece on the lead, if it fits."""
+        plan = self.plan
+        if part not in self._waiting or plan is None:
+            return
+        lead = plan.lead
+        if self._resortable(lead) and self._workers[lead].alive:
+            self._waiting.remove(part)
+            self._workers[lead].run(WHOLE, part.share, lambda _took_s: self._answered(part, lead))
+
+    def _close(self, attempt: _Attempt) -> None:
+        attempt.over = True
+        self._attempts.pop(attempt, None)
+        if attempt.plan is self.plan:
+            self._uses[attempt.lane].in_flight -= 1
+
+    def _answered(self, part: _Part, lead: BoardId) -> None:
+        ask = part.ask
+        ask.parts -= 1
+        if ask.parts > 0 or ask.over:
+            return
+        arrives_s = self._traffic.send(lead, DESK, ask.output_bytes, self._timeline.now_s)
+        if math.isinf(arrives_s):
+            self._timeline.after(AGAIN_S, lambda: self.submit(ask, 0.0))
+            ask.parts = 1
+            return
+        self._timeline.at(arrives_s, lambda: self._end(ask, "right"))
+
+    def _end(self, ask: Ask, fate: Fate) -> None:
+        if not ask.over:
+            ask.over = True
+            ask.ended(fate)
+
+    # --- programs ------------------------------------------------------------------------------------
+
+    def _advance(self, attempt: _Attempt, board: BoardId) -> None:
+        """Play a board's moves until one has to wait."""
+        if attempt.over:
+            return
+        moves = attempt.moves[board]
+        position = attempt.position[board]
+        while position < len(moves):
+            move = moves[position]
+            position += 1
+            attempt.position[board] = position
+            self.steps += 1
+            if not _MOVES[type(move)](self, attempt, board, move):
+                return
+        if board == attempt.plan.lead:
+            self._close(attempt)
+            self._answered(attempt.part, board)
+            self._dispatch()
+
+    def _work(self, attempt: _Attempt, board: BoardId, move: Work) -> bool:
+        share = move.share * attempt.part.share
+
+        def done(took_s: float) -> None:
+            if share == 1.0:
+                self._on_run(board, move.segment, took_s)
+            self._advance(attempt, board)
+
+        self._workers[board].run(move.segment, share, done)
+        return False
+
+    def _hand(self, attempt: _Attempt, board: BoardId, move: Hand) -> bool:
+        share, now_s = attempt.part.share, self._timeline.now_s
+        for target, size_bytes in move.parcels:
+            arrives_s = self._traffic.send(board, target, int(size_bytes * share), now_s)
+            if arrives_s < math.inf:
+                self._timeline.at(arrives_s, self._arrival(attempt, target, move.tag, board))
+        return True
+
+    def _arrival(self, attempt: _Attempt, target: BoardId, tag: int, source: BoardId) -> Callable[[], None]:
+        def arrive() -> None:
+            if attempt.over or not self._workers[target].alive or target in self._stuck:
+                return
+            attempt.arrived.add((target, tag, source))
+            if target not in attempt.position:  # the first tensor of an attempt begins it
+                attempt.position[target] = 0
+                self._advance(attempt, target)
+            elif target in attempt.waiting and self._is_here(attempt, target, attempt.waiting[target]):
+                del attempt.waiting[target]
+                self._advance(attempt, target)
+
+        return arrive
+
+    def _await(self, attempt: _Attempt, board: BoardId, move: Await) -> bool:
+        if self._is_here(attempt, board, move):
+            return True
+        attempt.waiting[board] = move
+        return False
+
+    @staticmethod
+    def _is_here(attempt: _Attempt, board: BoardId, move: Await) -> bool:
+        return all((board, move.tag, source) in attempt.arrived for source in move.boards)
+
+
+_MOVES: Final[Mapping[type, Callable[..., bool]]] = {
+    Work: Dispatcher._work,  # noqa: SLF001  the table of this very class
+    Hand: Dispatcher._hand,  # noqa: SLF001
+    Await: Dispatcher._await,  # noqa: SLF001
+}

@@ -1,0 +1,200 @@
+"""What a scenario runs: its bundle, requests and what the unsplit model answers, and what it costs here."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from shoal.errors import ConfigError, ModelError
+from shoal.lab.boards import Setting
+from shoal.lab.files import kinds
+from shoal.lab.scenario import BoardSpec, Scenario
+from shoal.manifest import WHOLE, Manifest, Segment, parse
+from shoal.profiler.segments import measure
+from shoal.records import Array, BoardId, Sha256, TensorSpec, Timing
+from shoal.session import Session, open_session
+
+REQUESTS: Final = 4
+"""So many different requests are asked in turn."""
+
+PASSES: Final = 2
+MEMORY_BYTES: Final = 1_000_000_000
+"""Of a board of which nothing else is said."""
+
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A bundle and what to ask of it."""
+
+    bundle: Path
+    manifest: Manifest
+    digest: Sha256
+    """Of the manifest."""
+    inputs: tuple[Tensors, ...]
+    expected: tuple[Tensors, ...]
+    """What the unsplit model answers."""
+
+
+def prepare(scenario: Scenario, folder: Path) -> Subject:
+    """Make or find the scenario's bundle and ask the unsplit model.
+
+    Raises ConfigError, with file and line, if what the scenario names is not there or does not fit.
+    """
+    if scenario.bundle:
+        bundle = _beside(scenario, scenario.bundle)
+        if not (bundle / "manifest.json").is_file():
+            raise _wrong(scenario, "bundle", f"expected a folder made by `shoal export`, got {bundle}")
+        original = bundle / "whole.onnx"
+    else:
+        bundle = folder / "bundle"
+        original = _export(scenario, bundle, folder)
+    text = (bundle / "manifest.json").read_bytes()
+    manifest = parse(text, str(bundle / "manifest.json"))
+    inputs = _inputs(scenario, manifest)
+    session = open_session(original)
+    try:
+        expected = tuple(session.run(one) for one in inputs)
+    except ModelError as error:
+        raise _wrong(scenario, "workload", f"the model does not take these inputs: {error}") from error
+    digest = Sha256(hashlib.sha256(text).hexdigest())
+    return Subject(bundle=bundle, manifest=manifest, digest=digest, inputs=inputs, expected=expected)
+
+
+def calibrate(subject: Subject) -> Mapping[str, Timing]:
+    """Return what each segment takes on one core of this machine.
+
+    The same small measurement that a board makes of itself, twice: the quicker one was disturbed less.
+    """
+
+    def opened(segment: Segment) -> Session:
+        return open_session(subject.bundle / f"{segment.name}.onnx", threads=1)
+
+    passes: list[Mapping[str, Timing]] = []
+    for _ in range(PASSES):
+        *_, found = measure(subject.manifest, opened, threading.Lock())
+        passes.append(found)
+    return {name: min((p[name] for p in passes), key=lambda timing: timing.median_s) for name in passes[0]}
+
+
+def read_calibration(file: Path) -> Mapping[str, Timing]:
+    """Return the calibration in a file that `--json` wrote.  Raises ConfigError if it is none."""
+    try:
+        return timings(json.loads(file.read_text())["outcome"]["calibration"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: expected a file that --json wrote: {error!r}") from error
+
+
+def timings(seconds: Mapping[str, float]) -> Mapping[str, Timing]:
+    """Return the calibration that an outcome kept."""
+    return {name: Timing(median_s=each, spread_s=0.0, runs=1) for name, each in seconds.items()}
+
+
+def speeds(
+    scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]
+) -> dict[BoardId, float | None]:
+    """Return what share of this machine's core each board is to be; None: all of it.
+
+    What the scenario says comes first, then the board's quota, then the seed figure of its kind.
+    """
+    flops_per_s = subject.manifest.whole.flops / calibration[WHOLE].median_s
+
+    def speed_of(board: BoardSpec) -> float | None:
+        if board.speed is not None:
+            return board.speed
+        if board.quota is not None and board.quota < 1:
+            return board.quota
+        return min(1.0, kinds()[board.kind].gflops * 1e9 / flops_per_s) if board.kind else None
+
+    return {board.name: speed_of(board) for board in scenario.boards}
+
+
+def offered_bytes(board: BoardSpec) -> int:
+    """Return the memory that the board's agent may use."""
+    return MEMORY_BYTES if board.memory_bytes is None else board.memory_bytes
+
+
+def setting(scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]) -> Setting:
+    """Return what a simulation must know."""
+    return Setting(
+        manifest=subject.manifest,
+        digest=subject.digest,
+        seconds={name: timing.median_s for name, timing in calibration.items()},
+        speeds={name: speed or 1.0 for name, speed in speeds(scenario, subject, calibration).items()},
+        memory_bytes={board.name: offered_bytes(board) for board in scenario.boards},
+        input_bytes=sum(array.nbytes for array in subject.inputs[0].values()),
+        output_bytes=sum(array.nbytes for array in subject.expected[0].values()),
+    )
+
+
+def input_bytes(manifest: Manifest) -> dict[str, int]:
+    """Return the bytes of each segment's inputs at the sample sizes."""
+    sizes = manifest.tensor_bytes
+    return {
+        name: sum(sizes[spec.name] for spec in segment.inputs) for name, segment in manifest.by_name.items()
+    }
+
+
+def _export(scenario: Scenario, bundle: Path, folder: Path) -> Path:
+    """Export the scenario's model and return its ONNX file."""
+    try:
+        from shoal.exporter.export import export
+        from shoal.lab import builtin
+    except ImportError as error:
+        words = f"to export a model takes onnx: pip install '.[export]' in a clone of shoal ({error})"
+        raise _wrong(scenario, "model", words) from error
+    sizes: dict[str, int] = {}
+    if scenario.model in builtin.MODELS:
+        file = folder / f"{scenario.model}.onnx"
+        builtin.write(scenario.model, file)
+        tokens = scenario.workload.tokens or builtin.MODELS[scenario.model].tokens
+        sizes = {"batch": scenario.workload.batch, "tokens": tokens}
+    else:
+        file = _beside(scenario, scenario.model)
+        if not file.is_file():
+            known = ", ".join(builtin.MODELS)
+            raise _wrong(scenario, "model", f"expected one of {known}, or an ONNX file, got {file}")
+    export(file, bundle, sizes=sizes, force=True)
+    return file
+
+
+def _inputs(scenario: Scenario, manifest: Manifest) -> tuple[Tensors, ...]:
+    if not scenario.workload.inputs:
+        sizes = dict(manifest.sample_sizes)
+        if manifest.batch is not None:
+            sizes[manifest.batch] = scenario.workload.batch
+        if "tokens" in sizes and scenario.workload.tokens:
+            sizes["tokens"] = scenario.workload.tokens
+        chance = np.random.default_rng(scenario.seed)
+        made = range(REQUESTS)
+        return tuple({spec.name: _noise(spec, sizes, chance) for spec in manifest.inputs} for _ in made)
+    file = _beside(scenario, scenario.workload.inputs)
+    try:
+        with np.load(file) as found:
+            return ({spec.name: found[spec.name] for spec in manifest.inputs},)
+    except (OSError, ValueError, KeyError) as error:
+        wanted = ", ".join(spec.name for spec in manifest.inputs)
+        words = f"expected an .npz file with {wanted}, got {file}: {error}"
+        raise _wrong(scenario, "workload", words, "inputs") from error
+
+
+def _noise(spec: TensorSpec, sizes: Mapping[str, int], chance: np.random.Generator) -> Array:
+    shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape]
+    if spec.dtype.startswith("float"):
+        return chance.standard_normal(shape).astype(spec.dtype)
+    return np.ones(shape, dtype=spec.dtype)
+
+
+def _beside(scenario: Scenario, name: str) -> Path:
+    """Return a path that is relative to the scenario's file."""
+    return Path(scenario.lines.file).parent / name
+
+
+def _wrong(scenario: Scenario, key: str, words: str, *more: str) -> ConfigError:
+    return ConfigError(f"{scenario.lines.where((key, *more))}: {'.'.join((key, *more))}: {words}")

@@ -1,0 +1,158 @@
+"""Scenarios run for real: in namespaces without root, and on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from shoal.cli import cli
+from shoal.coordinator.broker import find_mosquitto
+from shoal.errors import ConfigError
+from shoal.lab import files, namespaces, run, subject
+from shoal.lab.places import place_for
+from shoal.lab.report import summary
+from shoal.lab.scenario import parse
+from shoal.lab.simulate import simulate
+from tests.real.lab_check import SCENARIO
+
+
+def needs_namespaces() -> None:
+    reason = namespaces.why_not() or namespaces.why_not_without_root()
+    if reason or find_mosquitto() is None:
+        pytest.skip(f"no lab of namespaces here: {reason or 'mosquitto is not installed'}")
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    command = ["unshare", "-rn", sys.executable, "-m", "tests.real.lab_check", str(folder)]
+    env = {**os.environ, namespaces.MARK: "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
+    needs_namespaces()
+    process = start(tmp_path)
+    out, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    found: dict[str, Any] = json.loads(out)["summary"]
+    assert "without root" in found["how"]
+    assert (found["failed"], found["wrong"]) == (0, 0)
+    assert found["requests"] > 20
+    assert found["single_p50_ms"] > 2 * 10  # two clients of a board of a twentieth of a core
+    (event,) = found["events"]
+    assert event["what"] == "b killed"
+    assert event["new_plan_s"] < 5
+    assert found["plans"][-1]["boards"] == ["a"]
+    links = found["bytes_per_inference"]
+    assert 12_288 < links.get("desk -> a", 0) + links.get("desk -> b", 0) < 10 * 12_288
+    assert found["up_s"] < 3 * 5
+    # The simulator, told only how fast this machine is, finds about the same.
+    scenario = parse(SCENARIO, "check.toml")
+    about = subject.prepare(scenario, tmp_path)
+    calibration = subject.timings(json.loads(out)["outcome"]["calibration"])
+    simulated = summary(simulate(scenario, subject.setting(scenario, about, calibration)))
+    for what in ("single_p50_ms", "calm_p50_ms"):
+        figure = simulated[what]
+        assert isinstance(figure, float)
+        assert found[what] / 3 < figure < 3 * found[what], what
+
+
+def test_nothing_is_left_of_a_lab_that_is_killed(tmp_path: Path) -> None:
+    needs_namespaces()
+    process = start(tmp_path)
+    children: list[psutil.Process] = []
+    until_s = time.monotonic() + 60
+    while len(children) < 5 and time.monotonic() < until_s:  # delay line, broker, coordinator, two agents
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 5
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_a_scenario_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CALM_S", 1.0)
+    text = SCENARIO.replace("duration = 6", 'duration = 6\nbroker = "embedded"')
+    found = summary(run.run(parse(text, "x.toml"), tmp_path, lambda _line: None, loopback=True))
+    assert found["how"] == "measured on loopback"
+    assert (found["failed"], found["wrong"]) == (0, 0)
+    assert found["bytes_per_inference"] is None
+    assert isinstance(found["requests"], int)
+    assert found["requests"] > 20
+
+
+def test_the_same_calibration_gives_the_same_simulation(tmp_path: Path) -> None:
+    scenario, first, again = (tmp_path / name for name in ("s.toml", "first.json", "again.json"))
+    scenario.write_text(SCENARIO)
+    runner = CliRunner()
+    told = runner.invoke(cli, ["simulate", str(scenario), "--json", str(first)], catch_exceptions=False)
+    assert "simulated" in told.output
+    more = ["--calibration", str(first), "--json", str(again)]
+    runner.invoke(cli, ["simulate", str(scenario), *more], catch_exceptions=False)
+    assert first.read_text() == again.read_text()
+    scenario.with_name("none.json").write_text("{}")
+    spoilt = runner.invoke(cli, ["simulate", str(scenario), "--calibration", str(tmp_path / "none.json")])
+    assert isinstance(spoilt.exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[[board]]\nname = "a"\nquota = 0.5\n', r"x\.toml:3: quota: .*need root"),
+        ('[[board]]\nname = "a"\nloss = "1%"\n', r"loss: needs namespaces"),
+        ('[[board]]\nname = "a"\n[[event]]\nat = 1\npartition = "a"\n', r"x\.toml:3: partition: needs names"),
+        ('network.air = "5mbit"\n[[board]]\nname = "a"\n', r"x\.toml:1: air: needs namespaces"),
+    ],
+)
+def test_what_loopback_cannot_do_is_refused_with_its_line(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        place_for(parse(text, "x.toml"), loopback=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('model = "nosuch"\n[[board]]\nname = "a"\n', "x.toml:1: model: expected one of"),
+        ('bundle = "nosuch"\n[[board]]\nname = "a"\n', "x.toml:1: bundle: expected a folder"),
+        ('[[board]]\nname = "a"\n[workload]\ninputs = "no.npz"\n', "x.toml:4: workload.inputs: expected an"),
+        ('[[board]]\nname = "a"\narch = "arm64"\n', "x.toml:1: arch: a needs --arm64-root"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.toml").write_text(text)
+    found = CliRunner().invoke(cli, ["lab", "run", "--loopback", "x.toml"])
+    assert isinstance(found.exception, ConfigError)
+    assert words in str(found.exception)
+
+
+def test_every_shipped_scenario_is_one() -> None:
+    assert len(files.shipped()) >= 12
+    for name in files.shipped():
+        assert files.read(name).name == name
+    listed = CliRunner().invoke(cli, ["lab", "list"]).output
+    assert all(name in listed for name in files.shipped())
+
+
+def test_a_kind_says_what_the_scenario_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('[[board]]\nname = "a"\nkind = "raspberry-pi-zero-2-w"\nmemory = "100MB"\n')
+    (board,) = files.read(str(file)).boards
+    assert board.memory_bytes == 100_000_000
+    assert board.cable.rate_bits_per_s == 25e6  # its Wi-Fi
+
+
+def test_every_kind_of_board_has_its_figures() -> None:
+    assert "raspberry-pi-5" in files.kinds()
+    assert all(kind.gflops > 0 and kind.memory_bytes > 1e8 for kind in files.kinds().values())

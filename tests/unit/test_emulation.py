@@ -1,0 +1,87 @@
+"""A board that plays a slower one."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.agent.emulation import Emulation
+from shoal.errors import ConfigError
+from shoal.records import Array, BoardId
+from shoal.session import Session
+
+SAID = {"speed": 0.5, "seconds": {"s00": 0.02}, "sizes": {"s00": 400}, "links": {}}
+
+
+class Quick(Session):
+    """A session that takes no time."""
+
+    def __init__(self) -> None:
+        self.inputs = ("x",)
+        self.outputs = ("y",)
+
+    def run(self, inputs: Mapping[str, Array], _outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        return {"y": inputs["x"]}
+
+
+def said(folder: Path, **changes: object) -> Path:
+    file = folder / "emulation.json"
+    file.write_text(json.dumps({**SAID, **changes}))
+    return file
+
+
+def test_time_is_by_speed_and_by_the_size_of_the_inputs(tmp_path: Path) -> None:
+    emulation = Emulation(said(tmp_path))
+    assert emulation.least_s("s00", 400, 0.001) == pytest.approx(0.04)  # 20 ms at half the speed
+    assert emulation.least_s("s00", 100, 0.001) == pytest.approx(0.01)
+    assert emulation.least_s("unknown", 400, 0.003) == pytest.approx(0.006)  # by what it took
+
+
+def test_a_run_takes_as_long_as_the_slow_board_would(tmp_path: Path) -> None:
+    session = Emulation(said(tmp_path)).session(Quick(), "s00")
+    begun_s = time.perf_counter()
+    made = session.run({"x": np.zeros(100, np.float32)})
+    assert 0.039 < time.perf_counter() - begun_s < 0.12
+    assert made["y"].size == 100
+
+
+def test_the_file_may_change_and_one_that_is_spoilt_changes_nothing(tmp_path: Path) -> None:
+    file = said(tmp_path)
+    emulation = Emulation(file)
+    said(tmp_path, speed=0.25)
+    os.utime(file, ns=(1, 1))
+    assert emulation.least_s("s00", 400, 0.001) == pytest.approx(0.08)
+    file.write_text("{")
+    assert emulation.least_s("s00", 400, 0.001) == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"speed": "fast"}', json.dumps({**SAID, "speed": 0}), json.dumps({**SAID, "colour": 1})],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "emulation.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"--emulate .*emulation\.json"):
+        Emulation(file)
+
+
+def test_a_narrow_link_holds_back_what_is_sent(tmp_path: Path) -> None:
+    links = {"b": {"bytes_per_s": 1e6, "delay_s": 0.01}}
+    emulation = Emulation(said(tmp_path, links=links))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = emulation.connection(ours, BoardId("b"))
+        begun_s = time.perf_counter()
+        connection.send([bytes(20_000), bytes(20_000)])  # 40 ms and the delay
+        taken_s = time.perf_counter() - begun_s
+        assert 0.049 < taken_s < 0.15
+        assert len(theirs.recv(40_000, socket.MSG_WAITALL)) == 40_000
+        begun_s = time.perf_counter()
+        emulation.connection(ours, BoardId("c")).send([bytes(20_000)])
+        assert time.perf_counter() - begun_s < 0.04
