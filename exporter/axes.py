@@ -112,7 +112,7 @@ def _along_axis(call: Call, operand: int, dim: Dim) -> Fate:
 
 def _normalisation(call: Call, operand: int, dim: Dim) -> Fate:
     """Layer norms: all axes from `axis` on are one piece of work."""
-    if operand > 0 and not (operand == 1 and call.operator.startswith("Skip")):
+    if operand > 0:
         return Stopped("needs its scale whole")
     if dim.axis >= _axis(call, call.integer("axis", -1), operand):
         return Stopped("works along that axis")
@@ -262,6 +262,10 @@ def _pad(call: Call, operand: int, dim: Dim) -> Fate:
     return Kept((dim,))
 
 
+def _one_scale(_call: Call, _operand: int, _dim: Dim) -> Fate:
+    return Stopped("takes one scale from all of it")
+
+
 def _convolution(_call: Call, operand: int, dim: Dim) -> Fate:
     return Kept((dim,)) if operand == 0 and dim.axis == 0 else Stopped("looks at neighbours")
 
@@ -291,7 +295,6 @@ RULES: Final = _table(
     (_element_wise, _ELEMENT_WISE),
     (_along_axis, "Softmax LogSoftmax Hardmax CumSum LpNormalization"),
     (_normalisation, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
-    (_normalisation, "SkipLayerNormalization SkipSimplifiedLayerNormalization"),
     (_transpose, "Transpose"),
     (_reshape, "Reshape Flatten Squeeze Unsqueeze"),
     (_expand, "Expand"),
@@ -305,6 +308,7 @@ RULES: Final = _table(
     (_gemm, "Gemm"),
     (_pad, "Pad"),
     (_convolution, "Conv"),
+    (_one_scale, "DynamicQuantizeLinear DynamicQuantizeMatMul"),
 )
 """One line per rule: the operators for which it holds."""
 

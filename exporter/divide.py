@@ -256,6 +256,7 @@ class _Divider:
         columns = self._columns(call, node, operands)
         rows: tuple[Dim | None, ...] = fate.dims if fate else (None,) * len(node.output)
         if fate:
+            plain.name = part_name(node.name) if node.name else ""
             for index, name in enumerate(plain.output):
                 if name:
                     plain.output[index] = part_name(name)

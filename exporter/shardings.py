@@ -198,13 +198,14 @@ class _Search:
             sources = [
                 seam.source for seam in (division.items[i] for i in one.meeting) if isinstance(seam, Seam)
             ]
-            ways = [list(division.narrows(source)) for source in sources]
-            common = next((n for n in ways[0] if all(n in way for way in ways)), None) if ways else None
-            if common is None or common in sources:
+            if not sources:
                 continue
+            ways = [list(division.narrows(source)) for source in sources]
+            common = [name for name in ways[0] if all(name in way for way in ways)]
             size_bytes = sum(self._tensors[source].size_bytes for source in sources)
-            if self._tensors[common].size_bytes < size_bytes:
-                found.append(common)
+            least = min(common, key=lambda name: self._tensors[name].size_bytes, default=sources[0])
+            if least not in sources and self._tensors[least].size_bytes < size_bytes:
+                found.append(least)
         return found
 
     def _tensor(self, root: Root) -> None:
