@@ -74,7 +74,6 @@ class Collective:
     """Of gather: each board gets only its own range and those before it."""
     rows: tuple[int, ...] = ()
     """Of gather: only these rows of the whole, (start, stop) as Python slices count; empty: all."""
-    codec: str = "f32"
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.tag}"

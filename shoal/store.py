@@ -29,6 +29,7 @@ class Store:
         self.root = root
         self._blobs = root / "blobs"
         self._verified: dict[Sha256, tuple[int, int]] = {}
+        self._pieces: dict[str, tuple[int, int]] = {}
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -98,7 +99,16 @@ class Store:
         if self.has(piece.slice.blob.sha256):
             return True
         path = self._blobs / piece.name
-        return path.exists() and is_piece(path, piece)
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return False
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        if self._pieces.get(piece.name) != stamp:
+            if not is_piece(path, piece):
+                return False
+            self._pieces[piece.name] = stamp
+        return True
 
     def draft(self, piece: Piece) -> Path:
         """Return where a piece under way is collected."""

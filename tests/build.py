@@ -401,7 +401,6 @@ def _collectives(draw: st.DrawFn) -> Collective:
         shares=(1 / len(boards),) * len(boards) if kind == "scatter" else (),
         causal=draw(st.booleans()),
         rows=draw(st.sampled_from([(), (0, 1), (-1, 9)])),
-        codec=draw(st.text(max_size=4)),
     )
 
 
