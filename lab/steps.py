@@ -8,9 +8,6 @@ from shoal.manifest import Manifest
 from shoal.program import Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId
 
-CODEC_SHARE: Final[Mapping[str, float]] = {"f32": 1.0, "f16": 0.5, "i8": 0.25}
-"""Of a tensor's bytes, what a codec sends; others are taken to send them all."""
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -98,7 +95,7 @@ _EXCHANGES: Final[Mapping[str, Callable[[Manifest, Exchange], Move]]] = {"send":
 
 def _collective(manifest: Manifest, board: BoardId, step: Collective, share: float) -> tuple[Hand, Await]:
     """Return what a board hands over in a collective and what it waits for."""
-    whole = _bytes(manifest, step.tensors) * CODEC_SHARE.get(step.codec, 1.0)
+    whole = _bytes(manifest, step.tensors)
     others = tuple(other for other in step.boards if other != board)
     if step.kind in ("broadcast", "scatter"):
         if board != step.root:

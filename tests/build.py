@@ -21,10 +21,13 @@ from shoal.manifest import (
     VERSION,
     WHOLE,
     Cut,
+    Deviation,
     Manifest,
     Segment,
     Sharding,
     Slice,
+    Swap,
+    Variant,
     Verification,
 )
 from shoal.messages import (
@@ -354,6 +357,8 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         return _slices()
     if kind is Segment:
         return _segments()
+    if kind is Sharding:
+        return _shardings()
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         fields = {
@@ -369,9 +374,9 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
     if origin in (Union, types.UnionType):
         return st.one_of(*(any_of(each) for each in arguments))
     if origin is tuple:
-        return st.lists(any_of(arguments[0]), max_size=3).map(tuple)
+        return st.lists(any_of(arguments[0]), max_size=2).map(tuple)
     if origin is not None and issubclass(origin, Mapping):
-        return st.dictionaries(any_of(arguments[0]), any_of(arguments[1]), max_size=3)
+        return st.dictionaries(any_of(arguments[0]), any_of(arguments[1]), max_size=2)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return st.sampled_from(kind)
     plain: Mapping[Any, SearchStrategy[Any]] = {
@@ -447,21 +452,34 @@ def _plans(draw: st.DrawFn) -> Plan:
 
 
 @st.composite
+def _shardings(draw: st.DrawFn) -> Sharding:
+    hints = typing.get_type_hints(Sharding)
+    values = {name: draw(any_of(hint)) for name, hint in hints.items() if name != "segments"}
+    segment = draw(any_of(Segment))
+    return Sharding(**values, segments=(dataclasses.replace(segment, name=f"shard-{segment.name[:40]}"),))
+
+
+@st.composite
 def _manifests(draw: st.DrawFn) -> Manifest:
     names = draw(st.lists(_names.filter(lambda name: name != WHOLE), min_size=1, max_size=3, unique=True))
     segments = tuple(dataclasses.replace(draw(any_of(Segment)), name=name) for name in names)
     hints = typing.get_type_hints(Manifest)
-    skipped = ("segments", "cuts", "shardings")
+    skipped = ("segments", "cuts", "shardings", "variants")
     values = {name: draw(any_of(hint)) for name, hint in hints.items() if name not in skipped}
-    shardings = []
-    for number in range(draw(st.integers(0, 1))):
-        own = tuple(
-            dataclasses.replace(segment, name=f"{number}-{index}-{segment.name[:40]}")
-            for index, segment in enumerate(draw(st.lists(any_of(Segment), max_size=2)))
-        )
-        shardings.append(dataclasses.replace(draw(any_of(Sharding)), segments=own))
-    values["shardings"] = tuple(shardings)
+    shardings = draw(st.lists(_shardings(), max_size=1))
+    values |= {
+        "shardings": tuple(shardings),
+    }
     everything = (*segments, values["whole"], *(s for sharding in shardings for s in sharding.segments))
+    swapped = draw(st.booleans())
+    known = [segment.name for segment in (*segments, *(s for one in shardings for s in one.segments))]
+    variant = Variant(
+        precision="int8",
+        segments={name: draw(any_of(Swap)) for name in (*known[:1], WHOLE)},
+        left_out={name: draw(st.text(max_size=4)) for name in known[1:]},
+        deviations=draw(any_of(tuple[Deviation, ...])),
+    )
+    values["variants"] = (variant,) if swapped else ()
     specs = [
         *values["inputs"],
         *values["outputs"],
