@@ -370,6 +370,33 @@ def depends_on_values() -> onnx.ModelProto:
     return b.model({"y": [8]})
 
 
+def branches() -> onnx.ModelProto:
+    """Return a Transformer whose attention depends on a condition."""
+    b = Builder()
+    x = b.linear(b.input("x", ["batch", 9, HIDDEN]), HIDDEN, HIDDEN)
+    large = b.node("Greater", b.node("ReduceMax", x, keepdims=0), b.constant(0.0))
+    branch = [
+        onnx.helper.make_graph(
+            [onnx.helper.make_node(operator, [x], [f"{operator}_out"])],
+            operator,
+            [],
+            [onnx.helper.make_tensor_value_info(f"{operator}_out", TensorProto.FLOAT, None)],
+        )
+        for operator in ("Relu", "Neg")
+    ]
+    x = b.node("If", large, then_branch=branch[0], else_branch=branch[1])
+    x = b.node("Add", x, b.attention(b.norm(x, HIDDEN), HIDDEN, HEADS))
+    b.node("Identity", b.feed_forward(x, HIDDEN), output="y")
+    return b.model({"y": ["batch", 9, HIDDEN]})
+
+
+def test_branches_are_left_to_the_lead(tmp_path: Path) -> None:
+    manifest = exported(branches(), tmp_path)
+    assert manifest.verified("local")
+    found = proof(manifest, "sequence")
+    assert found.verified or "has graphs inside it" in found.reason
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
