@@ -156,7 +156,7 @@ def ping_over(rtt_s: float, goodput_bytes_per_s: float, seen: list[int]) -> link
     return ping
 
 
-@pytest.mark.parametrize("goodput", [1e5, 3e6, 1e8, 1e10])
+@pytest.mark.parametrize("goodput", [1e5, 3e6, 1e8, 1e9])
 def test_a_link_is_measured_with_few_bytes(goodput: float) -> None:
     seen: list[int] = []
     found = links.measure(ping_over(0.004, goodput, seen))
@@ -164,6 +164,11 @@ def test_a_link_is_measured_with_few_bytes(goodput: float) -> None:
     assert found.rtt_s == pytest.approx(0.004 + 64 / goodput)
     assert sum(seen) < 3 << 20
     assert sum(seen) / goodput < 0.5
+
+
+def test_a_link_too_fast_to_be_told_from_its_round_trip_is_bounded_from_below() -> None:
+    found = links.measure(ping_over(0.004, 1e10, []))
+    assert 2e8 < found.goodput_bytes_per_s <= 1e10
 
 
 def test_a_link_faster_than_the_clock_still_has_a_finite_goodput() -> None:
