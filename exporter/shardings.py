@@ -151,7 +151,11 @@ class _Search:
         is_causal = bool(self._shardings) and self._shardings[-1].causal
         points = self._hidden_points(self._divide(roots, causal=is_causal))
         if found.verified and points:
-            hidden = self._divide(roots, causal=is_causal, points=points)
+            try:
+                hidden = self._divide(roots, causal=is_causal, points=points)
+            except NotDivisibleError as error:  # these points can be too early for what comes between
+                self._verification.append(refused("sequence-hidden", str(error)))
+                return
             self._verification.append(
                 self._attempt(
                     "sequence-hidden", lambda n: self._write_sequence(n, roots, hidden, causal=is_causal)
