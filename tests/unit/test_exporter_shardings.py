@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from shoal.exporter import shardings
+from shoal.exporter.divide import divide
+from shoal.exporter.division import Division, NotDivisibleError
 from shoal.exporter.export import export
 from shoal.exporter.shardings import _Opened
 from shoal.exporter.together import play
@@ -264,6 +267,20 @@ def test_hidden_rows_are_gathered_where_they_are_fewer_bytes(tmp_path: Path) -> 
     (tmp_path / "few").mkdir()
     few = exported(Writer(Style(kv_heads=1)).model(), tmp_path / "few")
     assert [s.name for s in few.shardings] == ["sequence", "tensor"], "two of one head are less than all"
+
+
+def test_a_gather_that_cannot_come_earlier_costs_that_way_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*given: object, points: Sequence[str] = (), **named: object) -> Division:
+        if points:
+            raise NotDivisibleError("tensor x: is needed whole")
+        return divide(*given, points=points, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shardings, "divide", refuses)
+    manifest = exported(Writer(Style()).model(), tmp_path)
+    assert [s.name for s in manifest.shardings] == ["sequence", "tensor"]
+    assert proof(manifest, "sequence-hidden").reason == "tensor x: is needed whole"
 
 
 def test_only_the_first_row_goes_to_the_lead_for_a_class_token(tmp_path: Path) -> None:
