@@ -132,6 +132,9 @@ class ShardRun:
 
     segment: str
     lead_only: bool
+    for_means: str = ""
+    """The segment to run instead where the rows that it reads were gathered as means: it takes
+    `shoal.program.LOG_COUNTS` too, and `COLUMNS` if it has a mask.  Empty: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+from shoal.codec import PLAIN, Codec
 from shoal.records import Address, BoardId, Sha256, check_positive
 
 MAX_EPOCH = 2**32 - 1
@@ -74,6 +75,8 @@ class Collective:
     """Of gather: each board gets only its own range and those before it."""
     rows: tuple[int, ...] = ()
     """Of gather: only these rows of the whole, (start, stop) as Python slices count; empty: all."""
+    codec: Codec = PLAIN
+    """Of gather and reduce: how the tensors cross the wire; each board has its own as they are."""
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.tag}"
@@ -96,11 +99,21 @@ class Collective:
             raise ValueError(f"{what}: expected shares that add up to 1, got {self.shares}")
         if self.rows and len(self.rows) != 2:
             raise ValueError(f"{what}: expected rows (start, stop), got {self.rows}")
+        if not self.codec.exact and self.kind not in ("gather", "reduce"):
+            raise ValueError(f"{what}: expected a codec of gather or reduce only, got {self.codec}")
+        if self.codec.rate > 1 and (self.kind != "gather" or self.root is not None or self.rows):
+            raise ValueError(f"{what}: expected means where all boards gather all rows, got {self.codec}")
 
 
 RANGE = "shoal.range"
 """The tensor [3] that a scatter makes at each board: the first of its units, the one behind its last, and
 how many there are; a Run with a part has one of its own."""
+
+LOG_COUNTS = "shoal.log_counts"
+"""The tensor float32 [columns] that a gather of means makes: the logarithm of how many rows each gathered
+row stands for, to be added to the logits that attention has for it."""
+COLUMNS = "shoal.columns"
+"""The tensor int64 [columns] that a gather of means makes: the first row that each gathered row is for."""
 
 
 def bounds(units: int, shares: Sequence[float]) -> tuple[int, ...]:
