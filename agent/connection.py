@@ -1,9 +1,14 @@
-"""A TCP connection between two boards: whole writes, exact reads, and no wait on a peer that is stuck."""
+"""A TCP connection between two boards: whole messages, exact reads, and no wait on a peer that is stuck.
+
+What the kernel takes at once is written by whoever sends; the rest is left to a thread, so that the sender
+goes on computing while its bytes travel.
+"""
 
 import logging
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -13,35 +18,106 @@ log = logging.getLogger(__name__)
 
 STUCK_S: Final = 2.0
 """A peer that takes no byte for so long is given up."""
-
 PART_S: Final = 0.1
 """A transfer is timed in parts of about this length."""
+PIECE_BYTES: Final = 1 << 17
+"""So much is asked of the kernel at once: the reader wakes when it is there, not for each packet."""
+MAX_QUEUED_BYTES: Final = 1 << 26
+"""Who sends more than this ahead of the link waits."""
+_MOST_VIEWS: Final = 512
+"""Of one gathering write; the kernel takes 1024."""
 
 Buffers = Sequence[bytes | memoryview]
 
 
 class Connection:
-    """A socket with one reader thread; writes of many threads come one after the other."""
+    """A socket with one reader thread; messages of many threads are written one after the other."""
+
+    direct = True
+    """Whether a sender may write by itself what the kernel takes at once."""
 
     def __init__(self, sock: socket.socket, peer: BoardId | None) -> None:
         self.sock = sock
         self.peer = peer
-        self._writing = threading.Lock()
+        self._state = threading.Condition()
+        self._queue: deque[list[memoryview]] = deque()
+        """Messages, or what is left of them; the first is being written as long as it stands here."""
+        self._queued_bytes = 0
+        self._writer: threading.Thread | None = None
+        self._broken: OSError | None = None
 
     def send(self, buffers: Buffers) -> None:
-        """Write all of `buffers`; OSError if the peer takes nothing for `STUCK_S`."""
+        """Hand over a message, which must not change from now on.
+
+        Waits only if more than `MAX_QUEUED_BYTES` are under way already.  Raises OSError if an earlier
+        one could not be written: the peer took nothing for `STUCK_S`, or is gone.
+        """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
-        with self._writing:
-            while views:
-                try:
-                    sent = self.sock.sendmsg(views[:512])
-                except OSError:
-                    self.close()  # a frame cut short spoils the connection
-                    raise
-                while views and sent >= len(views[0]):
-                    sent -= len(views.pop(0))
-                if sent:
-                    views[0] = views[0][sent:]
+        with self._state:
+            if self.direct and not self._queue and self._broken is None:
+                views = self._push(views, socket.MSG_DONTWAIT)
+            while self._queued_bytes > MAX_QUEUED_BYTES and self._broken is None:
+                self._state.wait()
+            if self._broken is not None:
+                raise self._broken
+            if not views:
+                return
+            self._queue.append(views)
+            self._queued_bytes += sum(len(view) for view in views)
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name=f"to {self.peer}", daemon=True)
+                self._writer.start()
+            self._state.notify_all()
+
+    def _push(self, views: list[memoryview], flags: int = 0) -> list[memoryview]:
+        """Write and return what is left, nothing unless `flags` forbid to wait; close if it fails."""
+        while views:
+            try:
+                sent = self.sock.sendmsg(views[:_MOST_VIEWS], (), flags)
+            except BlockingIOError as error:
+                if flags & socket.MSG_DONTWAIT:
+                    return views
+                stuck = TimeoutError(f"the peer took nothing for {STUCK_S:.0f} s")
+                self._break(stuck)
+                raise stuck from error
+            except OSError as error:
+                self._break(error)
+                raise
+            while views and sent >= len(views[0]):
+                sent -= len(views[0])
+                views = views[1:]
+            if sent:
+                views = [views[0][sent:], *views[1:]]
+        return views
+
+    def _break(self, error: OSError) -> None:
+        self._broken = self._broken or error  # a message cut short spoils the connection
+        self.close()
+
+    def _write(self) -> None:
+        """Write what is queued, as long as the connection lasts."""
+        while True:
+            with self._state:
+                while not self._queue and self._broken is None:
+                    self._state.wait()
+                if self._broken is not None:
+                    self._queue.clear()
+                    return
+                views = self._queue[0]
+            size_bytes = sum(len(view) for view in views)
+            try:
+                self.write(views, size_bytes)
+            except OSError as error:
+                log.debug("to %s: %s", self.peer, error)
+            with self._state:
+                if self._queue:
+                    self._queue.popleft()
+                self._queued_bytes -= size_bytes
+                self._state.notify_all()
+
+    def write(self, views: list[memoryview], size_bytes: int) -> None:  # noqa: ARG002  what others go by
+        """Write a message of so many bytes and wait until the kernel has all of it."""
+        self._push(views)
 
     def receive(self, size_bytes: int) -> bytes:
         """Return exactly so many bytes; ConnectionError if the peer closes before."""
@@ -52,7 +128,7 @@ class Connection:
     def receive_into(self, view: memoryview) -> None:
         """Fill `view`; ConnectionError if the peer closes before."""
         while len(view):
-            count = self.sock.recv_into(view)
+            count = self.sock.recv_into(view, 0, socket.MSG_WAITALL)
             if not count:
                 raise ConnectionResetError("closed by the peer")
             view = view[count:]
@@ -67,7 +143,8 @@ class Connection:
         begun_s: float | None = None
         came = 0
         while len(left):
-            count = self.sock.recv_into(left)
+            flags = socket.MSG_WAITALL if begun_s is not None else 0
+            count = self.sock.recv_into(left[:PIECE_BYTES], 0, flags)
             if not count:
                 raise ConnectionResetError("closed by the peer")
             left = left[count:]
@@ -89,12 +166,15 @@ class Connection:
             size_bytes -= take
 
     def close(self) -> None:
-        """Close at once; the reader thread ends."""
+        """Close at once; the threads that read and write end."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             log.debug("connection was closed already")
         self.sock.close()
+        with self._state:
+            self._broken = self._broken or ConnectionError("the connection is closed")
+            self._state.notify_all()
 
 
 def tuned(sock: socket.socket) -> socket.socket:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.agent.connection import Buffers, Connection
+from shoal.agent.connection import Connection
 from shoal.encoding import build
 from shoal.errors import ConfigError, WireError
 from shoal.records import Array, BoardId, check_positive
@@ -133,10 +133,12 @@ class _Slowed(Session):
 
 
 class _Narrowed(Connection):
+    direct = False
+
     def __init__(self, sock: socket.socket, peer: BoardId | None, emulation: Emulation) -> None:
         super().__init__(sock, peer)
         self._emulation = emulation
 
-    def send(self, buffers: Buffers) -> None:
-        self._emulation.hold(self.peer, sum(len(buffer) for buffer in buffers))
-        super().send(buffers)
+    def write(self, views: list[memoryview], size_bytes: int) -> None:
+        self._emulation.hold(self.peer, size_bytes)
+        super().write(views, size_bytes)

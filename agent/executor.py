@@ -16,10 +16,10 @@ from typing import Final
 from shoal import frames
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
-from shoal.collective import BOUNDS, count, handed_out, made_of, waited_for
+from shoal.collective import MisfitError, handed_out, made_of, makes, needs, waited_for
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import Header, Kind
-from shoal.program import RANGE, Collective, Exchange, Plan, Program, Run, Step
+from shoal.program import Collective, Exchange, Plan, Program, Run, Step
 from shoal.records import Array, BoardId
 from shoal.session import Session
 
@@ -156,7 +156,7 @@ class Executor:
             part = _Attempt(
                 held=held,
                 program=programs[self._board],
-                header=Header(kind=Kind.TENSOR, attempt=attempt, epoch=epoch, lane=lane),
+                header=Header(kind=Kind.TENSORS, attempt=attempt, epoch=epoch, lane=lane),
                 inbox=inbox,
                 others=others,
                 deadline_s=deadline_s,
@@ -254,12 +254,11 @@ class Executor:
                 for peer, arrays in handed_out(step, self._board, tensors).items():
                     self._send(part, peer, step.tag, arrays)
                 mine = {name: tensors[name] for name in _needs(step, held.sessions) if name in tensors}
-                awaited |= dict.fromkeys(_makes(step), _Awaited(step=step, mine=mine))
+                awaited |= dict.fromkeys(makes(step), _Awaited(step=step, mine=mine))
             elif step.kind == "send":
                 self._send(part, step.peer, step.tag, [tensors[name] for name in step.tensors])
             else:
-                arrays = part.inbox.take(step.tag, len(step.tensors), step.peer, part.deadline_s)
-                tensors |= dict(zip(step.tensors, arrays, strict=True))
+                tensors |= self._received(part, step)
             for name in [n for n in tensors if last_use.get(n, -1) <= position and n not in wanted]:
                 del tensors[name]
         for name in wanted:
@@ -277,13 +276,23 @@ class Executor:
     def _settle(self, part: _Attempt, waits: _Awaited, awaited: dict[str, _Awaited]) -> dict[str, Array]:
         """Wait for what the others hand over in a collective, and return what is made of it."""
         step = waits.step
-        handed = {
-            peer: part.inbox.take(step.tag, count(step), peer, part.deadline_s)
-            for peer in waited_for(step, self._board, waits.mine)
-        }
-        for name in _makes(step):
+        givers = waited_for(step, self._board, waits.mine)
+        came = part.inbox.take(step.tag, givers, part.deadline_s)
+        for name in makes(step):
             del awaited[name]
-        return made_of(step, self._board, waits.mine, handed)
+        try:
+            handed = {giver: arrived.arrays for giver, arrived in came.items()}
+            return made_of(step, self._board, waits.mine, handed)
+        except MisfitError as error:
+            raise ExchangeError(error.giver, str(error)) from error
+
+    def _received(self, part: _Attempt, step: Exchange) -> dict[str, Array]:
+        """Wait for what one peer hands over."""
+        arrays = part.inbox.take(step.tag, (step.peer,), part.deadline_s)[step.peer].arrays
+        if len(arrays) != len(step.tensors):
+            why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(arrays)}"
+            raise ExchangeError(step.peer, why)
+        return dict(zip(step.tensors, arrays, strict=True))
 
     def _tell(self, part: _Attempt, error: ShoalError) -> None:
         kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT
@@ -307,14 +316,9 @@ def _needs(step: Step, sessions: Mapping[Run, Session]) -> tuple[str, ...]:
     """Return the tensors that a step reads."""
     if isinstance(step, Run):
         return sessions[step].inputs
-    if isinstance(step, Exchange) and step.kind == "recv":
-        return ()
-    return (*step.tensors, BOUNDS) if isinstance(step, Collective) and step.rows else step.tensors
-
-
-def _makes(step: Collective) -> tuple[str, ...]:
-    """Return the tensors of which a collective makes at least some boards' own."""
-    return (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made
+    if isinstance(step, Collective):
+        return needs(step)
+    return () if step.kind == "recv" else step.tensors
 
 
 def _last_uses(program: Program, sessions: Mapping[Run, Session]) -> dict[str, int]:

@@ -2,55 +2,77 @@
 
 import threading
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from shoal.errors import BoardError
-from shoal.frames import Header
 from shoal.records import Array, BoardId
 
 MAX_INBOX_BYTES: Final = 1 << 30
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """All that a board handed over in one exchange, and when it came (of time.monotonic)."""
+
+    arrays: Sequence[Array]
+    begun_s: float
+    """When its header was here."""
+    ended_s: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of its tensors."""
+        return sum(array.nbytes for array in self.arrays)
+
+
 class Inbox:
-    """What has come for one attempt, and who is waited for."""
+    """What has come for one attempt, and who is waited for by the one thread that takes it out."""
 
     def __init__(self, peers: frozenset[BoardId]) -> None:
         self.peers = peers
-        self._arrived: dict[tuple[int, BoardId], dict[int, Array]] = {}
+        self._arrived: dict[tuple[int, BoardId], Arrived] = {}
+        self._missing: set[tuple[int, BoardId]] = set()
         self._size_bytes = 0
         self._over: Exception | None = None
         self._changed = threading.Condition()
 
-    def put(self, header: Header, peer: BoardId, array: Array) -> None:
-        """Take a tensor that `peer` handed over in an exchange."""
+    def put(self, tag: int, peer: BoardId, arrived: Arrived) -> None:
+        """Take what `peer` handed over in an exchange; the thread that waits wakes with the last it needs."""
         with self._changed:
-            self._size_bytes += array.nbytes
+            self._size_bytes += arrived.size_bytes
             if self._size_bytes > MAX_INBOX_BYTES:
                 self._over = BoardError(f"more than {MAX_INBOX_BYTES} bytes came for one request")
-            self._arrived.setdefault((header.tag, peer), {})[header.index] = array
-            self._changed.notify_all()
+                self._changed.notify()
+            self._arrived[tag, peer] = arrived
+            if (tag, peer) in self._missing:
+                self._missing.discard((tag, peer))
+                if not self._missing:
+                    self._changed.notify()
 
     def end(self, why: Exception) -> None:
         """Make every wait on this inbox fail with `why`."""
         with self._changed:
             self._over = self._over or why
-            self._changed.notify_all()
+            self._changed.notify()
 
-    def take(self, tag: int, count: int, peer: BoardId, deadline_s: float) -> list[Array]:
-        """Return the `count` tensors that `peer` hands over in exchange `tag`, in order, once all are here.
+    def take(self, tag: int, peers: Iterable[BoardId], deadline_s: float) -> dict[BoardId, Arrived]:
+        """Return what each of `peers` hands over in exchange `tag`, once all of it is here.
 
         Raises what `end` was given, or BoardError at `deadline_s` (of time.monotonic): that is no proof
         against the link, which ends its connection if it is at fault.
         """
+        keys = [(tag, peer) for peer in peers]
         with self._changed:
-            while True:
-                here = self._arrived.get((tag, peer), {})
-                if len(here) >= count and all(index in here for index in range(count)):
-                    self._arrived.pop((tag, peer), None)
-                    self._size_bytes -= sum(array.nbytes for array in here.values())
-                    return [here[index] for index in range(count)]
+            self._missing = {key for key in keys if key not in self._arrived}
+            while self._missing:
                 if self._over is not None:
                     raise self._over
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._changed.wait(left_s):
-                    raise BoardError(f"nothing came from {peer} for step {tag} in time")
+                    late = ", ".join(sorted(peer for _, peer in self._missing))
+                    raise BoardError(f"nothing came from {late} for step {tag} in time")
+            found = {key[1]: self._arrived.pop(key) for key in keys}
+            self._size_bytes -= sum(arrived.size_bytes for arrived in found.values())
+            return found

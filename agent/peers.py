@@ -21,14 +21,14 @@ import numpy as np
 
 from shoal import frames
 from shoal.agent.connection import Buffers, Connection, tuned
-from shoal.agent.inbox import Inbox
+from shoal.agent.inbox import Arrived, Inbox
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
 from shoal.profiler import tcp_info
 from shoal.profiler.goodput import Transfer
 from shoal.profiler.tcp_info import TcpInfo
-from shoal.records import Address, Array, BoardId
+from shoal.records import Address, BoardId
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,8 @@ class Peers:
         """Connections that did not keep to the protocol."""
         self.on_heard: Callable[[BoardId, Heard], None] = lambda _peer, _heard: None
         """Hears how fast what we send comes to a peer."""
+        self.on_notes: Callable[[bytes, BoardId, bytes], None] = lambda _attempt, _peer, _notes: None
+        """Hears what a peer did when in an attempt."""
         self._receiving = 0
         """Tensors that are coming in just now."""
 
@@ -274,17 +276,19 @@ class Peers:
         return hello.sender
 
     def _header(self, connection: Connection) -> Header:
-        fixed = connection.receive(frames.HEADER.size)
-        return frames.unpack(fixed, connection.receive(8 * frames.dims_of(fixed)))
+        return frames.unpack(connection.receive(frames.HEADER.size))
 
     def _take(self, connection: Connection, peer: BoardId) -> None:
         """Receive one frame and act on it."""
         header = self._header(connection)
-        if header.kind is Kind.TENSOR:
-            array = np.empty(header.shape, dtype=header.dtype)
-            if array.nbytes:
-                self._receive(connection, array.reshape(-1).view(np.uint8).data)
-            self._deliver(connection, peer, header, array)
+        if header.kind is Kind.TENSORS:
+            laid = frames.layout(header, connection.receive(header.table))
+            payload = np.empty(header.length, np.uint8)
+            begun_s = time.monotonic()
+            if header.length:
+                self._receive(connection, payload.data)
+            arrived = Arrived(arrays=frames.arrays(laid, payload), begun_s=begun_s, ended_s=time.monotonic())
+            self._deliver(connection, peer, header, arrived)
         elif header.kind is Kind.PING:
             connection.discard(header.length)
             connection.send([frames.pack(Header(kind=Kind.PONG, attempt=header.attempt))])
@@ -294,6 +298,8 @@ class Peers:
                 waiting.set()
         elif header.kind is Kind.HEARD:
             self.on_heard(peer, from_json(Heard, connection.receive(header.length), f"heard by {peer}"))
+        elif header.kind is Kind.NOTES:
+            self.on_notes(header.attempt, peer, connection.receive(header.length))
         else:
             words = connection.receive(header.length).decode(errors="replace")
             self._end(
@@ -302,7 +308,7 @@ class Peers:
             )
 
     def _receive(self, connection: Connection, view: memoryview) -> None:
-        """Receive a tensor, and tell its sender how fast it came unless others came at the same time."""
+        """Receive tensors, and tell their sender how fast they came unless others came at the same time."""
         with self._lock:
             self._receiving += 1
 
@@ -325,7 +331,7 @@ class Peers:
         else:
             inbox.end(why)
 
-    def _deliver(self, connection: Connection, peer: BoardId, header: Header, array: Array) -> None:
+    def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
         with self._lock:
             inbox = self._inboxes.get(header.attempt)
             over = header.attempt in self._over
@@ -341,9 +347,9 @@ class Peers:
                 return
         if peer not in inbox.peers:
             self.dropped += 1
-            log.warning("dropped a tensor of %s, which has no part in that request", peer)
+            log.warning("dropped tensors of %s, which has no part in that request", peer)
             return
-        inbox.put(header, peer, array)
+        inbox.put(header.tag, peer, arrived)
 
     def _lost(self, connection: Connection, why: str) -> None:
         peer = connection.peer

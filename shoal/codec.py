@@ -126,6 +126,8 @@ def decode(parts: Sequence[Array], axis: int, out: Array) -> None:
     if first.shape != out.shape:
         raise WireError(f"exchange: expected rows of sizes {list(out.shape)}, got {list(first.shape)}")
     if len(parts) == 1:
+        if first.dtype != out.dtype and not first.dtype.kind == out.dtype.kind == "f":
+            raise WireError(f"exchange: expected {out.dtype}, got {first.dtype}")
         np.copyto(out, first, casting="same_kind")
         return
     lead, rows, _ = _folded(first.shape, axis)

@@ -1,16 +1,18 @@
 """The arithmetic of collectives: what a board hands to whom, from whom it waits, and what it makes.
 
-Whoever moves the bytes calls `handed_out` before and `made_of` after; both are pure.
+Whoever moves the bytes calls `handed_out` before and `made_of` after; both are pure.  What is handed over
+is encoded as the collective's codec says, `handed` is what came, as it came.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
 
-from shoal.errors import ModelError
-from shoal.program import RANGE, Collective, bounds
+from shoal import codec as codecs
+from shoal.errors import ModelError, WireError
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds
 from shoal.records import Array, BoardId
 
 BOUNDS: Final = "shoal.bounds"
@@ -18,6 +20,27 @@ BOUNDS: Final = "shoal.bounds"
 
 Tensors = Mapping[str, Array]
 Handed = Mapping[BoardId, Sequence[Array]]
+
+
+class MisfitError(WireError):
+    """What a board handed over does not fit what this one has."""
+
+    def __init__(self, step: Collective, giver: BoardId, why: str) -> None:
+        super().__init__(f"step {step.tag}, {step.kind}: {why}")
+        self.giver = giver
+
+
+def needs(step: Collective) -> tuple[str, ...]:
+    """Return the tensors that a board must have to take part."""
+    ranged = step.rows or step.codec.rate > 1
+    return (*step.tensors, BOUNDS) if ranged else step.tensors
+
+
+def makes(step: Collective) -> tuple[str, ...]:
+    """Return the tensors of which a collective makes at least some boards' own."""
+    if step.kind == "scatter":
+        return (*step.made, RANGE, BOUNDS)
+    return (*step.made, LOG_COUNTS, COLUMNS) if step.codec.rate > 1 else step.made
 
 
 def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[BoardId, ...]:
@@ -31,11 +54,6 @@ def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[Boar
         edges = tensors[BOUNDS]
         givers = [giver for giver in givers if _overlap(step, giver, edges) is not None]
     return tuple(givers)
-
-
-def count(step: Collective) -> int:
-    """Return how many tensors one board hands another."""
-    return len(step.tensors) + (2 if step.kind == "scatter" else 0)
 
 
 def handed_out(step: Collective, board: BoardId, tensors: Tensors) -> dict[BoardId, list[Array]]:
@@ -52,31 +70,139 @@ def handed_out(step: Collective, board: BoardId, tensors: Tensors) -> dict[Board
     takers = [step.root] if step.root is not None else step.boards
     peers = [peer for peer in takers if peer != board and _gives(step, board, peer)]
     mine = _mine(step, board, tensors) if peers else None
-    return {} if mine is None else dict.fromkeys(peers, mine)
+    return {} if mine is None else dict.fromkeys(peers, _encoded(step, mine))
 
 
 def made_of(step: Collective, board: BoardId, tensors: Tensors, handed: Handed) -> dict[str, Array]:
-    """Return the tensors that `board` has after the step, given what the others handed it."""
-    if step.kind == "broadcast":
-        given = handed[step.root] if board != step.root and step.root else [tensors[n] for n in step.tensors]
-        return dict(zip(step.made, given, strict=True))
-    if step.kind == "scatter":
-        given = _share(step, board, tensors) if board == step.root else handed[step.root or board]
-        return dict(zip((*step.made, RANGE, BOUNDS), given, strict=True))
+    """Return the tensors that `board` has after the step, given what the others handed it.
+
+    Raises MisfitError, which names the giver, if that does not fit.
+    """
+    if step.kind in ("broadcast", "scatter"):
+        names = step.made if step.kind == "broadcast" else (*step.made, RANGE, BOUNDS)
+        if step.root in (None, board):
+            whole = [tensors[name] for name in step.tensors]
+            given: Sequence[Array] = whole if step.kind == "broadcast" else _share(step, board, tensors)
+        else:
+            given = handed[step.root]
+            if len(given) != len(names):
+                raise MisfitError(step, step.root, f"expected {len(names)} tensors, got {len(given)}")
+        return dict(zip(names, given, strict=True))
     if step.root not in (None, board):
         return {}
-    parts = []
-    for giver in step.boards:
-        part = _mine(step, board, tensors) if giver == board else handed.get(giver)
-        if part is not None and _gives(step, giver, board):
-            parts.append(part)
-    joined = zip(*parts, strict=True)
+    mine = _mine(step, board, tensors)
+    givers = [
+        giver
+        for giver in step.boards
+        if _gives(step, giver, board) and (giver in handed or (giver == board and mine is not None))
+    ]
     if step.kind == "reduce":
-        return {name: reduce(np.add, arrays) for name, arrays in zip(step.made, joined, strict=True)}
+        return _reduced(step, board, mine or (), givers, handed)
+    made = _gathered(step, board, mine, givers, handed)
+    return made | (_what_means_stand_for(step, board, tensors) if step.codec.rate > 1 else {})
+
+
+def _reduced(
+    step: Collective, board: BoardId, mine: Sequence[Array], givers: Sequence[BoardId], handed: Handed
+) -> dict[str, Array]:
+    """Add up in the order of the boards, each as it crosses the wire, so that all boards get the same."""
+    own = _encoded(step, mine)
+    parts = [_parts(step, giver, own if giver == board else handed[giver], mine) for giver in givers]
+    made: dict[str, Array] = {}
+    for index, name in enumerate(step.made):
+        total = np.empty_like(mine[index])
+        part = np.empty_like(total)
+        for giver, given in zip(givers, parts, strict=True):
+            _decode(
+                step, giver, given[index], _axis(step, index, total), part if giver != givers[0] else total
+            )
+            if giver != givers[0]:
+                np.add(total, part, out=total)
+        made[name] = total
+    return made
+
+
+def _gathered(
+    step: Collective, board: BoardId, mine: Sequence[Array] | None, givers: Sequence[BoardId], handed: Handed
+) -> dict[str, Array]:
+    """Write what each board gives to its place in the whole."""
+    if list(givers) == [board]:
+        return dict(zip(step.made, mine or (), strict=True))
+    parts = {giver: _parts(step, giver, handed[giver], mine) for giver in givers if giver != board}
+    made: dict[str, Array] = {}
+    for index, (name, axis) in enumerate(zip(step.made, step.axes, strict=True)):
+        pieces = {
+            giver: parts[giver][index][0] if giver in parts else (mine or ())[index] for giver in givers
+        }
+        like = mine[index] if mine is not None else next(iter(pieces.values()))
+        for giver, piece in pieces.items():
+            if not _fits(piece.shape, like.shape, axis):
+                raise MisfitError(
+                    step, giver, f"{name}: expected rows of {list(like.shape)}, got {list(piece.shape)}"
+                )
+        total = sum(piece.shape[axis] for piece in pieces.values())
+        made[name] = whole = np.empty((*like.shape[:axis], total, *like.shape[axis + 1 :]), like.dtype)
+        start = 0
+        for giver, piece in pieces.items():
+            place = whole[_rows(axis, start, start + piece.shape[axis])]
+            if giver == board:
+                place[...] = piece
+            else:
+                _decode(step, giver, parts[giver][index], axis, place)
+            start += piece.shape[axis]
+    return made
+
+
+def _what_means_stand_for(step: Collective, board: BoardId, tensors: Tensors) -> dict[str, Array]:
+    """Return LOG_COUNTS and COLUMNS of what `board` gathered."""
+    edges = tensors[BOUNDS]
+    many: list[Array] = []
+    for index, giver in enumerate(step.boards):
+        if _gives(step, giver, board):
+            rows = int(edges[index + 1] - edges[index])
+            many.append(np.ones(rows, np.int64) if giver == board else codecs.counts(step.codec, rows))
+    stood = np.concatenate(many)
     return {
-        name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
-        for name, arrays, axis in zip(step.made, joined, step.axes, strict=True)
+        LOG_COUNTS: np.log(stood).astype(np.float32),
+        COLUMNS: np.concatenate(([0], np.cumsum(stood)[:-1])).astype(np.int64),
     }
+
+
+def _encoded(step: Collective, mine: Sequence[Array]) -> list[Array]:
+    return [
+        part
+        for index, array in enumerate(mine)
+        for part in codecs.encode(step.codec, array, _axis(step, index, array))
+    ]
+
+
+def _axis(step: Collective, index: int, array: Array) -> int:
+    """Return along which axis a tensor has its rows."""
+    return step.axes[index] if step.axes else max(0, array.ndim - 2)
+
+
+def _parts(
+    step: Collective, giver: BoardId, given: Sequence[Array], mine: Sequence[Array] | None
+) -> list[Sequence[Array]]:
+    """Return for each tensor the parts of it that `giver` handed over."""
+    many = [codecs.parts_of(step.codec, x.dtype.name) for x in mine] if mine else [1] * len(step.tensors)
+    if sum(many) != len(given):
+        raise MisfitError(step, giver, f"expected {sum(many)} tensors, got {len(given)}")
+    ends = list(accumulate(many))
+    return [given[end - count : end] for end, count in zip(ends, many, strict=True)]
+
+
+def _decode(step: Collective, giver: BoardId, parts: Sequence[Array], axis: int, out: Array) -> None:
+    try:
+        codecs.decode(parts, axis, out)
+    except WireError as error:
+        raise MisfitError(step, giver, str(error)) from error
+
+
+def _fits(shape: Sequence[int], like: Sequence[int], axis: int) -> bool:
+    return len(shape) == len(like) > axis and all(
+        s == w for i, (s, w) in enumerate(zip(shape, like, strict=True)) if i != axis
+    )
 
 
 def _gives(step: Collective, giver: BoardId, taker: BoardId) -> bool:

@@ -1,19 +1,20 @@
 """Tensors as frames between boards: the bytes, and nothing else.
 
-    magic   4   b"SHL1"
+    magic   4   b"SHL2"
     kind    1   see `Kind`
-    dtype   1   index into `DTYPES`; 0 for frames without a tensor
-    ndim    1   number of sizes that follow the header
-    index   1   which tensor of the exchange this is
-    count   1   how many tensors the exchange has
+    count   1   how many tensors the frame has
+    flags   1   bit 0: the boards note what they do when, for a timeline of the request
     spare   1
     tag     2   of the exchange
     lane    2   of the plan
     epoch   4   of the plan
     attempt 16  of a request; a retry is another attempt
-    length  8   bytes of payload, which follow the sizes
+    table   2   bytes of the table that follows the header
+    length  8   bytes of payload, which follow the table
 
-All numbers are little-endian, sizes are 8 bytes each.  A tensor's payload is its elements in C order.
+All numbers are little-endian.  A frame with tensors is all that one board hands another in one exchange.
+Its table has for each tensor its type (1 byte, an index into `DTYPES`), its number of sizes (1) and its
+sizes (8 bytes each); its payload their elements in C order, each tensor filled up to a multiple of 8 bytes.
 """
 
 import math
@@ -28,13 +29,18 @@ import numpy as np
 from shoal.errors import WireError
 from shoal.records import ITEM_BYTES, Array
 
-MAGIC: Final = b"SHL1"
-HEADER: Final = struct.Struct("<4sBBBBBBHHI16sQ")
+MAGIC: Final = b"SHL2"
+HEADER: Final = struct.Struct("<4sBBBxHHI16sHQ")
 DTYPES: Final = ("", *sorted(ITEM_BYTES))
 MAX_DIMS: Final = 8
+MAX_TENSORS: Final = 255
+MAX_TABLE_BYTES: Final = 2**16 - 1
 MAX_PAYLOAD_BYTES: Final = 1 << 30
 MAX_TEXT_BYTES: Final = 4096
+MAX_NOTES_BYTES: Final = 1 << 20
 NO_ATTEMPT: Final = bytes(16)
+TRACED: Final = 1
+ALIGNED: Final = 8
 
 
 class Kind(IntEnum):
@@ -42,7 +48,7 @@ class Kind(IntEnum):
 
     HELLO = 1
     """First on every connection, from whoever opened it; the payload is text."""
-    TENSOR = 2
+    TENSORS = 2
     ABORT = 3
     """The attempt is over: the sender's board failed; the payload says why."""
     REFUSE = 4
@@ -52,125 +58,159 @@ class Kind(IntEnum):
     PONG = 6
     HEARD = 7
     """How fast tensors came, from whoever received them; the payload is text."""
+    NOTES = 8
+    """What the sender did when in an attempt, for the lead; the payload is text."""
 
 
-_TEXT: Final = (Kind.HELLO, Kind.ABORT, Kind.REFUSE, Kind.HEARD)
+_LIMITS: Final = {
+    Kind.HELLO: MAX_TEXT_BYTES,
+    Kind.ABORT: MAX_TEXT_BYTES,
+    Kind.REFUSE: MAX_TEXT_BYTES,
+    Kind.HEARD: MAX_TEXT_BYTES,
+    Kind.NOTES: MAX_NOTES_BYTES,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The fixed part of a frame, and the sizes of its tensor."""
+    """The fixed part of a frame."""
 
     kind: Kind
     attempt: bytes = NO_ATTEMPT
     epoch: int = 0
     lane: int = 0
     tag: int = 0
-    index: int = 0
     count: int = 0
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
+    flags: int = 0
+    table: int = 0
     length: int = 0
+
+    @property
+    def traced(self) -> bool:
+        """Say whether the boards note what they do."""
+        return bool(self.flags & TRACED)
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """Where a tensor lies in the payload."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 def pack(header: Header) -> bytes:
-    """Return the bytes of `header`, sizes included."""
-    fixed = HEADER.pack(
+    """Return the bytes of `header`."""
+    return HEADER.pack(
         MAGIC,
         header.kind,
-        DTYPES.index(header.dtype),
-        len(header.shape),
-        header.index,
         header.count,
-        0,
+        header.flags,
         header.tag,
         header.lane,
         header.epoch,
         header.attempt,
+        header.table,
         header.length,
     )
-    return fixed + struct.pack(f"<{len(header.shape)}Q", *header.shape)
 
 
-def dims_of(fixed: bytes) -> int:
-    """Return how many sizes follow a fixed header.  Raises WireError if it is none of ours."""
+def unpack(fixed: bytes) -> Header:
+    """Return the header in `fixed`.  Raises WireError if it is none of ours."""
     if len(fixed) != HEADER.size:
         raise WireError(f"frame: expected a header of {HEADER.size} bytes, got {len(fixed)}")
-    magic, _, dtype, ndim = struct.unpack_from("<4sBBB", fixed)
+    magic, kind, count, flags, tag, lane, epoch, attempt, table, length = HEADER.unpack(fixed)
     if magic != MAGIC:
         raise WireError(f"frame: expected {MAGIC!r}, got {magic!r}")
-    if dtype >= len(DTYPES) or ndim > MAX_DIMS:
-        raise WireError(f"frame: expected a known type and at most {MAX_DIMS} sizes, got {dtype}, {ndim}")
-    return int(ndim)
-
-
-def unpack(fixed: bytes, sizes: bytes) -> Header:
-    """Return the header in `fixed` and `sizes`.  Raises WireError if its parts contradict each other."""
-    if len(sizes) != 8 * dims_of(fixed):
-        raise WireError(f"frame: expected {dims_of(fixed)} sizes of 8 bytes, got {len(sizes)} bytes")
-    _, kind, dtype, ndim, index, count, _, tag, lane, epoch, attempt, length = HEADER.unpack(fixed)
     try:
         word = Kind(kind)
     except ValueError:
         raise WireError(f"frame: expected a kind of 1 to {max(Kind)}, got {kind}") from None
-    header = Header(
+    limit = _LIMITS.get(word, MAX_PAYLOAD_BYTES)
+    if length > limit:
+        raise WireError(f"frame: expected at most {limit} bytes in {word.name}, got {length}")
+    if (word is Kind.TENSORS) != bool(count) or bool(count) != bool(table):
+        raise WireError(
+            f"frame: expected tensors and their table in TENSORS only, got {count} in {word.name}"
+        )
+    return Header(
         kind=word,
         attempt=attempt,
         epoch=epoch,
         lane=lane,
         tag=tag,
-        index=index,
         count=count,
-        dtype=DTYPES[dtype],
-        shape=struct.unpack(f"<{ndim}Q", sizes),
+        flags=flags,
+        table=table,
         length=length,
     )
-    limit = MAX_TEXT_BYTES if word in _TEXT else MAX_PAYLOAD_BYTES
-    if length > limit:
-        raise WireError(f"frame: expected at most {limit} bytes in {word.name}, got {length}")
-    if word is Kind.TENSOR:
-        _check_tensor(header)
-    return header
 
 
-def _check_tensor(header: Header) -> None:
-    if not header.dtype or header.index >= header.count:
-        raise WireError(f"frame: expected a type, and index below count, got {header}")
-    expected = math.prod(header.shape) * ITEM_BYTES[header.dtype]
-    if header.length != expected:
+def layout(header: Header, table: bytes) -> list[Laid]:
+    """Return where the tensors of a frame lie in its payload.
+
+    Raises WireError if the table contradicts itself or the header.
+    """
+    found: list[Laid] = []
+    at = begin = 0
+    for _ in range(header.count):
+        if at + 2 > len(table) or at + 2 + 8 * table[at + 1] > len(table):
+            raise WireError(f"frame: expected a table of {header.count} tensors, got {len(table)} bytes")
+        kind, ndim = table[at], table[at + 1]
+        if not 0 < kind < len(DTYPES) or ndim > MAX_DIMS:
+            raise WireError(f"frame: expected a known type and at most {MAX_DIMS} sizes, got {kind}, {ndim}")
+        shape = struct.unpack_from(f"<{ndim}Q", table, at + 2)
+        at += 2 + 8 * ndim
+        if math.prod(size or 1 for size in shape) > MAX_PAYLOAD_BYTES:  # beyond what an array may be
+            raise WireError(f"frame: expected sizes that fit memory, got {list(shape)}")
+        end = begin + math.prod(shape) * ITEM_BYTES[DTYPES[kind]]
+        found.append(Laid(DTYPES[kind], shape, begin, end))
+        begin = end + -end % ALIGNED
+    if at != len(table) or begin != header.length:
         raise WireError(
-            f"frame: expected {expected} bytes for {header.dtype}{list(header.shape)}, got {header.length}"
+            f"frame: expected {begin} bytes of {header.count} tensors in a table of {at}, got "
+            f"{header.length} in one of {len(table)}"
         )
-    if math.prod(size or 1 for size in header.shape) > MAX_PAYLOAD_BYTES:  # beyond what an array may be
-        raise WireError(f"frame: expected sizes that fit memory, got {list(header.shape)}")
+    return found
+
+
+def arrays(laid: Sequence[Laid], payload: Array) -> list[Array]:
+    """Return the tensors in the `payload`, uint8 [length]; nothing is copied."""
+    return [payload[one.begin : one.end].view(one.dtype).reshape(one.shape) for one in laid]
 
 
 def tensors(
-    arrays: Sequence[Array], *, attempt: bytes, epoch: int, lane: int, tag: int
+    given: Sequence[Array], *, attempt: bytes, epoch: int, lane: int, tag: int, flags: int = 0
 ) -> list[bytes | memoryview]:
     """Return the buffers of one exchange, ready for one gathering write; nothing is copied."""
+    table = bytearray()
     buffers: list[bytes | memoryview] = []
-    for index, array in enumerate(arrays):
-        plain = np.ascontiguousarray(array)
-        header = Header(
-            kind=Kind.TENSOR,
-            attempt=attempt,
-            epoch=epoch,
-            lane=lane,
-            tag=tag,
-            index=index,
-            count=len(arrays),
-            dtype=array.dtype.name,
-            shape=array.shape,
-            length=plain.nbytes,
-        )
-        buffers.append(pack(header))
-        if plain.nbytes:
-            buffers.append(plain.reshape(-1).view(np.uint8).data)
-    return buffers
+    length = 0
+    for array in given:
+        table += struct.pack(f"<BB{array.ndim}Q", DTYPES.index(array.dtype.name), array.ndim, *array.shape)
+        if array.nbytes:
+            buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        fill = -array.nbytes % ALIGNED
+        if fill:
+            buffers.append(bytes(fill))
+        length += array.nbytes + fill
+    header = Header(
+        kind=Kind.TENSORS,
+        attempt=attempt,
+        epoch=epoch,
+        lane=lane,
+        tag=tag,
+        count=len(given),
+        flags=flags,
+        table=len(table),
+        length=length,
+    )
+    return [pack(header) + table, *buffers]
 
 
-def text(kind: Kind, words: str, *, attempt: bytes = NO_ATTEMPT) -> list[bytes | memoryview]:
+def text(kind: Kind, words: str, *, attempt: bytes = NO_ATTEMPT, epoch: int = 0) -> list[bytes | memoryview]:
     """Return the buffers of a frame whose payload is text; too long a text is cut."""
-    payload = words.encode()[:MAX_TEXT_BYTES]
-    return [pack(Header(kind=kind, attempt=attempt, length=len(payload))), payload]
+    payload = words.encode()[: _LIMITS[kind]]
+    return [pack(Header(kind=kind, attempt=attempt, epoch=epoch, length=len(payload))), payload]

@@ -150,6 +150,11 @@ class ShardCollective:
     """What is made is made at the lead only."""
     rows: tuple[int, ...]
 
+    @property
+    def among_all(self) -> bool:
+        """Say whether all boards hand one another all they have."""
+        return self.kind in ("gather", "reduce") and not self.to_lead and not self.rows
+
 
 ShardStep = ShardRun | ShardCollective
 
@@ -175,10 +180,7 @@ class Sharding:
     @property
     def exchanges(self) -> int:
         """Return how many times all boards wait for one another in one request."""
-        return sum(
-            isinstance(step, ShardCollective) and not step.to_lead and step.kind in ("gather", "reduce")
-            for step in self.steps
-        )
+        return sum(isinstance(step, ShardCollective) and step.among_all for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

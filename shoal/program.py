@@ -99,10 +99,11 @@ class Collective:
             raise ValueError(f"{what}: expected shares that add up to 1, got {self.shares}")
         if self.rows and len(self.rows) != 2:
             raise ValueError(f"{what}: expected rows (start, stop), got {self.rows}")
-        if not self.codec.exact and self.kind not in ("gather", "reduce"):
-            raise ValueError(f"{what}: expected a codec of gather or reduce only, got {self.codec}")
-        if self.codec.rate > 1 and (self.kind != "gather" or self.root is not None or self.rows):
-            raise ValueError(f"{what}: expected means where all boards gather all rows, got {self.codec}")
+        among_all = self.root is None and not self.rows
+        if not self.codec.exact and not (self.kind in ("gather", "reduce") and among_all):
+            raise ValueError(f"{what}: expected a codec of gather or reduce among all, got {self.codec}")
+        if self.codec.rate > 1 and self.kind != "gather":
+            raise ValueError(f"{what}: expected means in a gather only, got {self.codec}")
 
 
 RANGE = "shoal.range"

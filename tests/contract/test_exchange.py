@@ -14,7 +14,7 @@ from shoal import frames
 from shoal.agent.executor import Executor
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.errors import BoardError, ModelError
-from shoal.frames import Header, Kind
+from shoal.frames import Kind
 from shoal.program import Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import Address, Array, BoardId, Sha256
 
@@ -253,14 +253,15 @@ def test_strangers_are_turned_away(boards: tuple[Board, Board]) -> None:
 
 
 def test_frames_that_contradict_themselves_close_the_connection(boards: tuple[Board, Board]) -> None:
-    good = Header(
-        kind=Kind.TENSOR, attempt=bytes(16), epoch=1, count=1, dtype="float32", shape=(2,), length=8
-    )
+    buffers = frames.tensors([X], attempt=bytes(16), epoch=1, lane=0, tag=0)
+    good = b"".join(bytes(part) for part in buffers)
+    header, table = frames.unpack(good[: frames.HEADER.size]), good[frames.HEADER.size :][:18]
     bad = [
-        frames.pack(replace(good, length=9)),
-        frames.pack(replace(good, index=1)),
-        frames.pack(replace(good, shape=(1 << 40,), length=1 << 42)),
-        frames.pack(good)[:4] + b"\x09" + frames.pack(good)[5:],
+        frames.pack(replace(header, length=9)) + table,
+        frames.pack(header) + table[:-8] + (1 << 40).to_bytes(8, "little"),
+        frames.pack(replace(header, count=2)) + table,
+        frames.pack(replace(header, count=0)),
+        good[:4] + b"\x09" + good[5:],
     ]
     for content in bad:
         with raw(boards[0], '{"cluster":"test","sender":"c","receiver":"a"}') as sock:
@@ -274,7 +275,7 @@ def test_a_tensor_for_an_attempt_of_others_is_refused(boards: tuple[Board, Board
         parts = frames.tensors([X], attempt=secrets.token_bytes(16), epoch=1, lane=0, tag=0)
         sock.sendall(b"".join(bytes(part) for part in parts))
         fixed = sock.recv(frames.HEADER.size)
-        header = frames.unpack(fixed, b"")
+        header = frames.unpack(fixed)
         assert header.kind is Kind.ABORT
     assert boards[1].under_way == 0
 

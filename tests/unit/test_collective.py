@@ -1,6 +1,7 @@
 """Collectives, played by all boards in one process."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.collective import BOUNDS, count, handed_out, made_of, waited_for
+from shoal.codec import Codec, codec_of
+from shoal.collective import BOUNDS, MisfitError, handed_out, made_of, waited_for
 from shoal.errors import ModelError
-from shoal.program import RANGE, Collective, bounds
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds
 from shoal.records import Array, BoardId
 
 BOARDS = tuple(BoardId(name) for name in ("a", "b", "c", "d"))
@@ -25,7 +27,6 @@ def meet(step: Collective, tensors: Everything) -> dict[BoardId, dict[str, Array
         givers = waited_for(step, board, tensors[board])
         assert {giver for giver, handed in sent.items() if board in handed} == set(givers)
         handed = {giver: sent[giver][board] for giver in givers}
-        assert all(len(arrays) == count(step) for arrays in handed.values())
         found[board] = made_of(step, board, tensors[board], handed)
     return found
 
@@ -88,6 +89,106 @@ def test_a_reduce_adds_in_one_order_at_every_board() -> None:
     for found in made.values():
         assert np.array_equal(found["y"], made[BOARDS[0]]["y"])
         assert np.allclose(found["y"], expected, atol=1e-6)
+
+
+def own_rows(x: Array, boards: Sequence[BoardId], shares: Sequence[float]) -> Everything:
+    parts = scattered(x, boards, shares)
+    return {
+        board: {"x": part["y"], BOUNDS: part[BOUNDS], RANGE: part[RANGE]} for board, part in parts.items()
+    }
+
+
+@given(shares=shares_of, units=st.integers(4, 40), words=st.sampled_from(["f16", "i8"]), causal=st.booleans())
+def test_rows_come_within_the_error_of_their_codec(
+    shares: Sequence[float], units: int, words: str, causal: bool
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    made = meet(collective("gather", boards, codec=codec_of(words), causal=causal), own)
+    bound = np.abs(x).max() * (2**-10 if words == "f16" else 1 / 127)
+    for board in boards:
+        start, stop, total = own[board][RANGE]
+        got = made[board]["y"]
+        assert got.dtype == np.float32
+        assert np.array_equal(got[:, start:stop], x[:, start:stop]), "its own rows are as they were"
+        assert np.abs(np.subtract(got, x[:, : stop if causal else total])).max() <= bound
+
+
+@given(
+    shares=shares_of,
+    units=st.integers(4, 60),
+    rate=st.sampled_from([1.5, 2, 3, 7, 100]),
+    causal=st.booleans(),
+)
+def test_means_stand_for_all_rows_and_say_for_how_many(
+    shares: Sequence[float], units: int, rate: float, causal: bool
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    made = meet(collective("gather", boards, codec=Codec(rate=rate), causal=causal), own)
+    edges = bounds(units, shares)
+    for index, board in enumerate(boards):
+        got, first = made[board]["y"], made[board][COLUMNS]
+        many = np.exp(made[board][LOG_COUNTS]).round().astype(int)
+        end = edges[index + 1] if causal else units
+        assert got.shape[1] == len(first) == len(many)
+        assert many.sum() == end
+        expected = np.stack(
+            [x[:, at : at + count].mean(axis=1) for at, count in zip(first, many, strict=True)], axis=1
+        )
+        assert np.allclose(got, expected, atol=1e-6)
+        others = len(first) - (edges[index + 1] - edges[index])
+        sizes = [b - a for a, b in pairwise(edges[: index + 2] if causal else edges)]
+        assert others == sum(math.ceil(n / rate) for i, n in enumerate(sizes) if i != index)
+
+
+def test_means_of_single_rows_are_the_rows() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 9, 2)).astype(np.float32)
+    own = own_rows(x, BOARDS, (0.25,) * 4)
+    made = meet(collective("gather", BOARDS, codec=Codec(rate=1.0 + 1e-9)), own)
+    for found in made.values():
+        assert np.array_equal(found["y"], x)
+        assert not found[LOG_COUNTS].any()
+        assert np.array_equal(found[COLUMNS], np.arange(9))
+
+
+@pytest.mark.parametrize("words", ["f16", "i8"])
+def test_a_reduce_by_a_codec_is_the_same_at_every_board(words: str) -> None:
+    random = np.random.default_rng(0)
+    tensors = {board: {"x": random.standard_normal((2, 3, 8)).astype(np.float32)} for board in BOARDS}
+    made = meet(collective("reduce", BOARDS, codec=codec_of(words)), tensors)
+    for found in made.values():
+        assert np.array_equal(found["y"], made[BOARDS[0]]["y"])
+        assert np.allclose(found["y"], sum(part["x"] for part in tensors.values()), atol=0.06)
+
+
+Spoil = Callable[[Sequence[Array]], Sequence[Array]]
+
+
+@pytest.mark.parametrize(
+    ("words", "spoil", "why"),
+    [
+        ("f32", lambda parts: parts[:0], "expected 1 tensors, got 0"),
+        ("f32", lambda parts: [*parts, *parts], "expected 1 tensors, got 2"),
+        ("f32", lambda parts: [parts[0][:, :, :2]], r"expected rows of \[1, 4, 3\], got \[1, 4, 2\]"),
+        ("f32", lambda parts: [parts[0][0, 0]], "expected rows of"),
+        ("f32", lambda parts: [parts[0].astype(np.int64)], "expected float32, got int64"),
+        ("i8", lambda parts: [parts[0], parts[1][:, :1]], "a scale for each"),
+        ("i8", lambda parts: [parts[0].astype(np.int16), parts[1]], "a scale for each"),
+        ("i8", lambda parts: parts[:1], "expected 2 tensors, got 1"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_giver(words: str, spoil: Spoil, why: str) -> None:
+    x = np.ones((1, 8, 3), np.float32)
+    boards = BOARDS[:2]
+    own = own_rows(x, boards, (0.5, 0.5))
+    step = collective("gather", boards, codec=codec_of(words))
+    given_by_b = spoil(handed_out(step, boards[1], own[boards[1]])[boards[0]])
+    with pytest.raises(MisfitError, match=why) as caught:
+        made_of(step, boards[0], own[boards[0]], {boards[1]: given_by_b})
+    assert caught.value.giver == boards[1]
 
 
 def test_a_broadcast_reaches_all() -> None:

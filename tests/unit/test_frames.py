@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from shoal import frames
 from shoal.errors import WireError
-from shoal.frames import DTYPES, HEADER, MAX_DIMS, MAX_PAYLOAD_BYTES, MAX_TEXT_BYTES, Header, Kind
+from shoal.frames import (
+    ALIGNED,
+    DTYPES,
+    HEADER,
+    MAX_DIMS,
+    MAX_PAYLOAD_BYTES,
+    MAX_TEXT_BYTES,
+    TRACED,
+    Header,
+    Kind,
+)
 from shoal.records import ITEM_BYTES, Array
 
 ATTEMPT = bytes(range(16))
@@ -19,40 +29,29 @@ ATTEMPT = bytes(range(16))
 every_dtype = pytest.mark.parametrize("dtype", sorted(ITEM_BYTES))
 
 
-def tensor_header(shape: tuple[int, ...] = (2, 3), dtype: str = "float32", **change: int) -> Header:
-    length = math.prod(shape) * ITEM_BYTES[dtype]
-    fields = {"index": 0, "count": 1, "length": length, **change}
-    return Header(kind=Kind.TENSOR, attempt=ATTEMPT, dtype=dtype, shape=shape, **fields)
+def one(shape: tuple[int, ...] = (2, 3), dtype: str = "float32", **change: int) -> tuple[bytes, bytes]:
+    """Return header and table of a frame with one tensor."""
+    table = struct.pack(f"<BB{len(shape)}Q", DTYPES.index(dtype), len(shape), *shape)
+    size_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+    fields = {"count": 1, "table": len(table), "length": size_bytes + -size_bytes % ALIGNED, **change}
+    return frames.pack(Header(kind=Kind.TENSORS, attempt=ATTEMPT, **fields)), table
 
 
-def split(frame: bytes) -> tuple[bytes, bytes]:
-    return frame[: HEADER.size], frame[HEADER.size :]
-
-
-def refusal(fixed: bytes, sizes: bytes = b"") -> str:
+def refusal(fixed: bytes, table: bytes = b"") -> str:
     with pytest.raises(WireError) as caught:
-        frames.unpack(fixed, sizes)
+        frames.layout(frames.unpack(fixed), table)
     return str(caught.value)
 
 
 def received(buffers: Sequence[bytes | memoryview]) -> list[Array]:
-    """Read frames from one stream of bytes, as a peer does."""
+    """Read a frame from a stream of bytes, as a peer does."""
     stream = b"".join(buffers)
-    arrays: list[Array] = []
-    at = 0
-    while at < len(stream):
-        fixed = stream[at : at + HEADER.size]
-        at += HEADER.size
-        sizes = stream[at : at + 8 * frames.dims_of(fixed)]
-        at += len(sizes)
-        header = frames.unpack(fixed, sizes)
-        assert (header.attempt, header.epoch, header.lane, header.tag) == (ATTEMPT, 5, 1, 9)
-        assert (header.index, header.kind) == (len(arrays), Kind.TENSOR)
-        payload = stream[at : at + header.length]
-        at += header.length
-        arrays.append(np.frombuffer(payload, dtype=header.dtype).reshape(header.shape))
-    assert at == len(stream)
-    return arrays
+    header = frames.unpack(stream[: HEADER.size])
+    assert (header.attempt, header.epoch, header.lane, header.tag) == (ATTEMPT, 5, 1, 9)
+    table = stream[HEADER.size : HEADER.size + header.table]
+    payload = np.frombuffer(stream, np.uint8, offset=HEADER.size + header.table)
+    assert len(payload) == header.length
+    return frames.arrays(frames.layout(header, table), payload)
 
 
 def sent(*arrays: Array) -> list[bytes | memoryview]:
@@ -62,111 +61,97 @@ def sent(*arrays: Array) -> list[bytes | memoryview]:
 # --- headers --------------------------------------------------------------------------------------
 
 
-def test_a_header_is_laid_out_as_the_table_says() -> None:
-    header = Header(
-        kind=Kind.TENSOR,
-        attempt=ATTEMPT,
-        epoch=0x04030201,
-        lane=0x0605,
-        tag=0x0807,
-        index=1,
-        count=2,
-        dtype="uint8",
-        shape=(3, 2),
-        length=6,
+def test_a_frame_is_laid_out_as_the_table_says() -> None:
+    x = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    buffers = frames.tensors(
+        [x, x[0]], attempt=ATTEMPT, epoch=0x04030201, lane=0x0605, tag=0x0807, flags=TRACED
     )
     dtype = bytes([1 + sorted(ITEM_BYTES).index("uint8")])
     numbers = b"\x07\x08" + b"\x05\x06" + b"\x01\x02\x03\x04"
-    sizes = b"\x03" + bytes(7) + b"\x02" + bytes(7)
-    fixed = b"SHL1" + b"\x02" + dtype + b"\x02\x01\x02\x00" + numbers + ATTEMPT + b"\x06" + bytes(7)
-    assert frames.pack(header) == fixed + sizes
+    table = dtype + b"\x02\x03" + bytes(7) + b"\x02" + bytes(7) + dtype + b"\x01\x02" + bytes(7)
+    fixed = b"SHL2\x02\x02\x01\x00" + numbers + ATTEMPT + b"\x1c\x00" + b"\x10" + bytes(7)
+    assert b"".join(buffers) == fixed + table + bytes(range(6)) + bytes(2) + b"\x00\x01" + bytes(6)
     assert len(fixed) == HEADER.size
+    assert frames.unpack(fixed).traced
 
 
 shapes = st.lists(st.integers(0, 12), max_size=MAX_DIMS).map(tuple)
 
 
-@given(data=st.data(), shape=shapes, dtype=st.sampled_from(sorted(ITEM_BYTES)))
+@given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_tensors_header_is_read_again(data: st.DataObject, shape: tuple[int, ...], dtype: str) -> None:
-    length = math.prod(shape) * ITEM_BYTES[dtype]
-    if length > MAX_PAYLOAD_BYTES:
-        shape, length = (1,), ITEM_BYTES[dtype]
-    count = data.draw(st.integers(1, 255))
+def test_a_header_is_read_again(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(Kind))
+    count = data.draw(st.integers(1, 255)) if kind is Kind.TENSORS else 0
     header = Header(
-        kind=Kind.TENSOR,
+        kind=kind,
         attempt=data.draw(st.binary(min_size=16, max_size=16)),
         epoch=data.draw(st.integers(0, (1 << 32) - 1)),
         lane=data.draw(st.integers(0, 65535)),
         tag=data.draw(st.integers(0, 65535)),
-        index=data.draw(st.integers(0, count - 1)),
         count=count,
-        dtype=dtype,
-        shape=shape,
-        length=length,
+        flags=data.draw(st.integers(0, 255)),
+        table=data.draw(st.integers(1, 65535)) if count else 0,
+        length=data.draw(st.integers(0, MAX_TEXT_BYTES)),
     )
-    fixed, sizes = split(frames.pack(header))
-    assert frames.dims_of(fixed) == len(shape)
-    assert frames.unpack(fixed, sizes) == header
-
-
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.TENSOR])
-def test_headers_without_a_tensor_are_read_again(kind: Kind) -> None:
-    header = Header(kind=kind, attempt=ATTEMPT, length=MAX_TEXT_BYTES)
-    assert frames.unpack(*split(frames.pack(header))) == header
+    assert frames.unpack(frames.pack(header)) == header
 
 
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_spoilt_header_is_a_wire_error_or_a_tensor_that_can_be_held(data: st.DataObject) -> None:
+def test_a_spoilt_frame_is_a_wire_error_or_tensors_that_can_be_held(data: st.DataObject) -> None:
     shape = data.draw(shapes.filter(lambda s: math.prod(s) < 1000))
-    frame = bytearray(frames.pack(tensor_header(shape)))
+    fixed, table = one(shape)
+    frame = bytearray(fixed + table)
     for _ in range(data.draw(st.integers(1, 3))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
-    fixed, sizes = split(bytes(frame))
     try:
-        header = frames.unpack(fixed, sizes[: 8 * frames.dims_of(fixed)])
+        header = frames.unpack(bytes(frame[: HEADER.size]))
+        laid = frames.layout(header, bytes(frame[HEADER.size :]))
     except WireError:
         return
-    if header.kind is Kind.TENSOR and header.length < 1 << 20:
-        assert np.empty(header.shape, dtype=header.dtype).nbytes == header.length
+    if header.length < 1 << 20:
+        for array, place in zip(frames.arrays(laid, np.zeros(header.length, np.uint8)), laid, strict=True):
+            assert array.shape == place.shape
 
 
-@given(fixed=st.binary(max_size=60), sizes=st.binary(max_size=80), magic=st.booleans())
+@given(fixed=st.binary(max_size=60), table=st.binary(max_size=80), magic=st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_give_a_header_or_a_wire_error(fixed: bytes, sizes: bytes, magic: bool) -> None:
-    fixed = b"SHL1" + fixed if magic else fixed
+def test_any_bytes_give_a_frame_or_a_wire_error(fixed: bytes, table: bytes, magic: bool) -> None:
+    fixed = b"SHL2" + fixed if magic else fixed
     try:
-        header = frames.unpack(fixed, sizes)
+        header = frames.unpack(fixed)
+        frames.layout(header, table)
     except WireError:
         return
     assert frames.pack(header)[:4] == fixed[:4]
 
 
-def test_a_truncated_header_is_a_wire_error() -> None:
-    frame = frames.pack(tensor_header())
-    for length in range(len(frame)):
-        refusal(frame[: HEADER.size][:length], frame[HEADER.size : length])
+def test_a_truncated_frame_is_a_wire_error() -> None:
+    fixed, table = one()
+    for length in range(len(fixed)):
+        refusal(fixed[:length], table)
+    for length in range(len(table)):
+        refusal(fixed, table[:length])
 
 
 def test_refusals_say_what_was_expected_and_what_came() -> None:
-    frame = frames.pack(tensor_header())
-    fixed, sizes = split(frame)
-    assert "expected b'SHL1', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], sizes)
-    assert "expected a kind of 1 to 7, got 8" in refusal(fixed[:4] + b"\x08" + fixed[5:], sizes)
-    assert "at most 8 sizes, got 1, 9" in refusal(fixed[:5] + b"\x01\x09" + fixed[7:], bytes(72))
-    assert f"got {len(DTYPES)}, 2" in refusal(fixed[:5] + bytes([len(DTYPES)]) + fixed[6:], sizes)
-    wrong = split(frames.pack(tensor_header(length=23)))
-    assert "expected 24 bytes for float32[2, 3], got 23" in refusal(*wrong)
+    fixed, table = one()
+    assert "expected b'SHL2', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], table)
+    assert "expected a kind of 1 to 8, got 9" in refusal(fixed[:4] + b"\x09" + fixed[5:], table)
+    assert "at most 8 sizes, got 1, 9" in refusal(fixed, b"\x01\x09" + bytes(72))
+    assert f"got {len(DTYPES)}, 2" in refusal(fixed, bytes([len(DTYPES)]) + table[1:])
+    assert "expected 24 bytes of 1 tensors in a table of 18, got 23" in refusal(*one(length=23))
+    assert "expected a table of 2 tensors, got 18 bytes" in refusal(*one(count=2))
 
 
-def test_a_tensor_has_a_type_and_a_place() -> None:
-    refusal(*split(frames.pack(tensor_header(index=1, count=1))))
-    refusal(*split(frames.pack(tensor_header(index=0, count=0))))
-    refusal(*split(frames.pack(Header(kind=Kind.TENSOR, count=1))))
+def test_tensors_stand_in_frames_of_tensors_only() -> None:
+    assert "in TENSORS only, got 0" in refusal(*one(count=0))
+    refusal(*one(table=0))
+    refusal(frames.pack(Header(kind=Kind.PING, count=1, table=18)))
 
 
-@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.ABORT, Kind.REFUSE])
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.ABORT, Kind.REFUSE, Kind.HEARD])
 def test_text_is_short(kind: Kind) -> None:
     fixed = frames.pack(Header(kind=kind, length=MAX_TEXT_BYTES + 1))
     assert f"at most {MAX_TEXT_BYTES} bytes in {kind.name}" in refusal(fixed)
@@ -174,7 +159,7 @@ def test_text_is_short(kind: Kind) -> None:
 
 def test_no_frame_asks_for_more_memory_than_the_limit() -> None:
     rows = MAX_PAYLOAD_BYTES // 4 + 1
-    assert f"at most {MAX_PAYLOAD_BYTES} bytes" in refusal(*split(frames.pack(tensor_header((rows,)))))
+    assert f"at most {MAX_PAYLOAD_BYTES} bytes" in refusal(*one((rows,)))
     refusal(frames.pack(Header(kind=Kind.PING, length=MAX_PAYLOAD_BYTES + 1)))
 
 
@@ -184,7 +169,7 @@ def test_no_frame_asks_for_more_memory_than_the_limit() -> None:
 def test_empty_tensors_of_impossible_sizes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  numpy has several sentences for it
         np.empty(shape, dtype="float32")
-    refusal(*split(frames.pack(tensor_header(shape))))
+    refusal(*one(shape))
 
 
 # --- tensors --------------------------------------------------------------------------------------
@@ -195,7 +180,8 @@ def test_empty_tensors_of_impossible_sizes_are_refused(shape: tuple[int, ...]) -
 def test_every_type_and_shape_arrives_as_it_was(dtype: str, shape: tuple[int, ...]) -> None:
     array = np.arange(1, 1 + math.prod(shape)).reshape(shape).astype(dtype)
     buffers = sent(array)
-    size_bytes = HEADER.size + 8 * len(shape) + math.prod(shape) * ITEM_BYTES[dtype]
+    size_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+    size_bytes += HEADER.size + 2 + 8 * len(shape) + -size_bytes % ALIGNED
     assert sum(len(buffer) for buffer in buffers) == size_bytes
     assert all(len(buffer) for buffer in buffers)
     (back,) = received(buffers)
@@ -244,7 +230,7 @@ def test_an_exchange_takes_255_tensors() -> None:
 
 def test_too_long_a_text_is_cut() -> None:
     header, payload = frames.text(Kind.ABORT, "é" * MAX_TEXT_BYTES, attempt=ATTEMPT)
-    assert frames.unpack(*split(bytes(header))).length == len(payload) == MAX_TEXT_BYTES
+    assert frames.unpack(bytes(header)).length == len(payload) == MAX_TEXT_BYTES
     header, payload = frames.text(Kind.ABORT, "gone", attempt=ATTEMPT)
-    assert frames.unpack(*split(bytes(header))).attempt == ATTEMPT
+    assert frames.unpack(bytes(header)).attempt == ATTEMPT
     assert payload == b"gone"
