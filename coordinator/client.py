@@ -96,9 +96,9 @@ class Operator:
         while time.monotonic() < until_s:
             await self.next(until_s - time.monotonic())
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: Message, board: BoardId | None = None) -> None:
         """Publish, and return once the broker has it.  Raises ConfigError if it does not take it."""
-        self._mqtt.publish(message)
+        self._mqtt.publish(message, board)
         await self._mqtt.sent(TIMEOUT_S)
 
     async def clear(self, kind: type[Message]) -> None:

@@ -167,6 +167,10 @@ class InNamespaces:
         """Return its address in the lab's network."""
         return self._network.address(board)
 
+    def space(self, board: BoardId) -> namespaces.Namespace:
+        """Return the board's namespace."""
+        return self._network.hosts[board]
+
     def enter(self, board: BoardId) -> Callable[[], None]:
         """Return what moves a process to the board: into its limits, then into its namespace."""
         space, spec = self._network.hosts[board], self._limited.get(board)

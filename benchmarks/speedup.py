@@ -1,0 +1,152 @@
+"""How much faster boards are together than the best of them alone: `python -m benchmarks.speedup [BUNDLE]`.
+
+A Transformer of ViT-B's shape (12 layers of 768, 12 heads, fp32, token ids in), real agents in the lab with
+a quota of processor time each, on a switch with a round trip of 2 ms.  In one run, in turns: the best single
+board with the original graph, and the boards together, one request at a time and two in flight.  Every
+answer is compared with the unsplit model's.
+"""
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.puppets import Answered, Puppets, scenario
+from benchmarks.record import spread, write
+from shoal.codec import codec_of
+from shoal.lab import namespaces
+from shoal.manifest import WHOLE
+from shoal.program import Program, Run
+from shoal.records import Array
+from shoal.session import open_session
+from shoal.sharding import programs
+
+RTT_S = 2e-3
+QUOTAS = {2: 0.8, 4: 0.4, 8: 0.2}
+MAKE = """
+import sys, onnx
+from tests import models
+onnx.save(models.tiny_transformer(12, 768, 12, tokens="tokens", vocabulary=1000), sys.argv[1])
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A row of the table, and the speed-ups that are asked for."""
+
+    boards: int
+    tokens: int
+    link_bits_per_s: float
+    codec: str
+    one: float
+    two: float
+
+
+CELLS = (
+    Cell(boards=2, tokens=197, link_bits_per_s=1e9, codec="f16", one=1.65, two=1.8),
+    Cell(boards=2, tokens=197, link_bits_per_s=1e9, codec="i8", one=1.75, two=1.85),
+    Cell(boards=4, tokens=197, link_bits_per_s=250e6, codec="i8", one=2.9, two=3.2),
+    Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="f16", one=4.2, two=4.6),
+    Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="i8", one=4.8, two=5.0),
+    Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="i8", one=4.2, two=4.6),
+    Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", one=5.0, two=5.2),
+    Cell(boards=4, tokens=1024, link_bits_per_s=10e6, codec="means20-i8", one=5.0, two=5.2),
+    Cell(boards=4, tokens=197, link_bits_per_s=10e6, codec="means10-i8", one=2.4, two=2.8),
+    Cell(boards=8, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", one=7.0, two=7.5),
+)
+
+
+def made(folder: Path) -> Path:
+    """Make the model and export it."""
+    model, bundle = folder / "vit.onnx", folder / "bundle"
+    subprocess.run([sys.executable, "-c", MAKE, str(model)], check=True)
+    sizes = ["--size", "tokens=1024", "--size", "batch=1"]
+    export = [sys.executable, "-m", "shoal", "export", str(model), "-o", str(bundle), *sizes]
+    subprocess.run(export, check=True)
+    return bundle
+
+
+async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int) -> list[dict[str, object]]:
+    """Return the rows of cells with as many boards."""
+    count = cells[0].boards
+    text = scenario(count, QUOTAS[count], cells[0].link_bits_per_s, RTT_S)
+    rows = []
+    async with Puppets(text, bundle, folder) as cluster:
+        lead = cluster.boards[0]
+        alone = {lead: Program(steps=(Run(segment=WHOLE),))}
+        sharding = next(s for s in cluster.manifest.shardings if s.name == "sequence")
+        for cell in cells:
+            cluster.shape(cell.link_bits_per_s, RTT_S)
+            inputs = {"input_ids": question(cell.tokens)}
+            wanted = open_session(bundle / f"{WHOLE}.onnx").run(inputs)["logits"]
+            told = programs(sharding, cluster.boards, lead, (1 / count,) * count, codec=codec_of(cell.codec))
+            found: dict[str, list[float]] = {"alone": [], "one": [], "two": []}
+            error = 0.0
+            for _ in range(turns):
+                await cluster.run("local", alone, lead)
+                answers, _ = await cluster.ask(inputs, 2)
+                found["alone"] += seconds(answers)
+                await cluster.run("sequence", told, lead)
+                await cluster.ask(inputs, 1)
+                answers, _ = await cluster.ask(inputs, 4)
+                found["one"] += seconds(answers)
+                error = max(error, *(float(np.abs(a.tensors["logits"] - wanted).max()) for a in answers))
+                answers, took_s = await cluster.ask(inputs, 8, clients=2)
+                found["two"].append(took_s / len(answers))
+            alone_s = statistics.median(found["alone"])
+            one, two = (alone_s / statistics.median(found[what]) for what in ("one", "two"))
+            rows.append(
+                {
+                    "boards": count,
+                    "tokens": cell.tokens,
+                    "link_bits_per_s": cell.link_bits_per_s,
+                    "codec": cell.codec,
+                    "speedup_one": one,
+                    "speedup_two": two,
+                    "asked": [cell.one, cell.two],
+                    "met": one >= cell.one and two >= cell.two,
+                    "max_abs_err": error,
+                    "quota": QUOTAS[count],
+                    **{f"{what}_s": spread(values) for what, values in found.items()},
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def question(tokens: int) -> Array:
+    return np.random.default_rng(0).integers(0, 1000, (1, tokens))
+
+
+def seconds(answers: Sequence[Answered]) -> list[float]:
+    return [answer.seconds for answer in answers]
+
+
+def main() -> None:
+    """Measure all cells and write the rows."""
+    reason = namespaces.why_not()
+    if reason or not namespaces.is_root():
+        print(f"no speed-up measured: {reason or 'needs root for quotas of processor time'}")
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
+        folder = Path(name)
+        bundle = Path(sys.argv[1]) if len(sys.argv) > 1 else made(folder)
+        rows = []
+        for number, count in enumerate(QUOTAS):
+            for tokens in (197, 1024):
+                cells = [cell for cell in CELLS if (cell.boards, cell.tokens) == (count, tokens)]
+                if cells:
+                    place = folder / f"{number}-{tokens}"
+                    place.mkdir()
+                    rows += asyncio.run(measure(cells, bundle, place, turns=3))
+        print(write("speedup", rows))
+
+
+if __name__ == "__main__":
+    main()
