@@ -20,6 +20,8 @@ AS_GOOD: Final = 0.99
 GAIN: Final = 2
 """Inputs are handed out instead of what is made of them if they are not this many times larger."""
 CHEAP: Final = 1 / 1000
+TABLE: Final = 0.05
+"""Ids are handed out instead of what is looked up by them if the table is no larger a part of the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class NoRootError(NotDivisibleError):
 def find_root(model: Model) -> Root:
     """Return where to take requests apart.  Raises NoRootError: what stood in the way of the best try."""
     total = max(1, sum(flops(node, model.tensors) for node in model.nodes))
-    found: list[tuple[float, int, int, Root]] = []
+    found: list[tuple[float, int, int, int, Root]] = []
     best = 0.0
     hindrance = ("no tensor has an axis that the work behind it keeps", -1)
     for order, (name, axis) in enumerate(_candidates(model)):
@@ -54,7 +56,7 @@ def find_root(model: Model) -> Root:
         if not any(isinstance(item, Seam) for item in division.items):
             continue
         size_bytes = sum(model.tensors[n].size_bytes for n in (root.tensor, *root.whole))
-        found.append((share, size_bytes, -order, root))
+        found.append((share, _weights(model, division), size_bytes, -order, root))
         if share > best:
             best = share
             hindrance = max(division.stops, key=lambda stop: stop[1], default=hindrance)
@@ -62,7 +64,16 @@ def find_root(model: Model) -> Root:
             break
     if best < LEAST:
         raise NoRootError(hindrance[0])
-    return min((f for f in found if f[0] >= AS_GOOD * best), key=lambda f: f[1:3])[3]
+    good = [one for one in found if one[0] >= AS_GOOD * best]
+    held = min(one[1] for one in good) + TABLE * max(one[1] for one in good)
+    return min((one for one in good if one[1] <= held), key=lambda one: one[2:4])[4]
+
+
+def _weights(model: Model, division: Division) -> int:
+    """Return the bytes of the weights that each of the boards that divide the work must hold."""
+    given = model.graph.maker.keys() | set(model.graph.inputs)
+    read = {n for i in division.items if isinstance(i, Work) and i.divided for n in i.node.input}
+    return sum(model.tensors[n].size_bytes for n in read - given if n in model.tensors)
 
 
 def _try(model: Model, name: str, axis: int) -> tuple[Root, Division]:
@@ -85,9 +96,10 @@ def _candidates(model: Model) -> Iterator[tuple[str, int]]:
             names.extend(makes)
     for name in names:
         tensor = model.tensors.get(name)
-        if tensor is None or len(tensor.sizes) < 2 or not tensor.dtype.startswith("float"):
+        if tensor is None or len(tensor.sizes) < 2:
             continue
-        for axis, size in enumerate(tensor.sizes[:-1]):
+        sizes = tensor.sizes[:-1] if tensor.dtype.startswith("float") else tensor.sizes
+        for axis, size in enumerate(sizes):
             if size > 2 and tensor.dims[axis] != model.batch:
                 yield name, axis
 

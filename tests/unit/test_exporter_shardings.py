@@ -295,6 +295,19 @@ def test_only_the_first_row_goes_to_the_lead_for_a_class_token(tmp_path: Path) -
     assert (last.to_lead, last.rows, last.made[0].shape) == (True, (0, 1), ("batch", 1, HIDDEN))
 
 
+@pytest.mark.parametrize(("vocabulary", "handed"), [(8, "input_ids"), (5000, "gather_0")])
+def test_ids_are_handed_out_if_their_table_is_small(vocabulary: int, handed: str, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    onnx.save(models.tiny_transformer(layers=4, tokens="tokens", vocabulary=vocabulary), model)
+    manifest = export(model, tmp_path / "bundle", sizes={"tokens": 16})
+    for sharding in manifest.shardings[:2]:
+        scatter = next(s for s in sharding.steps if isinstance(s, ShardCollective) and s.kind == "scatter")
+        assert [spec.name for spec in scatter.tensors] == [handed]
+        boards = [segment for segment in sharding.segments if "ahead" not in segment.name]
+        table = vocabulary * 32 * 4
+        assert any(blob.size_bytes == table for s in boards for blob in s.weights) == (handed == "input_ids")
+
+
 def test_a_mean_over_tokens_is_added_up_at_the_lead(tmp_path: Path) -> None:
     manifest = exported(models.tiny_transformer(), tmp_path)
     last = meetings(manifest, "sequence")[-1]
