@@ -101,6 +101,7 @@ def agent(
         raise click.UsageError("Missing option '--broker'.")
     from shoal.agent import hardware, service, supervisor
     from shoal.agent.emulation import Emulation
+    from shoal.memory import keep
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -124,6 +125,7 @@ def agent(
         looking=not no_looking,
         emulation=Emulation(emulate) if emulate else None,
     )
+    keep()
     asyncio.run(service.run(settings, supervisor.Supervisor(os.environ)))
 
 

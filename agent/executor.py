@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shoal import frames
+from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.collective import MisfitError, handed_out, made_of, makes, needs, waited_for
@@ -251,12 +252,12 @@ class Executor:
                 self._on_run(step.segment, size_bytes, took_s)
                 tensors |= made
             elif isinstance(step, Collective):
-                for peer, arrays in handed_out(step, self._board, tensors).items():
-                    self._send(part, peer, step.tag, arrays)
+                self._hand_out(part, step, tensors)
                 mine = {name: tensors[name] for name in _needs(step, held.sessions) if name in tensors}
                 awaited |= dict.fromkeys(makes(step), _Awaited(step=step, mine=mine))
             elif step.kind == "send":
-                self._send(part, step.peer, step.tag, [tensors[name] for name in step.tensors])
+                given = [tensors[name] for name in step.tensors]
+                self.peers.send(step.peer, self._packed(part, step.tag, given))
             else:
                 tensors |= self._received(part, step)
             for name in [n for n in tensors if last_use.get(n, -1) <= position and n not in wanted]:
@@ -266,12 +267,19 @@ class Executor:
                 tensors |= self._settle(part, awaited[name], awaited)
         return {name: tensors[name] for name in wanted}
 
-    def _send(self, part: _Attempt, peer: BoardId, tag: int, arrays: Sequence[Array]) -> None:
+    def _hand_out(self, part: _Attempt, step: Collective, tensors: Mapping[str, Array]) -> None:
+        packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
+        for peer, arrays in handed_out(step, self._board, tensors).items():
+            buffers = packed.get(id(arrays))
+            if buffers is None:
+                buffers = packed[id(arrays)] = self._packed(part, step.tag, arrays)
+            self.peers.send(peer, buffers)
+
+    def _packed(self, part: _Attempt, tag: int, arrays: Sequence[Array]) -> Buffers:
         header = part.header
-        buffers = frames.tensors(
-            arrays, attempt=header.attempt, epoch=header.epoch, lane=header.lane, tag=tag
+        return frames.tensors(
+            arrays, attempt=header.attempt, epoch=header.epoch, lane=header.lane, tag=tag, flags=header.flags
         )
-        self.peers.send(peer, buffers)
 
     def _settle(self, part: _Attempt, waits: _Awaited, awaited: dict[str, _Awaited]) -> dict[str, Array]:
         """Wait for what the others hand over in a collective, and return what is made of it."""

@@ -7,7 +7,7 @@
               and as means20-f16 or means20-i8 in fewer bytes
 
 A *row* is what a tensor has at one place along the axis that the boards divided: of keys [batch, tokens,
-heads, width] divided along axis 1, one token's heads.  Everything here is pure.
+heads, width] divided along axis 1, one token's heads.  What it does to a tensor is in `shoal.coding`.
 """
 
 import re
@@ -16,16 +16,9 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Final, Literal, get_args
 
-import numpy as np
-
-from shoal.errors import WireError
-from shoal.records import Array
-
 Number = Literal["f32", "f16", "i8"]
 NUMBERS: Final[tuple[Number, ...]] = get_args(Number)
 
-LEAST_SCALE: Final = float(np.finfo(np.float32).tiny)
-"""The scale of a row of zeros: anything but zero."""
 _WORDS: Final = re.compile(r"(?:means(?P<rate>[1-9]\d{0,5}(?:\.\d{1,4})?)(?:-|$))?(?P<number>f32|f16|i8)?")
 
 
@@ -57,7 +50,7 @@ class Codec:
 
     def size_bytes(self, shape: Sequence[int], axis: int, item_bytes: int = 4) -> int:
         """Return the bytes of a tensor of floats of this shape on the wire, frames not counted."""
-        lead, rows, values = _folded(shape, axis)
+        lead, rows, values = folded(shape, axis)
         rows = lead * self.rows(rows)
         if self.number == "i8":
             return rows * (values + 4)
@@ -82,63 +75,11 @@ def codec_of(words: str) -> Codec:
     return Codec(number=number, rate=float(found["rate"] or 1))
 
 
-def counts(codec: Codec, rows: int) -> Array:
-    """Return how many of `rows` each row that crosses the wire stands for, int64 [codec.rows(rows)].
-
-    Lengths differ by one at most; those of longer segments lie evenly between the others.
-    """
-    edges = np.linspace(0, rows, codec.rows(rows) + 1).round().astype(np.int64)
-    return np.asarray(np.diff(edges))
-
-
-def encode(codec: Codec, array: Array, axis: int) -> list[Array]:
-    """Return the parts of `array` as they cross the wire; `decode` takes them.
-
-    What is not a float, or has no rows along `axis` to make means of, crosses as it is.
-    """
-    if codec.exact or array.dtype.kind != "f":
-        return [array]
-    lead, rows, values = _folded(array.shape, axis)
-    flat: Array = array.reshape(lead, rows, values)
-    if codec.rate > 1 and rows:
-        flat = _means(codec, flat)
-    sizes = (*array.shape[:axis], flat.shape[1], *array.shape[axis + 1 :])
-    if codec.number == "f32":
-        return [flat.reshape(sizes)]
-    if codec.number == "f16":
-        limit = np.finfo(np.float16).max
-        return [np.clip(flat, -limit, limit).astype(np.float16).reshape(sizes)]
-    scale = np.maximum(flat.max(axis=2, initial=0), -flat.min(axis=2, initial=0)).astype(np.float32)
-    scale /= 127
-    np.maximum(scale, LEAST_SCALE, out=scale)
-    steps = flat * (1 / scale)[:, :, None]
-    whole = np.empty(steps.shape, np.int8)
-    np.rint(steps, out=whole, casting="unsafe")
-    return [whole.reshape(sizes), scale]
-
-
-def decode(parts: Sequence[Array], axis: int, out: Array) -> None:
-    """Write what came as `parts` to `out`, whose sizes are those of the first of them.
-
-    Raises WireError if the parts do not fit one another or `out`.
-    """
-    first = parts[0]
-    if first.shape != out.shape:
-        raise WireError(f"exchange: expected rows of sizes {list(out.shape)}, got {list(first.shape)}")
-    if len(parts) == 1:
-        if first.dtype != out.dtype and not first.dtype.kind == out.dtype.kind == "f":
-            raise WireError(f"exchange: expected {out.dtype}, got {first.dtype}")
-        np.copyto(out, first, casting="same_kind")
-        return
-    lead, rows, _ = _folded(first.shape, axis)
-    scale = parts[1]
-    if first.dtype != np.int8 or scale.dtype != np.float32 or scale.shape != (lead, rows):
-        raise WireError(
-            f"exchange: expected i8 rows and a scale for each of {[lead, rows]}, got {first.dtype} and "
-            f"{scale.dtype}{list(scale.shape)}"
-        )
-    wide = scale.reshape(*first.shape[: axis + 1], *(1,) * (first.ndim - axis - 1))
-    np.multiply(first, wide, out=out, casting="same_kind")
+def counts(codec: Codec, rows: int) -> list[int]:
+    """Return how many of `rows` each row that crosses the wire stands for; longer segments come first."""
+    many = codec.rows(rows)
+    least, longer = divmod(rows, many) if many else (0, 0)
+    return [least + 1] * longer + [least] * (many - longer)
 
 
 def parts_of(codec: Codec, dtype: str) -> int:
@@ -146,16 +87,6 @@ def parts_of(codec: Codec, dtype: str) -> int:
     return 2 if codec.number == "i8" and dtype.startswith("float") else 1
 
 
-def _folded(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+def folded(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+    """Return shape[axis] between the products of the sizes before and behind it."""
     return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
-
-
-def _means(codec: Codec, flat: Array) -> Array:
-    """Return the means of rows, [lead, codec.rows(rows), values]."""
-    many = counts(codec, flat.shape[1])
-    if many.min() == many.max():
-        apart = flat.reshape(flat.shape[0], len(many), int(many[0]), flat.shape[2])
-        return np.asarray(apart.mean(axis=2, dtype=np.float32), flat.dtype)
-    starts = np.concatenate(([0], np.cumsum(many)[:-1]))
-    sums = np.add.reduceat(flat, starts, axis=1)
-    return np.asarray(sums / many[:, None].astype(np.float32), flat.dtype)

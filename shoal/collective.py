@@ -5,12 +5,14 @@ is encoded as the collective's codec says, `handed` is what came, as it came.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
 import numpy as np
 
-from shoal import codec as codecs
+from shoal import coding
+from shoal.codec import Codec, counts, parts_of
 from shoal.errors import ModelError, WireError
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds
 from shoal.records import Array, BoardId
@@ -155,24 +157,28 @@ def _gathered(
 
 def _what_means_stand_for(step: Collective, board: BoardId, tensors: Tensors) -> dict[str, Array]:
     """Return LOG_COUNTS and COLUMNS of what `board` gathered."""
-    edges = tensors[BOUNDS]
-    many: list[Array] = []
-    for index, giver in enumerate(step.boards):
-        if _gives(step, giver, board):
-            rows = int(edges[index + 1] - edges[index])
-            many.append(np.ones(rows, np.int64) if giver == board else codecs.counts(step.codec, rows))
-    stood = np.concatenate(many)
-    return {
-        LOG_COUNTS: np.log(stood).astype(np.float32),
-        COLUMNS: np.concatenate(([0], np.cumsum(stood)[:-1])).astype(np.int64),
-    }
+    rows = np.diff(tensors[BOUNDS]).tolist()
+    own = step.boards.index(board)
+    seen = rows[: own + 1] if step.causal else rows
+    log_counts, columns = _stood_for(step.codec, tuple(seen), own)
+    return {LOG_COUNTS: log_counts, COLUMNS: columns}
+
+
+@lru_cache(maxsize=256)
+def _stood_for(codec: Codec, rows: tuple[int, ...], own: int) -> tuple[Array, Array]:
+    stood = [
+        count
+        for index, each in enumerate(rows)
+        for count in ([1] * each if index == own else counts(codec, each))
+    ]
+    return np.log(np.array(stood, np.float32)), np.array([0, *accumulate(stood[:-1])], np.int64)
 
 
 def _encoded(step: Collective, mine: Sequence[Array]) -> list[Array]:
     return [
         part
         for index, array in enumerate(mine)
-        for part in codecs.encode(step.codec, array, _axis(step, index, array))
+        for part in coding.encode(step.codec, array, _axis(step, index, array))
     ]
 
 
@@ -185,7 +191,7 @@ def _parts(
     step: Collective, giver: BoardId, given: Sequence[Array], mine: Sequence[Array] | None
 ) -> list[Sequence[Array]]:
     """Return for each tensor the parts of it that `giver` handed over."""
-    many = [codecs.parts_of(step.codec, x.dtype.name) for x in mine] if mine else [1] * len(step.tensors)
+    many = [parts_of(step.codec, x.dtype.name) for x in mine] if mine else [1] * len(step.tensors)
     if sum(many) != len(given):
         raise MisfitError(step, giver, f"expected {sum(many)} tensors, got {len(given)}")
     ends = list(accumulate(many))
@@ -194,7 +200,7 @@ def _parts(
 
 def _decode(step: Collective, giver: BoardId, parts: Sequence[Array], axis: int, out: Array) -> None:
     try:
-        codecs.decode(parts, axis, out)
+        coding.decode(parts, axis, out)
     except WireError as error:
         raise MisfitError(step, giver, str(error)) from error
 

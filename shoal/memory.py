@@ -1,21 +1,35 @@
-"""Gives memory back to the system that the C library keeps after it was freed."""
+"""How this process deals with memory that the C library holds: glibc's, others are left alone."""
 
 import ctypes
-from collections.abc import Callable
 from typing import Final
 
+KEPT_BYTES: Final = 1 << 26
+"""Freed memory up to so much is kept for what comes next.  Tensors of one request after the other come and
+go; to have the kernel map and clear them each time takes longer than to fill them."""
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_MOST_MMAP_THRESHOLD: Final = 1 << 25
 
-def _trim() -> Callable[[int], int] | None:
+
+def _libc() -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(None).malloc_trim
+        libc = ctypes.CDLL(None)
+        return libc if libc.malloc_trim and libc.mallopt else None
     except (OSError, AttributeError):  # not glibc
         return None
 
 
-_TRIM: Final = _trim()
+_LIBC: Final = _libc()
+
+
+def keep() -> None:
+    """Keep freed memory for what comes next, until `give_back`; for processes that run requests."""
+    if _LIBC is not None:
+        _LIBC.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def give_back() -> None:
-    """Give back what can be given back; does nothing where the C library has no way to do it."""
-    if _TRIM is not None:
-        _TRIM(0)
+    """Give freed memory back to the system, as much as can be."""
+    if _LIBC is not None:
+        _LIBC.malloc_trim(0)
