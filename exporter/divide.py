@@ -9,23 +9,25 @@ through the nodes, in order, by the rules of `axes`:
 - what adds it up gives a part of a sum, and a `reduce` seam adds these;
 - what has nothing to do with it is done by every board alike.
 
-A gather is moved up to where the fewest bytes cross: over nodes that only move elements, or further, to
-`points` that the caller names.  The nodes in between then run on all rows.  Sizes that the exporter wrote
-into the graph are replaced by what they stand for.
+A gather is moved up to where the fewest bytes cross: over nodes that only move elements, or from there
+further, to the `points` that the caller names.  The nodes in between then run on all rows.  Sizes that
+the exporter wrote into the graph are replaced by what they stand for.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from shoal.exporter.axes import Call, Dim, Fate, Kept, Stopped, Summed, follow, partner
+from shoal.exporter.axes import Call, Dim, Fate, Kept, Stopped, Summed, follow
+from shoal.exporter.columns import Columns
 from shoal.exporter.costs import flops
 from shoal.exporter.division import (
     ALL,
     COUNT,
+    GATHERED,
     START,
     STOP,
     TOTAL,
@@ -55,18 +57,20 @@ def divide(
     roots: Mapping[str, Dim | None],
     slices: Mapping[tuple[str, str], Dim] | None = None,
     covers: Mapping[str, int] | None = None,
-    points: Collection[str] = (),
+    points: Mapping[str, str] | None = None,
     causal: bool = False,
+    means: bool = False,
 ) -> Division:
     """Return a board's share of what is downstream of `roots`, up to the outputs, which are made whole.
 
     `slices` are the weights of which a board has a range, by name and by the output of the node that reads
-    them.  `points` are tensors to which a gather is moved from where the whole is needed.  `covers` are
-    tensors that are made for so many units at a time, so that a board makes more than it has and cuts its
-    own out.  In a `causal` division a board gathers the rows before its own last one only.  Raises
+    them.  `points` say of a tensor that would be gathered which one, of which it can be made, is gathered in
+    its place.  `covers` are tensors that are made for so many units at a time, so that a board makes more
+    than it has and cuts its own out.  In a `causal` division a board gathers the rows before its own last
+    one only; in one for `means` what it gathers can be means of rows (see `columns`).  Raises
     NotDivisibleError.
     """
-    divider = _Divider(model, roots, slices or {}, covers or {}, points, causal=causal)
+    divider = _Divider(model, roots, slices or {}, covers or {}, points or {}, causal=causal, means=means)
     for node in model.nodes:
         divider.take(node)
     for name in model.outputs:
@@ -82,22 +86,26 @@ class _Divider:
         roots: Mapping[str, Dim | None],
         slices: Mapping[tuple[str, str], Dim],
         covers: Mapping[str, int],
-        points: Collection[str],
+        points: Mapping[str, str],
         *,
         causal: bool,
+        means: bool,
     ) -> None:
-        self._tensors, self._ints, self._causal = model.tensors, model.ints, causal
-        self._opset = model.opset
-        self._covers, self._points = covers, frozenset(points)
+        self._tensors, self._ints = model.tensors, model.ints
+        self._covers, self._points = covers, points
         self._slices = slices
         self._roots = frozenset(roots)
         self._maker = {name: node for node in model.nodes for name in node.output}
         order = {name: index for index, node in enumerate(model.nodes) for name in node.output}
         self.division = Division(makers=self._maker, order=order, roots=self._roots)
         self._parts = self.division.parts
-        self._resizer = Resizer(model, self.division, covers, self.full, causal=causal, weights=bool(slices))
         self._whole: dict[str, str] = {}
         """The model's tensors, downstream of a root, that are at hand whole: under which name."""
+        self._columns = Columns(model, self.division, self._whole, causal=causal, means=means)
+        gathered = GATHERED if means else STOP if causal else TOTAL
+        self._resizer = Resizer(
+            model, self.division, covers, self.full, gathered=gathered, weights=bool(slices)
+        )
         for name, dim in roots.items():
             if dim is None:
                 self._whole[name] = name
@@ -138,13 +146,16 @@ class _Divider:
         elif isinstance(fate, Kept):
             self._work(node, call, operands, fate)
 
-    def full(self, name: str) -> str:
-        """Return the name of all of tensor `name`, gathering it if the board has its own rows only."""
+    def full(self, name: str, point: str = "") -> str:
+        """Return the name of all of tensor `name`, gathering it if the board has its own rows only.
+
+        If all of it can be made of another tensor, `point` says which is gathered instead.
+        """
         if name in self._whole:
             return self._whole[name]
         if name not in self._parts:
             return name
-        point = self._point(name)
+        point = point or self._point(name)
         if point == name:
             dim = self._parts[name]
             self._check_gather(name, dim)
@@ -156,7 +167,7 @@ class _Divider:
         else:
             node = self._maker[name]
             for read in node.input:
-                self.full(read)
+                self.full(read, point)
             self._work(node, call_of(node, self._tensors, self._ints), {}, None)
         return self._whole[name]
 
@@ -253,7 +264,7 @@ class _Divider:
         """Add a node on the board's units (`fate` says where they are then), or on all of them."""
         plain = onnx.NodeProto()
         plain.CopyFrom(node)
-        columns = self._columns(call, node, operands)
+        columns = self._columns.follow(call, node, operands)
         rows: tuple[Dim | None, ...] = fate.dims if fate else (None,) * len(node.output)
         if fate:
             plain.name = part_name(node.name) if node.name else ""
@@ -263,7 +274,9 @@ class _Divider:
         self._rewired(plain, node, operands)
         local = part_name(node.input[0]) if 0 in operands else self._whole.get(node.input[0], "")
         self._resizer.resize(plain, node, local, operands, rows, columns)
-        self._line_up(plain, node, call, operands, rows[0] if rows else None, columns[0] if columns else None)
+        self._columns.line_up(
+            plain, node, call, operands, rows[0] if rows else None, columns[0] if columns else None
+        )
         if fate and node.output[0] in self._covers:
             plain.output[0] = f"{node.output[0]}.covered"
         self._add(plain, divided=fate is not None)
@@ -326,72 +339,6 @@ class _Divider:
         self.division.value(own, name, rows=dim)
         return own
 
-    def _columns(
-        self, call: Call, node: onnx.NodeProto, operands: Mapping[int, Dim]
-    ) -> tuple[Dim | None, ...]:
-        """Return where the gathered units lie in each output."""
-        for index, name in enumerate(node.input):
-            local = part_name(name) if index in operands else self._whole.get(name, "")
-            value = self.division.values.get(local)
-            if value is None or value.columns is None:
-                continue
-            fate = follow(call, index, value.columns)
-            if isinstance(fate, Kept):
-                return fate.dims
-            if isinstance(fate, Stopped) and call.operator in ("Softmax", "LogSoftmax", "CumSum"):
-                return (value.columns,)
-        return (None,) * len(node.output)
-
-    def _line_up(
-        self,
-        plain: onnx.NodeProto,
-        node: onnx.NodeProto,
-        call: Call,
-        operands: Mapping[int, Dim],
-        rows: Dim | None,
-        columns: Dim | None,
-    ) -> None:
-        """Cut whole inputs to the rows that the board has, and to the columns that it gathered."""
-        for index, name in enumerate(node.input):
-            if not name or index in operands or index >= len(call.reads):
-                continue
-            local = self._whole.get(name, name)
-            value = self.division.values.get(local)
-            if rows is not None:
-                axis = partner(call, index, rows)
-                if axis is not None:
-                    plain.input[index] = self._cut(plain.input[index], axis, rows, name)
-            if columns is not None and self._causal and (value is None or value.columns is None):
-                axis = partner(call, index, columns)
-                if axis is not None:
-                    plain.input[index] = self._reach(plain.input[index], axis, columns)
-
-    def _cut(self, local: str, axis: int, dim: Dim, source: str) -> str:
-        """Return the board's rows of a whole tensor."""
-        if dim.outer != 1:
-            raise NotDivisibleError(f"tensor {source}: its rows are packed with other dimensions")
-        name = f"{local}.rows{axis}.{dim.inner}"
-        edges = [self.division.edge(edge, dim.inner) for edge in (START, STOP)]
-        self.division.add("Slice", [local, *edges, self.division.numbers(axis)], name)
-        self.division.value(name, source, rows=Dim(axis, 1, dim.inner))
-        return name
-
-    def _reach(self, local: str, axis: int, dim: Dim) -> str:
-        """Return the columns of a whole tensor up to this board's last row."""
-        if dim.outer != 1:
-            raise NotDivisibleError(f"tensor {local}: its columns are packed with other dimensions")
-        name = f"{local}.columns{axis}.{dim.inner}"
-        edges = [self.division.numbers(0), self.division.edge(STOP, dim.inner)]
-        self.division.add("Slice", [local, *edges, self.division.numbers(axis)], name)
-        known = self.division.values.get(local)
-        self.division.values[name] = Value(
-            source=known.source if known else local,
-            rows=known.rows if known else None,
-            columns=Dim(axis, 1, dim.inner),
-            divided=False,
-        )
-        return name
-
     def _picks_rows(self, node: onnx.NodeProto, call: Call, operand: int, dim: Dim) -> bool:
         """Deal with a node that takes a few known rows of a divided tensor: only these are gathered."""
         if operand != 0 or (dim.outer, dim.inner) != (1, 1):
@@ -423,8 +370,9 @@ class _Divider:
 
     def _point(self, name: str) -> str:
         """Return the tensor to gather so that all of tensor `name` can be made: itself, or one before it."""
-        wanted = next((point for point in self.division.narrows(name) if point in self._points), None)
-        return wanted or min(self._before(name), key=self._price)
+        before = list(self._before(name))
+        wanted = next((self._points[one] for one in before if one in self._points), None)
+        return wanted or min(before, key=self._price)
 
     def _before(self, name: str) -> Iterator[str]:
         """Yield `name` and what it is made of by nodes that only move elements."""

@@ -17,7 +17,7 @@ from shoal.errors import ModelError
 from shoal.exporter.axes import Call, Dim
 from shoal.exporter.graph import Graph
 from shoal.exporter.shapes import Tensor
-from shoal.program import RANGE
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE
 from shoal.records import Array
 
 START: Final = "shoal.start"
@@ -26,6 +26,10 @@ TOTAL: Final = "shoal.total"
 """The numbers of the range: the board's first unit, the one behind its last, and how many there are."""
 COUNT: Final = "shoal.count"
 """How many units the board has."""
+GATHERED: Final = "shoal.gathered"
+"""In a division for means: how many columns the board has gathered."""
+GIVEN: Final = frozenset({RANGE, LOG_COUNTS, COLUMNS})
+"""What a board's graph is given besides tensors of the model."""
 ALL: Final = int(np.iinfo(np.int32).max)
 """The end of rows that go to the end."""
 
@@ -106,6 +110,8 @@ class Division:
     """Weights of which a board holds a range: by the name of that, the whole one's, and how it lies."""
     stops: list[tuple[str, int]] = field(default_factory=list)
     """What needed a dimension whole, and the operations that every board then does alike."""
+    against_means: dict[str, str] = field(default_factory=dict)
+    """In a division for means, the model's tensors that cannot be made of these, and why."""
     parts: dict[str, Dim] = field(default_factory=dict)
     """The model's tensors of which a board has its own units, and where these lie."""
     makers: Mapping[str, onnx.NodeProto] = field(default_factory=dict)
@@ -140,23 +146,28 @@ class Division:
         return name
 
     def edge(self, name: str, times: int = 1) -> str:
-        """Return the name of START, STOP, TOTAL or COUNT, multiplied by `times`."""
+        """Return the name of START, STOP, TOTAL, COUNT or GATHERED, multiplied by `times`."""
         if times != 1:
             return self.add("Mul", [self.edge(name), self.numbers(times)], f"{name}.times{times}")
         if name == COUNT:
             return self.add("Sub", [self.edge(STOP), self.edge(START)], name)
+        if name == GATHERED:
+            return self.add("Shape", [LOG_COUNTS], name)
         index = (START, STOP, TOTAL).index(name)
         return self.add("Slice", [RANGE, self.numbers(index), self.numbers(index + 1)], name)
 
     def narrows(self, name: str) -> Iterator[str]:
-        """Yield the divided tensors of which alone `name` can be made, from itself back to the root."""
+        """Yield the divided tensors of which alone `name` can be made, from itself back.
+
+        They end at the root, or where a board had to gather something to go on.
+        """
         left = {name}
         while True:
             last = max(left, key=lambda n: self.order.get(n, -1))
             if len(left) == 1:
                 yield last
             node = self.makers.get(last)
-            if node is None or last in self.roots:
+            if node is None or last in self.roots or self.values[part_name(last)].columns is not None:
                 return
             left.remove(last)
             left.update(n for n in node.input if n in self.parts)

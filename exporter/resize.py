@@ -14,7 +14,6 @@ from onnx import helper
 from shoal.exporter.axes import Dim
 from shoal.exporter.division import (
     COUNT,
-    STOP,
     TOTAL,
     Division,
     Model,
@@ -37,17 +36,18 @@ class Resizer:
         covers: Container[str],
         full: Callable[[str], str],
         *,
-        causal: bool,
+        gathered: str,
         weights: bool,
     ) -> None:
         """Take a division under construction.
 
         `covers` are tensors that are made with their neighbours, `full` returns the name of all of a
-        tensor; `weights` says that the units are those of weights, as many in every request.
+        tensor; `gathered` is the edge that says how many units a board has gathered, and `weights` that
+        the units are those of weights, as many in every request.
         """
         self._tensors, self._ints, self._opset = model.tensors, model.ints, model.opset
         self._division, self._covers, self._full = division, covers, full
-        self._causal, self._weights = causal, weights
+        self._gathered, self._weights = gathered, weights
 
     def resize(
         self,
@@ -168,8 +168,7 @@ class Resizer:
         """Return how many units the board has of its own, or has gathered, times those packed with them."""
         if dim.outer != 1 and not self._weights:
             raise NotDivisibleError(f"{where(node)}: packs the dimension with others")
-        gathered = STOP if self._causal else TOTAL
-        return self._division.edge(COUNT if own else gathered, dim.outer * dim.inner)
+        return self._division.edge(COUNT if own else self._gathered, dim.outer * dim.inner)
 
     def shape(self, node: onnx.NodeProto, local: str) -> None:
         """Add a Shape: sizes are always those of the whole, whatever part the board has."""

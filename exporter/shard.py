@@ -22,7 +22,8 @@ from shoal.exporter.stages import Stages
 from shoal.exporter.view import initializers, view
 from shoal.exporter.weights import blob_of, is_external, refer, weights_in
 from shoal.manifest import COLUMNS, ROWS, Segment, ShardCollective, ShardRun, ShardStep, Slice
-from shoal.program import RANGE
+from shoal.program import COLUMNS as FIRST_ROWS
+from shoal.program import LOG_COUNTS, RANGE
 from shoal.records import Blob, Sha256, TensorSpec
 from shoal.records import Dim as Size
 
@@ -117,6 +118,39 @@ class ShardWriter:
             assert isinstance(step, ShardRun)
             steps.append(replace(step, lead_only=True))
         return steps
+
+    def for_means(
+        self, steps: Sequence[ShardStep], division: Division, stages: Stages, outputs: Sequence[str]
+    ) -> list[ShardStep]:
+        """Write those segments once more that read gathered rows, and return `steps` with their names.
+
+        `division` is the one for means, `stages` those of it.  Raises NotDivisibleError if one of them
+        cannot do with means; what the lead does with the gathered answer does not have to.
+        """
+        wanted = _Wanted(division, stages, outputs)
+        written: dict[str, str] = {}
+        for number, one in enumerate(stages.stages):
+            for word, works in (("a", one.before), ("b", one.beside)):
+                items = [division.items[i] for i in works]
+                if not any(_reads_columns(item, division) for item in items):
+                    continue
+                made = (division.values[name].source for item in items for name in _outputs(item))
+                for name in made:
+                    if name in division.against_means:
+                        raise NotDivisibleError(division.against_means[name])
+                plain = f"{number:03}{word}"
+                self._segment(f"{plain}-means", division, works, wanted)
+                if not any(spec.name == LOG_COUNTS for spec in self.segments[-1].inputs):
+                    raise NotDivisibleError(
+                        f"segment {plain}: has no Softmax along the rows that it gathered"
+                    )
+                written[f"{self._prefix}-{plain}"] = self.segments[-1].name
+        if not written:
+            raise NotDivisibleError("boards work with none of the rows that they gather")
+        return [
+            replace(step, for_means=written.get(step.segment, "")) if isinstance(step, ShardRun) else step
+            for step in steps
+        ]
 
     def _meetings(
         self, division: Division, seams: Iterable[Work | Seam], *, to_lead: bool
@@ -265,6 +299,9 @@ class ShardWriter:
             dtype = "float32" if value.source.endswith("float32") else "int64"
             if value.source == RANGE:
                 return Tensor(dtype=dtype, sizes=(3,), dims=(3,))
+            if value.source in (LOG_COUNTS, FIRST_ROWS):
+                dtype = "float32" if value.source == LOG_COUNTS else "int64"
+                return Tensor(dtype=dtype, sizes=(self._units,), dims=(COLUMNS,))
             return Tensor(dtype=dtype, sizes=(1,), dims=(None,))
         sizes, dims = list(known.sizes), list(known.dims)
         for dim, name in ((value.rows, ROWS), (value.columns, COLUMNS)):
@@ -326,6 +363,12 @@ def _inputs(item: Work | Seam) -> tuple[str, ...]:
 
 def _outputs(item: Work | Seam) -> tuple[str, ...]:
     return (item.full,) if isinstance(item, Seam) else tuple(n for n in item.node.output if n)
+
+
+def _reads_columns(item: Work | Seam, division: Division) -> bool:
+    """Say whether it is a node that reads rows that the board has gathered."""
+    values = (division.values.get(name) for name in _inputs(item)) if isinstance(item, Work) else ()
+    return any(value is not None and value.columns is not None for value in values)
 
 
 def _port(name: str, tensor: Tensor) -> onnx.ValueInfoProto:

@@ -8,7 +8,7 @@ Each is played in one process as two to five boards, with even and uneven shares
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -31,20 +31,22 @@ from shoal.exporter.shapes import Tensor, find_tensors, input_specs
 from shoal.exporter.shard import MixedUnitsError, ShardWriter
 from shoal.exporter.slices import Slices, find_slices
 from shoal.exporter.stages import stage
-from shoal.exporter.together import play
+from shoal.exporter.together import Opened, Runs, play
 from shoal.exporter.verify import Answer, compare_runs, refused
 from shoal.exporter.view import initializers, view
 from shoal.exporter.weights import is_external
-from shoal.manifest import Segment, Sharding, Verification
+from shoal.manifest import Segment, Sharding, ShardRun, Verification
 from shoal.memory import give_back
 from shoal.parts import pieces, range_of, write_part
-from shoal.program import Run
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Run
 from shoal.records import Array, BoardId
 from shoal.session import Session, open_session
 from shoal.sharding import programs
 
 SHARES: Final = ((0.5, 0.5), (0.7, 0.3), (0.2, 0.5, 0.3), (0.25,) * 4, (0.1, 0.2, 0.3, 0.2, 0.2))
 """How units are divided when a sharding is proved; boards that the model has no units for are left out."""
+FOR_MEANS: Final = (0.7, 0.3)
+"""How they are divided when the segments for means are."""
 LENGTH: Final = 13
 """Tokens at which a model is looked at, where it leaves that open: a number that no other size has."""
 SMALL: Final = 64
@@ -148,26 +150,58 @@ class _Search:
             plain = self._divide(roots, causal=False)
             found = self._attempt("sequence", lambda n: self._write_sequence(n, roots, plain, causal=False))
         self._verification.append(found)
-        is_causal = bool(self._shardings) and self._shardings[-1].causal
+        if not found.verified:
+            return
+        is_causal = self._shardings[-1].causal
+        self._means(roots, causal=is_causal)
         points = self._hidden_points(self._divide(roots, causal=is_causal))
-        if found.verified and points:
-            try:
-                hidden = self._divide(roots, causal=is_causal, points=points)
-            except NotDivisibleError as error:  # these points can be too early for what comes between
-                self._verification.append(refused("sequence-hidden", str(error)))
-                return
-            self._verification.append(
-                self._attempt(
-                    "sequence-hidden", lambda n: self._write_sequence(n, roots, hidden, causal=is_causal)
-                )
-            )
+        if not points:
+            return
+        try:
+            hidden = self._divide(roots, causal=is_causal, points=points)
+        except NotDivisibleError as error:  # these points can be too early for what comes between
+            self._verification.append(refused("sequence-hidden", str(error)))
+            return
+        found = self._attempt(
+            "sequence-hidden", lambda n: self._write_sequence(n, roots, hidden, causal=is_causal)
+        )
+        self._verification.append(found)
+        if found.verified:
+            self._means(roots, causal=is_causal, points=points)
 
-    def _attempt(self, name: str, make: Callable[[str], Sharding]) -> Verification:
+    def _means(
+        self, roots: Mapping[str, Dim | None], *, causal: bool, points: Mapping[str, str] | None = None
+    ) -> None:
+        """Give the sequence that was found last segments for means too, if they answer as it does.
+
+        They are played once, on rows that all stand for themselves.
+        """
+        plain = self._shardings[-1]
+
+        def make(_name: str) -> Sharding:
+            division = self._divide(roots, causal=causal, points=points, means=True)
+            writer = self._sequence_writer(plain.name, plain.units)
+            stages = stage(division, self._model.outputs)
+            steps = writer.for_means(plain.steps, division, stages, self._model.outputs)
+            return replace(plain, steps=tuple(steps), segments=(*plain.segments, *writer.segments))
+
+        self._shardings.pop()
+        found = self._attempt(f"{plain.name}-means", make, self._proved_for_means)
+        if not found.verified:
+            self._shardings.append(plain)
+        self._verification.append(found)
+
+    def _attempt(
+        self,
+        name: str,
+        make: Callable[[str], Sharding],
+        prove: Callable[[str, Sharding], Verification] | None = None,
+    ) -> Verification:
         """Make a sharding, play it, and keep it if it answers as the original does."""
         before = set(self._folder.iterdir())
         try:
             sharding = make(name)
-            found = self._proved(sharding)
+            found = (prove or self._proved)(name, sharding)
         except MixedUnitsError:
             raise
         except (ModelError, PlanError) as error:
@@ -181,23 +215,31 @@ class _Search:
         return found
 
     def _divide(
-        self, roots: Mapping[str, Dim | None], *, causal: bool, points: Collection[str] = ()
+        self,
+        roots: Mapping[str, Dim | None],
+        *,
+        causal: bool,
+        points: Mapping[str, str] | None = None,
+        means: bool = False,
     ) -> Division:
-        return divide(self._model, roots=roots, causal=causal, points=points)
+        return divide(self._model, roots=roots, causal=causal, points=points, means=means)
 
     def _write_sequence(
         self, name: str, roots: Mapping[str, Dim | None], division: Division, *, causal: bool
     ) -> Sharding:
         tensor, dim = next((n, d) for n, d in roots.items() if d is not None)
         units = self._tensors[tensor].sizes[dim.axis]
-        writer = ShardWriter(self._plain, self._graph, self._tensors, units, self._folder, name)
+        writer = self._sequence_writer(name, units)
         point = "hidden" if name == "sequence-hidden" else "kv"
         return self._sharding(writer, division, roots, name, "sequence", point, units, causal=causal)
 
-    def _hidden_points(self, division: Division) -> list[str]:
-        """Return, for each meeting, the tensor of which all that is gathered is made, if it is smaller."""
+    def _sequence_writer(self, name: str, units: int) -> ShardWriter:
+        return ShardWriter(self._plain, self._graph, self._tensors, units, self._folder, name)
+
+    def _hidden_points(self, division: Division) -> dict[str, str]:
+        """Return, for what is gathered at each meeting, a smaller tensor of which all that is made."""
         order = stage(division, self._model.outputs)
-        found = []
+        found: dict[str, str] = {}
         for one in order.stages:
             sources = [
                 seam.source for seam in (division.items[i] for i in one.meeting) if isinstance(seam, Seam)
@@ -209,7 +251,7 @@ class _Search:
             size_bytes = sum(self._tensors[source].size_bytes for source in sources)
             least = min(common, key=lambda name: self._tensors[name].size_bytes, default=sources[0])
             if least not in sources and self._tensors[least].size_bytes < size_bytes:
-                found.append(least)
+                found |= dict.fromkeys(sources, least)
         return found
 
     def _tensor(self, root: Root) -> None:
@@ -273,28 +315,44 @@ class _Search:
             segments=tuple(writer.segments),
         )
 
-    def _proved(self, sharding: Sharding) -> Verification:
+    def _proved(self, name: str, sharding: Sharding) -> Verification:
         """Play a sharding as two boards and more, each with another question, and compare."""
         tried = [shares for shares in SHARES if len(shares) <= sharding.units]
         if not tried:
-            return refused(sharding.name, f"has {sharding.units} units, too few to divide")
+            return refused(name, f"has {sharding.units} units, too few to divide")
         count = max(len(tried), len(self._questions))
         asked = [index % len(self._questions) for index in range(count)]
 
         def run(samples: Sequence[Sample]) -> list[Answer]:
             return [
-                self._played(sharding, tried[index % len(tried)], sample)
+                self._played(sharding, tried[index % len(tried)], sample, self._opened(sharding))
                 for index, sample in enumerate(samples)
             ]
 
         questions = [self._questions[index] for index in asked]
-        return compare_runs(sharding.name, run, questions, [self._wanted[index] for index in asked])
+        return compare_runs(name, run, questions, [self._wanted[index] for index in asked])
 
-    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample) -> Answer:
+    def _proved_for_means(self, name: str, sharding: Sharding) -> Verification:
+        """Play the segments for means of a sharding as two boards, on the last question, and compare."""
+        steps = (
+            replace(step, segment=step.for_means) if isinstance(step, ShardRun) and step.for_means else step
+            for step in sharding.steps
+        )
+        swapped = replace(sharding, steps=tuple(steps))
+        names = {step.for_means for step in sharding.steps if isinstance(step, ShardRun)}
+        opened = _AsMeans(self._opened(sharding), names, causal=sharding.causal)
+
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [self._played(swapped, FOR_MEANS, sample, opened) for sample in samples]
+
+        return compare_runs(name, run, self._questions[-1:], self._wanted[-1:])
+
+    def _opened(self, sharding: Sharding) -> "_Opened":
+        return _Opened(self._folder, {segment.name: segment for segment in sharding.segments})
+
+    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample, opened: Opened) -> Answer:
         boards = [BoardId(f"board-{index}") for index in range(len(shares))]
-        told = programs(sharding, boards, boards[-1], shares)
-        opened = _Opened(self._folder, {segment.name: segment for segment in sharding.segments})
-        tensors = play(told, boards[-1], sample, opened)
+        tensors = play(programs(sharding, boards, boards[-1], shares), boards[-1], sample, opened)
         return {name: tensors[name] for name in self._model.outputs}
 
 
@@ -321,6 +379,28 @@ class _Opened:
         finally:
             for path in (own, *(blobs / piece.name for piece in pieces(segment, part))):
                 path.unlink(missing_ok=True)
+
+
+class _AsMeans:
+    """Opens segments for means on boards that gather rows as they are: each stands for itself."""
+
+    def __init__(self, opened: Opened, segments: Collection[str], *, causal: bool) -> None:
+        self._opened, self._segments, self._causal = opened, segments, causal
+
+    def __call__(self, run: Run) -> Runs:
+        found = self._opened(run)
+        return _EachForItself(found, causal=self._causal) if run.segment in self._segments else found
+
+
+class _EachForItself:
+    def __init__(self, segment: Runs, *, causal: bool) -> None:
+        self._segment, self._causal = segment, causal
+
+    def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]:
+        _, stop, total = inputs[RANGE]
+        columns = np.arange(stop if self._causal else total)
+        counted = {LOG_COUNTS: np.zeros(len(columns), np.float32), COLUMNS: columns}
+        return self._segment.run({**inputs, **counted})
 
 
 def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.exporter.division import Division, Seam, Work
-from shoal.program import RANGE
+from shoal.exporter.division import GIVEN, Division, Seam, Work
 
 WORTH: Final = 0.02
 """Nodes that can run while bytes travel get a run of their own if they are so large a part of a stage."""
@@ -36,7 +35,7 @@ class Stages:
     stages: tuple[Stage, ...]
     tail: tuple[int, ...]
     copied: frozenset[int]
-    """Works that look at the range only: whoever needs one makes a copy."""
+    """Works that look at what is given only: whoever needs one makes a copy."""
 
 
 def stage(division: Division, outputs: Sequence[str]) -> Stages:
@@ -83,8 +82,8 @@ class _Order:
         return sorted(found)
 
     def _copied(self, division: Division) -> frozenset[int]:
-        """Return the works that depend on the range and on constants only."""
-        known = {RANGE, *division.constants}
+        """Return the works that depend on what is given and on constants only."""
+        known = {*GIVEN, *division.constants}
         found = set()
         for item in self.needed:
             if isinstance(division.items[item], Work) and known.issuperset(self.reads[item]):
@@ -93,11 +92,11 @@ class _Order:
         return frozenset(found)
 
     def _ranged(self, items: Sequence[Work | Seam]) -> frozenset[int]:
-        """Return the works that depend on the range and on nothing divided."""
+        """Return the works that depend on what is given and on nothing divided."""
         found: set[int] = set()
         for item in self.needed:
             one = items[item]
-            looks = RANGE in self.reads[item] or not found.isdisjoint(self.sources(item))
+            looks = not GIVEN.isdisjoint(self.reads[item]) or not found.isdisjoint(self.sources(item))
             if looks and isinstance(one, Work) and not one.divided:
                 found.add(item)
         return frozenset(found)

@@ -1,14 +1,22 @@
 """Plays the programs of several boards in one process, to see what they answer together."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Protocol
 
 from shoal.collective import handed_out, made_of, waited_for
 from shoal.errors import ModelError
 from shoal.program import Collective, Program, Run
 from shoal.records import Array, BoardId
-from shoal.session import Session
 
-Opened = Callable[[Run], Session]
+
+class Runs(Protocol):
+    """An open segment."""
+
+    def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]:
+        """Return its outputs for `inputs`, which may hold more than is needed."""
+
+
+Opened = Callable[[Run], Runs]
 _Mail = dict[tuple[int, BoardId, BoardId], Sequence[Array]]
 
 

@@ -36,7 +36,7 @@ def test_export_prints_what_it_made(model: Path, tmp_path: Path) -> None:
         "input_ids  int64 [batch, tokens]",
         "batch=1, tokens=16",
         "5 of 4 kinds",
-        "pipeline         yes",
+        "pipeline               yes",
     ):
         assert words in text
 
@@ -88,7 +88,7 @@ def test_inspect_needs_no_onnx(model: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "pipeline         yes" in done.stdout
+    assert "pipeline               yes" in done.stdout
 
 
 def test_export_without_onnx_says_what_to_install(

@@ -269,6 +269,15 @@ def test_hidden_rows_are_gathered_where_they_are_fewer_bytes(tmp_path: Path) -> 
     assert [s.name for s in few.shardings] == ["sequence", "tensor"], "two of one head are less than all"
 
 
+@pytest.mark.parametrize("name", ["causal", "rotary"])
+def test_hidden_rows_are_gathered_at_each_layer_and_not_again(name: str, tmp_path: Path) -> None:
+    """Every board can make the embeddings, so all could be made anew of what the first layer gathered."""
+    manifest = exported(Writer(STYLES[name]).model(), tmp_path)
+    gathers = [step for step in meetings(manifest, "sequence-hidden") if step.kind == "gather"]
+    assert [step.to_lead for step in gathers] == [False, False, True]
+    assert [spec.name for spec in gathers[-1].made] == ["logits"]
+
+
 def test_a_gather_that_cannot_come_earlier_costs_that_way_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
