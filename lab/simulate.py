@@ -96,8 +96,9 @@ class Cluster:
             self._timeline,
             self._traffic,
             setting.manifest,
+            setting.calibration,
             {name: board.worker for name, board in self._boards.items()},
-            lambda name, segment, took_s: self._boards[name].ran(segment, took_s),
+            lambda name, segment, share, took_s: self._boards[name].ran(segment, share, took_s),
             self._resortable,
         )
 
@@ -150,7 +151,7 @@ class Cluster:
                 for (source, target), size in sorted(self._traffic.sent_bytes.items())
             ),
             steps=self._dispatcher.steps - steps,
-            calibration=dict(self._setting.seconds),
+            calibration=self._setting.calibration,
         )
 
     def _usage(self, name: BoardId, before_s: float, took_s: float) -> Usage:

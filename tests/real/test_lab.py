@@ -56,7 +56,9 @@ def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
     # The simulator, told only how fast this machine is, finds about the same.
     scenario = parse(SCENARIO, "check.toml")
     about = subject.prepare(scenario, tmp_path)
-    calibration = subject.timings(json.loads(out)["outcome"]["calibration"])
+    file = tmp_path / "out.json"
+    file.write_text(out)
+    calibration = subject.read_calibration(file)
     simulated = summary(simulate(scenario, subject.setting(scenario, about, calibration)))
     for what in ("single_p50_ms", "calm_p50_ms"):
         figure = simulated[what]
