@@ -64,7 +64,7 @@ def run(
         if board.arch == "arm64" and arm64_root is None:
             where = scenario.lines.where(("board",))
             raise ConfigError(f"{where}: arch: {board.name} needs --arm64-root; see `make test-arm64`")
-    place = place_for(scenario, loopback=loopback)
+    place = place_for(scenario, folder, loopback=loopback)
     found = subject.prepare(scenario, folder)
     say(f"{found.manifest.name}: {len(found.manifest.segments)} segments, measured on this machine")
     calibration = subject.calibrate(found)
@@ -200,7 +200,8 @@ class Lab:
             speed=speed or 1.0,
             seconds={name: each for name, each in known.items() if name not in parts} if slow else {},
             sizes=subject.input_bytes(self._subject.manifest),
-            links=dict(self._place.narrow(board)),
+            links=self._place.narrow(board),
+            shared=self._place.shared,
         )
         fresh = self._file(board).with_suffix(".new")
         fresh.write_bytes(to_json(said))
