@@ -19,7 +19,7 @@ from shoal.errors import ConfigError
 from shoal.lab import files, namespaces, run, subject
 from shoal.lab.places import place_for
 from shoal.lab.report import summary
-from shoal.lab.scenario import parse
+from shoal.lab.scenario_file import parse
 from shoal.lab.simulate import simulate
 from tests.real.lab_check import SCENARIO
 

@@ -7,7 +7,8 @@ import pytest
 from shoal.errors import ShoalError
 from shoal.lab import loopback
 from shoal.lab.loopback import AIR, OnLoopback, limits, slots
-from shoal.lab.scenario import Shape, parse
+from shoal.lab.scenario import Shape
+from shoal.lab.scenario_file import parse
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, wiring_of
 from shoal.records import BoardId
 

@@ -13,7 +13,8 @@ from shoal.lab import load, requests
 from shoal.lab.boards import Setting
 from shoal.lab.calibration import Calibration
 from shoal.lab.report import Outcome, quantile_s, reactions
-from shoal.lab.scenario import Shape, parse
+from shoal.lab.scenario import Shape
+from shoal.lab.scenario_file import parse
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.lab.simulate import SERVE_S, simulate
 from shoal.lab.steps import Await, Hand, Work, moves_of
