@@ -2,41 +2,34 @@
 
 The lab writes a file and starts the agent with `--emulate FILE`; the file is read again when it changes:
 
-    {"speed": 0.2, "seconds": {"whole": 0.03, ...}, "sizes": {"whole": 150528, ...}, "links": {}}
+    {"speed": 0.2, "seconds": {"whole": 0.03, ...}, "sizes": {"whole": 150528, ...}, "links": {},
+     "shared": ""}
 
 A run of a segment then takes at least `seconds / speed`, in proportion to the bytes of its inputs if those
 are of another size than `sizes` says: the board waits for the rest with its hands tied, as a slow one would
 compute.  A quota of processor time alone would not do: work shorter than its slice runs at full speed.
 
-`links` is for machines without namespaces: {"PEER": {"bytes_per_s": 1e6, "delay_s": 0.001}, ...} holds
-back what is sent to that peer.
+`links` is for machines without namespaces: what lies on the way to each peer, as `shoal.agent.narrow` has
+it; `shared` is then the file that says until when each limit is taken.
 """
 
 import json
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.agent.connection import Connection
+from shoal.agent.narrow import Narrow, Narrowed, Shared
 from shoal.encoding import build
 from shoal.errors import ConfigError, WireError
 from shoal.records import Array, BoardId, check_positive
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Narrow:
-    """What a link lets through."""
-
-    bytes_per_s: float
-    delay_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +40,13 @@ class Settings:
     seconds: Mapping[str, float]
     sizes: Mapping[str, int]
     links: Mapping[BoardId, Narrow]
+    shared: str
+    """Empty: no link is narrow."""
 
     def __post_init__(self) -> None:
         check_positive("speed", self.speed)
+        if self.links and not self.shared:
+            raise ValueError("links: expected a shared file with them, got none")
 
 
 class Emulation:
@@ -58,10 +55,9 @@ class Emulation:
     def __init__(self, file: Path) -> None:
         """Read the file.  Raises ConfigError if it is not as it should be."""
         self._file = file
-        self._lock = threading.Lock()
         self._stamp = 0
         self._settings: Settings
-        self._free_s: dict[BoardId, float] = {}
+        self._shared: Shared | None = None
         try:
             self._look()
         except (OSError, ValueError, WireError) as error:
@@ -80,6 +76,8 @@ class Emulation:
     def _look(self) -> None:
         stamp = self._file.stat().st_mtime_ns
         self._settings = build(Settings, json.loads(self._file.read_text()), str(self._file))
+        if self._settings.shared and self._shared is None:
+            self._shared = Shared(Path(self._settings.shared))
         self._stamp = stamp
 
     def least_s(self, segment: str, size_bytes: int, took_s: float) -> float:
@@ -94,23 +92,18 @@ class Emulation:
         expected = settings.sizes.get(segment, size_bytes) or 1
         return settings.seconds[segment] * size_bytes / expected / settings.speed
 
-    def hold(self, peer: BoardId | None, size_bytes: int) -> None:
-        """Wait as long as so many bytes would take to `peer` on the link that is asked for."""
-        narrow = self.settings.links.get(peer) if peer is not None else None
-        if narrow is None or peer is None:
-            return
-        with self._lock:
-            begin_s = max(time.monotonic(), self._free_s.get(peer, 0.0))
-            self._free_s[peer] = sent_s = begin_s + size_bytes / narrow.bytes_per_s
-        time.sleep(max(0.0, sent_s + narrow.delay_s - time.monotonic()))
-
     def session(self, session: Session, segment: str) -> Session:
         """Return `session` as a board of the speed asked for would have it."""
         return _Slowed(session, segment, self)
 
     def connection(self, sock: socket.socket, peer: BoardId | None) -> Connection:
-        """Return a connection that sends no faster than the link asked for."""
-        return _Narrowed(sock, peer, self)
+        """Return a connection that sends no faster than the way to the peer lets through."""
+
+        def way() -> tuple[Narrow, Shared] | None:
+            narrow = self.settings.links.get(peer) if peer is not None else None
+            return (narrow, self._shared) if narrow is not None and self._shared is not None else None
+
+        return Narrowed(sock, peer, way)
 
 
 class _Slowed(Session):
@@ -130,15 +123,3 @@ class _Slowed(Session):
         if left_s > 0:
             time.sleep(left_s)
         return made
-
-
-class _Narrowed(Connection):
-    direct = False
-
-    def __init__(self, sock: socket.socket, peer: BoardId | None, emulation: Emulation) -> None:
-        super().__init__(sock, peer)
-        self._emulation = emulation
-
-    def write(self, views: list[memoryview], size_bytes: int) -> None:
-        self._emulation.hold(self.peer, size_bytes)
-        super().write(views, size_bytes)

@@ -23,8 +23,8 @@ STATE_DIR: Final = "/var/lib/shoal"
 USER: Final = "shoal"
 PROGRAM: Final = "/opt/shoal/bin/shoal"
 """Where the shipped unit expects the command."""
-HIDDEN: Final = ("/home/", "/root/", "/tmp/", "/run/user/")
-"""Below these the service does not see files (ProtectHome, PrivateTmp)."""
+HIDDEN: Final = (("home",), ("root",), ("tmp",), ("run", "user"))
+"""Below these folders of the root the service does not see files (ProtectHome, PrivateTmp)."""
 
 Run = Callable[[Sequence[str]], int]
 """Runs a program and returns its exit code."""
@@ -77,7 +77,8 @@ def plan(wanted: Wanted, groups: Iterable[str], *, running: bool = True) -> Step
 
     Where systemd is not `running`, as while the image of a card is made, the service starts at the next boot.
     """
-    if wanted.program.startswith(HIDDEN):
+    parts = Path(wanted.program).parts
+    if any(parts[: 1 + len(folders)] == ("/", *folders) for folders in HIDDEN):
         raise ConfigError(
             f"{wanted.program}: the service cannot see it there; install shoal for all users: "
             "python3 -m venv /opt/shoal && /opt/shoal/bin/pip install ., then run /opt/shoal/bin/shoal agent "

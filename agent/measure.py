@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
 from shoal.profiler.statistics import Drift, differs, observed, window
-from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing
+from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing, scaled
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ class Measurer:
             return Profile(
                 incarnation=self._incarnation,
                 bundle=self._bundle,
-                segments=_scaled(self._timings, slowdown),
-                laws=_scaled_laws(self._laws, slowdown),
+                segments=scaled(self._timings, slowdown),
+                laws=scaled(self._laws, slowdown),
                 links=self._links(),
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
@@ -131,8 +131,8 @@ class Measurer:
             if after.slowdown == before.slowdown:
                 return
             if after.slowdown < 1.0:
-                self._timings = _scaled(self._timings, after.slowdown)
-                self._laws = _scaled_laws(self._laws, after.slowdown)
+                self._timings = scaled(self._timings, after.slowdown)
+                self._laws = scaled(self._laws, after.slowdown)
                 self._drift = Drift()
         if after.slowdown < 1.0:
             log.info("profiled anew: takes %.2f times what it took before", after.slowdown)
@@ -218,10 +218,10 @@ class Measurer:
             names = found.segments
             self._timings = {
                 **self._timings,
-                **_scaled(dict.fromkeys(names, found.timing), 1 / slowdown),
+                **scaled(dict.fromkeys(names, found.timing), 1 / slowdown),
             }
             if found.law is not None:
-                self._laws = {**self._laws, **_scaled_laws(dict.fromkeys(names, found.law), 1 / slowdown)}
+                self._laws = {**self._laws, **scaled(dict.fromkeys(names, found.law), 1 / slowdown)}
             self._estimated -= frozenset(names)
         self._remember()
         if news:
@@ -321,26 +321,6 @@ class Measurer:
             self._file(profile.bundle).write_bytes(to_json(profile))
         except OSError as error:
             log.warning("profile not kept: %s", error)
-
-
-def _scaled_laws(laws: Mapping[str, Law], factor: float) -> dict[str, Law]:
-    return {
-        name: replace(
-            law,
-            base_s=law.base_s * factor,
-            row_s=law.row_s * factor,
-            pair_s=law.pair_s * factor,
-            column_s=law.column_s * factor,
-        )
-        for name, law in laws.items()
-    }
-
-
-def _scaled(timings: Mapping[str, Timing], factor: float) -> dict[str, Timing]:
-    return {
-        name: replace(timing, median_s=timing.median_s * factor, spread_s=timing.spread_s * factor)
-        for name, timing in timings.items()
-    }
 
 
 def _with_whole(manifest: Manifest, timings: Mapping[str, Timing]) -> Mapping[str, Timing]:

@@ -15,7 +15,7 @@ from shoal.lab import compare, files, subject
 from shoal.lab.compare import Figure
 from shoal.lab.plot import draw
 from shoal.lab.report import Outcome, summary
-from shoal.lab.scenario import parse
+from shoal.lab.scenario_file import parse
 from shoal.lab.simulate import simulate
 
 PLOTS = Path(__file__).parents[1] / "docs" / "plots"

@@ -5,11 +5,12 @@ What they say is what agents say; when they say it is arithmetic with the times 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from shoal.coordinator import fleet
 from shoal.coordinator.cost import memory_bytes
+from shoal.lab.calibration import Calibration
 from shoal.lab.shaping import DESK
 from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline, Worker
@@ -17,7 +18,7 @@ from shoal.manifest import Manifest
 from shoal.messages import Birth, BundleSource, Desired, Hardware, Presence, Readiness, Reported
 from shoal.profiler.statistics import Drift, observed, window
 from shoal.program import Plan
-from shoal.records import Address, BoardId, LinkProfile, Profile, Sha256, Source, Timing
+from shoal.records import Address, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing, scaled
 
 BOOT_S: Final = 1.2
 """An agent's start, from nothing to its birth."""
@@ -51,8 +52,7 @@ class Setting:
 
     manifest: Manifest
     digest: Sha256
-    seconds: Mapping[str, float]
-    """Of each segment on a board of speed 1."""
+    calibration: Calibration
     speeds: Mapping[BoardId, float]
     memory_bytes: Mapping[BoardId, int]
     input_bytes: int
@@ -80,8 +80,8 @@ class World:
         """Return what profiling takes on a board of speed 1: each segment once, each kind some times more."""
         segments = (setting.manifest.whole, *setting.manifest.segments)
         kinds = {segment.kind: segment.name for segment in segments}
-        once_s = sum(setting.seconds[segment.name] for segment in segments)
-        return once_s + sum(RUNS * setting.seconds[name] for name in kinds.values())
+        once_s = sum(setting.calibration.seconds[segment.name] for segment in segments)
+        return once_s + sum(RUNS * setting.calibration.seconds[name] for name in kinds.values())
 
 
 class Board:
@@ -91,13 +91,14 @@ class Board:
         """It is off until it boots."""
         setting = world.setting
         self.name = name
-        self.worker = Worker(world.timeline, name, setting.seconds, setting.speeds[name])
+        self.worker = Worker(world.timeline, name, setting.calibration.seconds, setting.speeds[name])
         self.worker.alive = False
         self.incarnation = 0
         self.frozen = False
         self._world = world
         self._memory_bytes = setting.memory_bytes[name]
         self._timings: Mapping[str, Timing] = {}
+        self._laws: Mapping[str, Law] = {}
         self._bundle: Sha256 | None = None
         self._profiling = False
         self._links: Mapping[BoardId, LinkProfile] = {}
@@ -155,8 +156,8 @@ class Board:
         profile = Profile(
             incarnation=self.incarnation,
             bundle=self._bundle,
-            segments=_scaled(self._timings, slowdown),
-            laws={},
+            segments=scaled(self._timings, slowdown),
+            laws=scaled(self._laws, slowdown),
             links=self._links,
             memory_bytes=self._memory_bytes,
             slowdown=slowdown,
@@ -176,15 +177,19 @@ class Board:
             self._links = found
             self.publish()
 
-    def ran(self, segment: str, took_s: float) -> None:
-        """Notice a change of speed as an agent does, from the runs in service."""
+    def ran(self, segment: str, share: float, took_s: float) -> None:
+        """Notice a change of speed as an agent does, from the runs in service.
+
+        `share` is of the time that the segment takes at the sample sizes.
+        """
         self._ran_s = self._world.timeline.now_s
         timing, drift = self._timings.get(segment), self._drift
         if timing is None:
             return
-        as_ever = took_s == timing.median_s * drift.slowdown
+        expected_s = timing.median_s * share
+        as_ever = math.isclose(took_s, expected_s * drift.slowdown, rel_tol=1e-9)
         if not (as_ever and not drift.streak and drift.expected_s == 0.0):  # else nothing can follow from it
-            self._judge(observed(drift, timing.median_s, took_s, self._ran_s))
+            self._judge(observed(drift, expected_s, took_s, self._ran_s))
 
     def set_speed(self, speed: float) -> None:
         """Run at another speed; if it idles, it notices after a while."""
@@ -204,7 +209,8 @@ class Board:
         changed = drift.slowdown != self._drift.slowdown
         self._drift = drift
         if changed and drift.slowdown < 1.0:
-            self._timings = _scaled(self._timings, drift.slowdown)
+            self._timings = scaled(self._timings, drift.slowdown)
+            self._laws = scaled(self._laws, drift.slowdown)
             self._drift = Drift()
         if changed:
             self.publish()
@@ -228,13 +234,17 @@ class Board:
         return 8 * size_bytes / rate + World.profile_s(setting) / self.worker.speed
 
     def _profiled(self, source: BundleSource) -> None:
-        manifest = self._world.setting.manifest
+        manifest, calibration = self._world.setting.manifest, self._world.setting.calibration
         self._profiling = False
         self._timings = {
-            segment: Timing(median_s=self.worker.seconds(segment), spread_s=0.0, runs=RUNS)
-            for segment in self._world.setting.seconds
-            if memory_bytes(manifest, (segment,)) <= self._memory_bytes
+            segment.name: Timing(median_s=self.worker.seconds(segment.name), spread_s=0.0, runs=RUNS)
+            for segment in manifest.by_name.values()
+            if segment.name in calibration.seconds
+            and not segment.units
+            and memory_bytes(manifest, (segment.name,)) <= self._memory_bytes
         }
+        known = {name: law for name, law in calibration.laws.items() if name in self._timings}
+        self._laws = scaled(known, 1 / self.worker.speed)
         self._bundle, self._drift = source.manifest, Drift()
         self.publish()
 
@@ -266,9 +276,3 @@ class Board:
                 act()
 
         self._world.timeline.after(delay_s, due)
-
-
-def _scaled(timings: Mapping[str, Timing], factor: float) -> Mapping[str, Timing]:
-    if factor == 1.0:
-        return timings
-    return {name: replace(timing, median_s=timing.median_s * factor) for name, timing in timings.items()}

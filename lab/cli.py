@@ -209,8 +209,10 @@ def simulate(scenario: str, calibration: Path | None, json_file: Path | None, pl
     found = files.read(scenario)
     with tempfile.TemporaryDirectory(prefix="shoal-lab-") as folder:
         about = subject.prepare(found, Path(folder))
-        seconds = subject.read_calibration(calibration) if calibration else subject.calibrate(about)
-        setting = subject.setting(found, about, seconds)
+        known = (
+            subject.read_calibration(calibration) if calibration else subject.calibrate(about, subject.LAWS_S)
+        )
+        setting = subject.setting(found, about, known)
     begun_s = time.perf_counter()
     outcome = play(found, setting)
     took_s = time.perf_counter() - begun_s

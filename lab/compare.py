@@ -47,8 +47,7 @@ def both(scenario: Scenario, folder: Path, say: Callable[[str], None]) -> tuple[
     """Return what was measured, and what is simulated with the calibration of that very run."""
     measured = run.run(scenario, folder, say)
     about = subject.prepare(scenario, folder)
-    seconds = subject.timings(measured.calibration)
-    return measured, simulate(scenario, subject.setting(scenario, about, seconds))
+    return measured, simulate(scenario, subject.setting(scenario, about, measured.calibration))
 
 
 def figures(measured: Outcome, simulated: Outcome) -> list[Figure]:

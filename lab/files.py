@@ -8,7 +8,8 @@ from pathlib import Path
 from shoal.errors import ConfigError
 from shoal.firmware_configs.boards import known_boards, load
 from shoal.firmware_configs.schema import BoardConfig
-from shoal.lab.scenario import BoardSpec, Scenario, Shape, over, parse
+from shoal.lab.scenario import BoardSpec, Scenario, Shape, over
+from shoal.lab.scenario_file import parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

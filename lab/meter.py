@@ -1,5 +1,6 @@
 """Measures a network with plain sockets, to see whether its shaping is what was asked for."""
 
+import contextlib
 import socket
 import statistics
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
+from shoal.errors import ShoalError
 from shoal.lab.namespaces import Namespace
 from shoal.lab.network import Network
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
@@ -75,12 +77,12 @@ def measure(network: Network) -> list[Reading]:
         links={pair: replace(shape, delay_s=None, loss=None) for pair, shape in asked.links.items()},
     )
     network.wire(calm)
-    readings = _each([_rate_of(network, way) for way in _rated(asked)], _at_once(asked))
+    readings = each([_rate_of(network, way) for way in _rated(asked)], _at_once(asked))
     network.wire(asked)
     ways = [way for way in _ways(asked) if asked.delay_s(*way) and way[0] < way[1]]  # there and back
-    readings += _each([_rtt_of(network, way) for way in ways], 1)  # else our own threads are in the way
+    readings += each([_rtt_of(network, way) for way in ways], 1)  # else our own threads are in the way
     ways = [way for way in _ways(asked) if asked.loss(*way)]
-    readings += _each([_loss_of(network, way) for way in ways], 2)
+    readings += each([_loss_of(network, way) for way in ways], 2)
     return readings
 
 
@@ -117,7 +119,18 @@ def at_once(works: Sequence[Callable[[], T]], count: int = 8) -> list[T]:
         return list(pool.map(lambda work: work(), works))
 
 
-def _each(works: list[Callable[[], Reading]], count: int) -> list[Reading]:
+def judge(readings: Sequence[Reading], say: Callable[[str], None]) -> None:
+    """Tell all readings.  Raises ShoalError if one is not what was asked for."""
+    for reading in readings:
+        say(f"  {reading.describe()}")
+    off = [reading.describe() for reading in readings if not reading.fits]
+    if off:
+        raise ShoalError(f"the shaping is more than {TOLERANCE:.0%} off: {'; '.join(off)}")
+
+
+def each(works: Sequence[Callable[[], Reading]], count: int) -> list[Reading]:
+    """Return what each work reads, at most `TRIES` times where it does not fit, `count` works at once."""
+
     def tried(work: Callable[[], Reading]) -> Reading:
         reading = work()
         for _ in range(TRIES - 1):
@@ -171,36 +184,46 @@ def goodput(source: Namespace, target: Namespace, address: str, duration_s: floa
     listener = target.inside(lambda: socket.create_server((address, 0)))
     with listener, source.inside(lambda: socket.create_connection(listener.getsockname(), 5.0)) as sender:
         receiver, _ = listener.accept()
-        over = threading.Event()
-
-        def send() -> None:
-            block = bytes(1 << 16)
-            sender.settimeout(1.0)
-            while not over.is_set():
-                try:
-                    sender.send(block)
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=send, daemon=True)
-        thread.start()
+        sender.settimeout(1.0)
+        block = bytes(1 << 16)
         with receiver:
-            receiver.settimeout(5.0)
-            buffer = bytearray(1 << 18)
-            begun_s = time.perf_counter()
-            settled_s = last_s = 0.0
-            count = 0
-            while (now_s := time.perf_counter()) - begun_s < duration_s or not count:
-                size = receiver.recv_into(buffer)
-                last_s = time.perf_counter()
-                if not settled_s:
-                    if now_s - begun_s >= SETTLE_SHARE * duration_s:
-                        settled_s = last_s  # what came until now is not counted
-                else:
-                    count += size
-            over.set()
-        thread.join()
+            return carried(receiver, lambda: sender.send(block), duration_s)
+
+
+def carried(receiver: socket.socket, send: Callable[[], object], duration_s: float) -> float:
+    """Return the bits/s that come to `receiver` while `send` is called again and again, once settled."""
+    over = threading.Event()
+
+    def flow() -> None:
+        with contextlib.suppress(OSError):
+            while not over.is_set():
+                send()
+
+    thread = threading.Thread(target=flow, daemon=True)
+    thread.start()
+    receiver.settimeout(5.0)
+    buffer = bytearray(1 << 18)
+    begun_s = time.perf_counter()
+    settled_s = last_s = 0.0
+    count = 0
+    while (now_s := time.perf_counter()) - begun_s < duration_s or not count:
+        size = receiver.recv_into(buffer)
+        last_s = time.perf_counter()
+        if not settled_s:
+            if now_s - begun_s >= SETTLE_SHARE * duration_s:
+                settled_s = last_s  # what came until now is not counted
+        else:
+            count += size
+    over.set()
+    receiver.close()  # else the sender may wait for room
+    thread.join()
     return 8 * count / max(1e-9, last_s - settled_s)
+
+
+def middle_s(take_s: Callable[[], float], probes: int = PROBES) -> float:
+    """Return the median of so many readings, after one to warm up."""
+    take_s()
+    return statistics.median(take_s() for _ in range(probes))
 
 
 def round_trip_s(

@@ -25,7 +25,7 @@ from typing import Final
 
 from shoal.lab import shaping
 from shoal.lab.namespaces import Namespace, NamespaceError, find
-from shoal.lab.scenario import Scenario, Shape, over
+from shoal.lab.scenario import Scenario, Shape
 from shoal.lab.shaping import Wiring
 from shoal.records import BoardId
 
@@ -80,16 +80,7 @@ class Network:
 
     def shape(self, boards: tuple[BoardId, ...], shape: Shape) -> None:
         """Change a cable (one board), a link (two) or the air (none), at once."""
-        old = self.wiring
-        if len(boards) == 1:
-            cables = {**old.cables, boards[0]: over(old.cables[boards[0]], shape)}
-            self.wire(replace(old, cables=cables))
-        elif boards:
-            pair = frozenset(boards)
-            links = {**old.links, pair: over(old.links.get(pair, Shape()), shape)}
-            self.wire(replace(old, links=links))
-        else:
-            self.wire(replace(old, air_bits_per_s=shape.rate_bits_per_s))
+        self.wire(self.wiring.shaped(boards, shape))
 
     def part(self, boards: frozenset[BoardId]) -> None:
         """Let these reach each other only; none: everybody reaches everybody."""

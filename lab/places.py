@@ -2,18 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
 
-from shoal.agent.emulation import Narrow
-from shoal.errors import ConfigError, ShoalError
+from shoal.agent.narrow import Narrow
+from shoal.errors import ConfigError
 from shoal.lab import meter, namespaces
+from shoal.lab.loopback import OnLoopback
 from shoal.lab.network import network_of
-from shoal.lab.processes import free_port
 from shoal.lab.quota import Quotas, find_tree
-from shoal.lab.scenario import BoardSpec, Scenario, Shape, over
-from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
+from shoal.lab.scenario import BoardSpec, Scenario, Shape
+from shoal.lab.shaping import DESK
 from shoal.records import BoardId
 
 PORT: Final = 1883
@@ -30,6 +30,8 @@ class Place(Protocol):
     """Address of broker and coordinator."""
     port: int
     """Of the broker."""
+    shared: str
+    """The file that goes with `narrow`; empty: nothing is narrow."""
 
     def __enter__(self) -> "Place": ...
 
@@ -70,8 +72,10 @@ class Place(Protocol):
         ...
 
 
-def place_for(scenario: Scenario, *, loopback: bool) -> Place:
+def place_for(scenario: Scenario, folder: Path, *, loopback: bool) -> Place:
     """Return the best place that there is here, after looking whether the scenario can run in it.
+
+    On loopback, links are played by files in `folder`.
 
     Raises ConfigError, with file and line, if it cannot.
     """
@@ -89,16 +93,30 @@ def place_for(scenario: Scenario, *, loopback: bool) -> Place:
             where = scenario.lines.where(("broker",))
             raise ConfigError(f"{where}: broker: the embedded one listens on loopback only; use mosquitto")
         return InNamespaces(scenario, limited)
+    _refuse_on_loopback(scenario, reason)
+    return OnLoopback(scenario, reason, folder)
+
+
+def _refuse_on_loopback(scenario: Scenario, reason: str) -> None:
+    """Raise ConfigError for what a transport above TCP cannot play."""
     for event in scenario.events:
+        where = scenario.lines.where(("event", event.number))
         if event.action in ("partition", "heal"):
-            where = scenario.lines.where(("event", event.number))
-            raise ConfigError(f"{where}: {event.action}: needs namespaces: {reason}")
-    shapes = (*(board.cable for board in scenario.boards), *(link.shape for link in scenario.links))
-    if any(shape.loss for shape in shapes) or any(event.shape.loss for event in scenario.events):
-        raise ConfigError(f"{scenario.lines.where(('board',))}: loss: needs namespaces: {reason}")
-    if scenario.air_bits_per_s is not None:
-        raise ConfigError(f"{scenario.lines.where(('network', 'air'))}: air: needs namespaces: {reason}")
-    return OnLoopback(scenario, reason)
+            raise ConfigError(
+                f"{where}: {event.action}: needs namespaces ({reason}): on loopback a board that is cut off "
+                "would still reach broker and clients"
+            )
+        if event.shape.loss:
+            raise ConfigError(f"{where}: {_NO_LOSS.format(reason)}")
+    for key, shapes in (
+        ("board", [board.cable for board in scenario.boards]),
+        ("link", [link.shape for link in scenario.links]),
+    ):
+        if any(shape.loss for shape in shapes):
+            raise ConfigError(f"{scenario.lines.where((key,))}: {_NO_LOSS.format(reason)}")
+
+
+_NO_LOSS: Final = "loss: needs namespaces ({}): on loopback nothing is lost that TCP could send again"
 
 
 def _where(scenario: Scenario, key: str) -> str:
@@ -114,6 +132,7 @@ class InNamespaces:
         self._held = contextlib.ExitStack()
         self._limited = {board.name: board for board in limited}
         self._quotas: Quotas | None = None
+        self.shared = ""
         root = namespaces.is_root()
         self.how = "measured in network namespaces" + ("" if root else " without root")
         self.notes = ["emulated: caches, memory bandwidth, heat and the kernels of ARM are this machine's"]
@@ -155,13 +174,7 @@ class InNamespaces:
 
     def check(self, say: Callable[[str], None]) -> None:
         """Measure with plain sockets."""
-        off = []
-        for reading in meter.measure(self._network):
-            say(f"  {reading.describe()}")
-            if not reading.fits:
-                off.append(reading.describe())
-        if off:
-            raise ShoalError(f"the shaping is more than {meter.TOLERANCE:.0%} off: {'; '.join(off)}")
+        meter.judge(meter.measure(self._network), say)
 
     def address(self, board: BoardId) -> str:
         """Return its address in the lab's network."""
@@ -205,74 +218,3 @@ class InNamespaces:
         """Ask the board's control group."""
         group = self._quotas.groups.get(board) if self._quotas else None
         return group.throttled() if group else 0
-
-
-class OnLoopback:
-    """Processes on loopback; the agents themselves hold back what they send."""
-
-    def __init__(self, scenario: Scenario, reason: str) -> None:
-        names = [board.name for board in scenario.boards]
-        self._wiring = Wiring(
-            numbers={name: number for number, name in enumerate(names, start=1)},
-            cables={board.name: board.cable for board in scenario.boards},
-            links={frozenset(link.between): link.shape for link in scenario.links},
-        )
-        self.how = "measured on loopback"
-        self.desk, self.port = "127.0.0.1", free_port()
-        self.notes = [
-            f"no network namespaces here ({reason}): links are shaped in the agents' transport, requests and "
-            "MQTT are not, and bytes are not counted"
-        ]
-
-    def __enter__(self) -> "OnLoopback":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
-    def check(self, say: Callable[[str], None]) -> None:
-        """Say that there is nothing to measure before the agents are there."""
-        say("  links are shaped by the agents, which measure them with the shaping on")
-
-    def address(self, _board: BoardId) -> str:
-        """Return loopback."""
-        return "127.0.0.1"
-
-    def enter(self, _board: BoardId) -> None:
-        """Return nothing to do."""
-        return
-
-    def narrow(self, board: BoardId) -> Mapping[BoardId, Narrow]:
-        """Return each link's rate and delay; those of a cable count as if each link had it alone."""
-        found = {}
-        for other in self._wiring.numbers:
-            rate = self._wiring.rate(board, other)
-            delay_s = self._wiring.delay_s(board, other)
-            if other != board and (rate is not None or delay_s):
-                bytes_per_s = (rate or 1e11) * PAYLOAD_SHARE / 8
-                found[other] = Narrow(bytes_per_s=bytes_per_s, delay_s=delay_s)
-        return found
-
-    def shape(self, boards: tuple[BoardId, ...], shape: Shape) -> None:
-        """Note the change; the agents hear of it by their files."""
-        old = self._wiring
-        if len(boards) == 1:
-            cables = {**old.cables, boards[0]: over(old.cables[boards[0]], shape)}
-            self._wiring = replace(old, cables=cables)
-        else:
-            pair = frozenset(boards)
-            links = {**old.links, pair: over(old.links.get(pair, Shape()), shape)}
-            self._wiring = replace(old, links=links)
-
-    def part(self, _boards: frozenset[BoardId]) -> None:
-        """Do nothing: such scenarios are refused."""
-
-    def sent_bytes(self) -> None:
-        """Return that nobody counts."""
-        return
-
-    def throttled(self, _board: BoardId) -> int:
-        """Return 0: there is no quota."""
-        return 0

@@ -3,11 +3,12 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.encoding import Json, to_json
+from shoal.lab.calibration import Calibration
 from shoal.records import BoardId
 from shoal.text import table
 
@@ -103,10 +104,10 @@ class Outcome:
     usage: tuple[Usage, ...]
     carried: tuple[Carried, ...] | None
     """None: could not be counted."""
+    calibration: Calibration
+    """Measured in the same run."""
     steps: int = 0
     """Steps of programs that a simulation played."""
-    calibration: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each segment on one core of the machine, measured in the same run."""
 
 
 def quantile_s(requests: Sequence[Request], share: float) -> float | None:

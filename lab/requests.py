@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
+from shoal.lab.calibration import Calibration
 from shoal.lab.report import Fate
 from shoal.lab.shaping import DESK
 from shoal.lab.steps import Await, Hand, Move, Work, moves_of
@@ -82,17 +83,23 @@ class Dispatcher:
         timeline: Timeline,
         traffic: Traffic,
         manifest: Manifest,
+        calibration: Calibration,
         workers: Mapping[BoardId, Worker],
-        on_run: Callable[[BoardId, str, float], None],
+        on_run: Callable[[BoardId, str, float, float], None],
         resortable: Callable[[BoardId], bool],
     ) -> None:
-        """`on_run` hears of each run of a segment; `resortable` says if a board can hold the whole model."""
+        """Play for these boards.
+
+        `on_run` hears of each run of a segment: board, segment, share of its time at the sample sizes, and
+        the seconds it took; `resortable` says if a board can hold the whole model.
+        """
         self.steps = 0
         """Of programs, that were played."""
         self.plan: Plan | None = None
         self._timeline = timeline
         self._traffic = traffic
         self._manifest = manifest
+        self._calibration = calibration
         self._workers = workers
         self._on_run = on_run
         self._resortable = resortable
@@ -112,7 +119,7 @@ class Dispatcher:
         if self.plan is None or plan.epoch > self.plan.epoch:
             self.plan = plan
             self._uses = [_Use() for _ in plan.lanes]
-            self._moves = [moves_of(self._manifest, lane) for lane in plan.lanes]
+            self._moves = [moves_of(self._manifest, self._calibration, lane) for lane in plan.lanes]
         self._dispatch()
 
     def submit(self, ask: Ask, serve_s: float) -> None:
@@ -279,8 +286,8 @@ class Dispatcher:
         share = move.share * attempt.part.share
 
         def done(took_s: float) -> None:
-            if share == 1.0:
-                self._on_run(board, move.segment, took_s)
+            if attempt.part.share == 1.0:
+                self._on_run(board, move.segment, share, took_s)
             self._advance(attempt, board)
 
         self._workers[board].run(move.segment, share, done)

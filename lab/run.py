@@ -20,6 +20,7 @@ from shoal.coordinator.cost import memory_bytes
 from shoal.encoding import to_json
 from shoal.errors import ConfigError, ShoalError
 from shoal.lab import arm64, subject
+from shoal.lab.calibration import Calibration
 from shoal.lab.load import Load, running
 from shoal.lab.places import Place, place_for
 from shoal.lab.processes import Process
@@ -29,7 +30,7 @@ from shoal.lab.subject import Subject
 from shoal.manifest import WHOLE
 from shoal.messages import Decision, Deployment
 from shoal.program import Plan
-from shoal.records import BoardId, Profile, Timing
+from shoal.records import BoardId, Law, Profile, scaled
 
 HEARD_S: Final = 30.0
 HEARD_EMULATED_S: Final = 180.0
@@ -63,7 +64,7 @@ def run(
         if board.arch == "arm64" and arm64_root is None:
             where = scenario.lines.where(("board",))
             raise ConfigError(f"{where}: arch: {board.name} needs --arm64-root; see `make test-arm64`")
-    place = place_for(scenario, loopback=loopback)
+    place = place_for(scenario, folder, loopback=loopback)
     found = subject.prepare(scenario, folder)
     say(f"{found.manifest.name}: {len(found.manifest.segments)} segments, measured on this machine")
     calibration = subject.calibrate(found)
@@ -97,6 +98,8 @@ class _Notes:
     switches: list[tuple[float, Plan]] = field(default_factory=list)
     happenings: list[Happening] = field(default_factory=list)
     speeds: dict[BoardId, float] = field(default_factory=dict)
+    laws: dict[str, Law] = field(default_factory=dict)
+    """As the boards fitted them, for a board of speed 1."""
     single: BoardId | None = None
 
 
@@ -110,7 +113,7 @@ class Lab:
         say: Callable[[str], None],
         place: Place,
         found: Subject,
-        calibration: Mapping[str, Timing],
+        calibration: Calibration,
     ) -> None:
         self.arm64_root: Path | None = None
         self._scenario = scenario
@@ -192,11 +195,13 @@ class Lab:
         """Write what the board's agent reads of how slow it is to be."""
         speed = self._speeds[board]
         slow = speed is not None and speed < 1
+        known, parts = self._calibration.seconds, self._subject.parts
         said = Emulated(
             speed=speed or 1.0,
-            seconds={name: t.median_s for name, t in self._calibration.items()} if slow else {},
+            seconds={name: each for name, each in known.items() if name not in parts} if slow else {},
             sizes=subject.input_bytes(self._subject.manifest),
-            links=dict(self._place.narrow(board)),
+            links=self._place.narrow(board),
+            shared=self._place.shared,
         )
         fresh = self._file(board).with_suffix(".new")
         fresh.write_bytes(to_json(said))
@@ -334,11 +339,14 @@ class Lab:
                 profile = said.get(Profile)
                 if board not in self._notes.speeds and isinstance(profile, Profile):
                     self._notes.speeds[board] = self._speed_got(profile)
+                if isinstance(profile, Profile) and profile.laws:
+                    self._notes.laws |= scaled(profile.laws, self._speeds[board] or 1.0)
 
     def _speed_got(self, profile: Profile) -> float:
         """Return by the board's own measurement what share of this machine's core it is."""
-        both = [name for name in profile.segments if name in self._calibration]
-        here_s = sum(self._calibration[name].median_s for name in both)
+        known = self._calibration.seconds
+        both = [name for name in profile.segments if name in known]
+        here_s = sum(known[name] for name in both)
         return here_s / sum(profile.segments[name].median_s for name in both)
 
     async def _events(self) -> None:
@@ -447,7 +455,7 @@ class Lab:
             happenings=tuple(notes.happenings),
             usage=tuple(self._usage(board, took_s) for board in self._scenario.boards),
             carried=carried,
-            calibration={name: timing.median_s for name, timing in self._calibration.items()},
+            calibration=replace(self._calibration, laws=notes.laws),
         )
 
     def _usage(self, board: BoardSpec, took_s: float) -> Usage:

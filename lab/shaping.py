@@ -6,10 +6,10 @@ card would cut (GSO) keep the machine able to carry the traffic, if none is long
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from shoal.lab.scenario import Scenario, Shape
+from shoal.lab.scenario import Scenario, Shape, over
 from shoal.records import BoardId
 
 DESK: Final = BoardId("desk")
@@ -69,6 +69,15 @@ class Wiring:
     def connected(self, source: BoardId, target: BoardId) -> bool:
         """Say whether packets get through at all."""
         return (source in self.apart) == (target in self.apart)
+
+    def shaped(self, boards: tuple[BoardId, ...], shape: Shape) -> "Wiring":
+        """Return it with another cable (one board), link (two) or air (none)."""
+        if len(boards) == 1:
+            return replace(self, cables={**self.cables, boards[0]: over(self.cables[boards[0]], shape)})
+        if boards:
+            pair = frozenset(boards)
+            return replace(self, links={**self.links, pair: over(self.links.get(pair, Shape()), shape)})
+        return replace(self, air_bits_per_s=shape.rate_bits_per_s)
 
     def address(self, host: BoardId) -> str:
         """Return the host's address in the lab's own network."""

@@ -22,7 +22,7 @@ from shoal.lab import shaping
 from shoal.lab.boards import BOOT_S, Board, Setting, World
 from shoal.lab.report import Carried, Fate, Happening, Outcome, Request, Switch, Usage
 from shoal.lab.requests import Ask, Dispatcher
-from shoal.lab.scenario import Event, Scenario, Shape, over
+from shoal.lab.scenario import Event, Scenario
 from shoal.lab.shaping import DESK
 from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline
@@ -96,8 +96,9 @@ class Cluster:
             self._timeline,
             self._traffic,
             setting.manifest,
+            setting.calibration,
             {name: board.worker for name, board in self._boards.items()},
-            lambda name, segment, took_s: self._boards[name].ran(segment, took_s),
+            lambda name, segment, share, took_s: self._boards[name].ran(segment, share, took_s),
             self._resortable,
         )
 
@@ -150,7 +151,7 @@ class Cluster:
                 for (source, target), size in sorted(self._traffic.sent_bytes.items())
             ),
             steps=self._dispatcher.steps - steps,
-            calibration=dict(self._setting.seconds),
+            calibration=self._setting.calibration,
         )
 
     def _usage(self, name: BoardId, before_s: float, took_s: float) -> Usage:
@@ -295,17 +296,7 @@ class Cluster:
         return do
 
     def _do_shape(self, event: Event) -> None:
-        old = self._traffic.wiring
-        if len(event.boards) == 1:
-            name = event.boards[0]
-            wiring = replace(old, cables={**old.cables, name: over(old.cables[name], event.shape)})
-        elif event.boards:
-            pair = frozenset(event.boards)
-            links = {**old.links, pair: over(old.links.get(pair, Shape()), event.shape)}
-            wiring = replace(old, links=links)
-        else:
-            wiring = replace(old, air_bits_per_s=event.shape.rate_bits_per_s)
-        self._traffic.rewire(wiring)
+        self._traffic.rewire(self._traffic.wiring.shaped(event.boards, event.shape))
         for name in event.boards or tuple(self._boards):
             again_s = float(self._chance.uniform(0, LINK_PERIOD_S))
             self._timeline.after(again_s, self._boards[name].measure_links)

@@ -1,25 +1,32 @@
 """Programs as a simulation plays them: each kind of step becomes one or two plain moves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from shoal.manifest import Manifest
-from shoal.program import Collective, Exchange, Lane, Program, Run, Step
-from shoal.records import BoardId
+from shoal.collective import BOUNDS
+from shoal.lab.calibration import Calibration
+from shoal.manifest import Manifest, ShardCollective, Sharding
+from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
+from shoal.records import BoardId, TensorSpec
+from shoal.sizes import rows_of, sizes_at
+from shoal.traffic import Flow, flows
+
+Flows = Mapping[int, Sequence[Flow]]
+"""What crosses the wire under each tag."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run a segment on a share of its units."""
+    """Run a segment."""
 
     segment: str
     share: float
+    """Of the time that it takes at the sample sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """Send so many bytes to each of some boards."""
+    """Send so many bytes to each of some boards, one after the other."""
 
     tag: int
     parcels: tuple[tuple[BoardId, int], ...]
@@ -36,30 +43,49 @@ class Await:
 Move = Work | Hand | Await
 
 
-def moves_of(manifest: Manifest, lane: Lane) -> dict[BoardId, tuple[Move, ...]]:
+def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[BoardId, tuple[Move, ...]]:
     """Return what each board of a lane does for one request."""
-    return {board: _moves(manifest, board, program) for board, program in lane.programs.items()}
+    steps = [step for program in lane.programs.values() for step in program.steps]
+    meetings = {step.tag: step for step in steps if isinstance(step, Collective)}
+    if not meetings:
+        shares = dict.fromkeys((step for step in steps if isinstance(step, Run)), 1.0)
+        return {b: _moves(manifest, b, program, shares, {}) for b, program in lane.programs.items()}
+    sharding = _sharding_of(manifest, steps)
+    boards = next(iter(meetings.values())).boards
+    codec = max((step.codec for step in meetings.values()), key=lambda codec: codec.rate)
+    sizes = sizes_at(manifest, sharding, _shares(manifest, lane, boards, meetings), codec)
+    crossing = {tag: flows(step, _tensors(sharding, tag), sizes) for tag, step in meetings.items()}
+    found = {}
+    for board, each in zip(boards, sizes, strict=True):
+        program = lane.programs[board]
+        runs = (step for step in program.steps if isinstance(step, Run))
+        work = {run: _share(manifest, calibration, run, each) for run in runs}
+        found[board] = _moves(manifest, board, program, work, crossing)
+    return found
 
 
-def _moves(manifest: Manifest, board: BoardId, program: Program) -> tuple[Move, ...]:
+def _moves(
+    manifest: Manifest, board: BoardId, program: Program, shares: Mapping[Run, float], crossing: Flows
+) -> tuple[Move, ...]:
     """Return the moves of one board; what a collective brings is awaited where it is needed first."""
     moves: list[Move] = []
-    share = 1.0
     coming: list[tuple[Await, frozenset[str]]] = []
     for step in program.steps:
         needed = _needs(manifest, step)
         moves += [awaited for awaited, made in coming if made & needed]
         coming = [(awaited, made) for awaited, made in coming if not made & needed]
-        if isinstance(step, Collective):
-            if step.kind == "scatter":
-                share = step.shares[step.boards.index(board)]
-            handed, awaited = _collective(manifest, board, step, share)
-            moves += [handed] if handed.parcels else []
-            coming += [(awaited, frozenset(step.made))] if awaited.boards else []
-        elif isinstance(step, Exchange):
-            moves.append(_EXCHANGES[step.kind](manifest, step))
+        if isinstance(step, Run):
+            moves.append(Work(step.segment, shares[step]))
+        elif isinstance(step, Collective):
+            mine = tuple((target, size) for source, target, size in crossing[step.tag] if source == board)
+            givers = tuple(source for source, target, _ in crossing[step.tag] if target == board)
+            moves += [Hand(step.tag, mine)] if mine else []
+            coming += [(Await(step.tag, givers), _makes(step))] if givers else []
+        elif step.kind == "send":
+            size_bytes = sum(manifest.tensor_bytes[name] for name in step.tensors)
+            moves.append(Hand(step.tag, ((step.peer, size_bytes),)))
         else:
-            moves.append(Work(step.segment, _share_of_run(manifest, step, share)))
+            moves.append(Await(step.tag, (step.peer,)))
     return (*moves, *(awaited for awaited, _ in coming))
 
 
@@ -69,45 +95,50 @@ def _needs(manifest: Manifest, step: Step) -> frozenset[str]:
         return frozenset(spec.name for spec in manifest.by_name[step.segment].inputs)
     if isinstance(step, Exchange) and step.kind == "recv":
         return frozenset()
-    return frozenset(step.tensors)
+    own = (BOUNDS,) if isinstance(step, Collective) and step.rows else ()
+    return frozenset((*step.tensors, *own))
 
 
-def _share_of_run(manifest: Manifest, step: Run, share: float) -> float:
-    """Return the share of a segment's work: all of it outside of shardings, the board's own range inside."""
-    sharded = step.segment not in {manifest.whole.name, *(segment.name for segment in manifest.segments)}
-    return share if sharded else 1.0
+def _makes(step: Collective) -> frozenset[str]:
+    return frozenset((*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made)
 
 
-def _bytes(manifest: Manifest, names: tuple[str, ...]) -> int:
-    return sum(manifest.tensor_bytes[name] for name in names)
+def _sharding_of(manifest: Manifest, steps: Sequence[Step]) -> Sharding:
+    """Return the sharding that has the segments of these steps."""
+    run = {step.segment for step in steps if isinstance(step, Run)}
+    return next(one for one in manifest.shardings if any(segment.name in run for segment in one.segments))
 
 
-def _send(manifest: Manifest, step: Exchange) -> Move:
-    return Hand(step.tag, ((step.peer, _bytes(manifest, step.tensors)),))
+def _tensors(sharding: Sharding, tag: int) -> Sequence[TensorSpec]:
+    step = sharding.steps[tag]
+    assert isinstance(step, ShardCollective)  # shoal.sharding gives each collective its place as tag
+    return step.tensors
 
 
-def _recv(_manifest: Manifest, step: Exchange) -> Move:
-    return Await(step.tag, (step.peer,))
+def _shares(
+    manifest: Manifest, lane: Lane, boards: Sequence[BoardId], meetings: Mapping[int, Collective]
+) -> Sequence[float]:
+    """Return each board's share of the units: of the tokens that are scattered, or of the weights."""
+    scattered = next((step.shares for step in meetings.values() if step.shares), None)
+    if scattered is not None:
+        return scattered
+    finest = max(
+        (run for run in lane.programs[boards[0]].runs if run.part), key=lambda run: _units(manifest, run)
+    )
+    parts = [run.part for b in boards for run in lane.programs[b].runs if run.segment == finest.segment]
+    return [(stop - start) / _units(manifest, finest) for start, stop in parts]
 
 
-_EXCHANGES: Final[Mapping[str, Callable[[Manifest, Exchange], Move]]] = {"send": _send, "recv": _recv}
+def _units(manifest: Manifest, run: Run) -> int:
+    return manifest.by_name[run.segment].units
 
 
-def _collective(manifest: Manifest, board: BoardId, step: Collective, share: float) -> tuple[Hand, Await]:
-    """Return what a board hands over in a collective and what it waits for."""
-    whole = _bytes(manifest, step.tensors)
-    others = tuple(other for other in step.boards if other != board)
-    if step.kind in ("broadcast", "scatter"):
-        if board != step.root:
-            return Hand(step.tag, ()), Await(step.tag, (step.root,) if step.root else ())
-        shares = dict(zip(step.boards, step.shares or (1.0,) * len(step.boards), strict=True))
-        return Hand(step.tag, tuple((o, int(whole * shares[o])) for o in others)), Await(step.tag, ())
-    size = int(whole * share) if step.kind == "gather" else int(whole)
-    if step.root is not None:
-        if board == step.root:
-            return Hand(step.tag, ()), Await(step.tag, others)
-        return Hand(step.tag, ((step.root, size),)), Await(step.tag, ())
-    place = step.boards.index(board)
-    later = step.boards[place + 1 :] if step.causal else others
-    earlier = step.boards[:place] if step.causal else others
-    return Hand(step.tag, tuple((o, size) for o in later)), Await(step.tag, earlier)
+def _share(manifest: Manifest, calibration: Calibration, run: Run, sizes: Mapping[str, int]) -> float:
+    """Return the share of a segment's time at the sample sizes, which are those of half of the units."""
+    segment = manifest.by_name[run.segment]
+    if run.part:
+        return (run.part[1] - run.part[0]) / ((segment.units + 1) // 2)
+    law = calibration.laws.get(run.segment)
+    if law is None:
+        return 1.0
+    return law.seconds(*rows_of(manifest, segment, sizes)) / calibration.seconds[run.segment]

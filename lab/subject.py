@@ -10,19 +10,23 @@ from typing import Final
 
 import numpy as np
 
-from shoal.errors import ConfigError, ModelError
+from shoal.encoding import build
+from shoal.errors import ConfigError, ModelError, WireError
 from shoal.lab.boards import Setting
+from shoal.lab.calibration import Calibration, completed
 from shoal.lab.files import kinds
 from shoal.lab.scenario import BoardSpec, Scenario
 from shoal.manifest import WHOLE, Manifest, Segment, parse
-from shoal.profiler.segments import measure
-from shoal.records import Array, BoardId, Sha256, TensorSpec, Timing
+from shoal.profiler.segments import measure, refine
+from shoal.records import Array, BoardId, Law, Sha256, TensorSpec, Timing
 from shoal.session import Session, open_session
 
 REQUESTS: Final = 4
 """So many different requests are asked in turn."""
 
 PASSES: Final = 2
+LAWS_S: Final = 1.0
+"""So long a simulation has segments of shardings measured at several sizes."""
 MEMORY_BYTES: Final = 1_000_000_000
 """Of a board of which nothing else is said."""
 
@@ -40,6 +44,11 @@ class Subject:
     inputs: tuple[Tensors, ...]
     expected: tuple[Tensors, ...]
     """What the unsplit model answers."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Return the segments of which a board has a part: those of shardings."""
+        return frozenset(segment.name for one in self.manifest.shardings for segment in one.segments)
 
 
 def prepare(scenario: Scenario, folder: Path) -> Subject:
@@ -67,10 +76,11 @@ def prepare(scenario: Scenario, folder: Path) -> Subject:
     return Subject(bundle=bundle, manifest=manifest, digest=digest, inputs=inputs, expected=expected)
 
 
-def calibrate(subject: Subject) -> Mapping[str, Timing]:
+def calibrate(subject: Subject, laws_s: float = 0.0) -> Calibration:
     """Return what each segment takes on one core of this machine.
 
     The same small measurement that a board makes of itself, twice: the quicker one was disturbed less.
+    Then for `laws_s` the closer one, at several sizes, of the segments of shardings.
     """
 
     def opened(segment: Segment) -> Session:
@@ -80,30 +90,39 @@ def calibrate(subject: Subject) -> Mapping[str, Timing]:
     for _ in range(PASSES):
         *_, found = measure(subject.manifest, opened, threading.Lock())
         passes.append(found)
-    return {name: min((p[name] for p in passes), key=lambda timing: timing.median_s) for name in passes[0]}
+    best = {name: min((p[name] for p in passes), key=lambda timing: timing.median_s) for name in passes[0]}
+    shared = {name: best[name] for name in subject.parts.intersection(best)}
+    laws: dict[str, Law] = {}
+    if laws_s:
+        closer = refine(
+            subject.manifest,
+            opened,
+            threading.Lock(),
+            shared,
+            go_on=lambda: True,
+            room_bytes=MEMORY_BYTES,
+            budget_s=laws_s,
+        )
+        for look in closer:
+            if look.law is not None:
+                laws |= dict.fromkeys(look.segments, look.law)
+    return Calibration(seconds={name: timing.median_s for name, timing in best.items()}, laws=laws)
 
 
-def read_calibration(file: Path) -> Mapping[str, Timing]:
+def read_calibration(file: Path) -> Calibration:
     """Return the calibration in a file that `--json` wrote.  Raises ConfigError if it is none."""
     try:
-        return timings(json.loads(file.read_text())["outcome"]["calibration"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return build(Calibration, json.loads(file.read_text())["outcome"]["calibration"], str(file))
+    except (OSError, ValueError, KeyError, TypeError, WireError) as error:
         raise ConfigError(f"{file}: expected a file that --json wrote: {error!r}") from error
 
 
-def timings(seconds: Mapping[str, float]) -> Mapping[str, Timing]:
-    """Return the calibration that an outcome kept."""
-    return {name: Timing(median_s=each, spread_s=0.0, runs=1) for name, each in seconds.items()}
-
-
-def speeds(
-    scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]
-) -> dict[BoardId, float | None]:
+def speeds(scenario: Scenario, subject: Subject, calibration: Calibration) -> dict[BoardId, float | None]:
     """Return what share of this machine's core each board is to be; None: all of it.
 
     What the scenario says comes first, then the board's quota, then the seed figure of its kind.
     """
-    flops_per_s = subject.manifest.whole.flops / calibration[WHOLE].median_s
+    flops_per_s = subject.manifest.whole.flops / calibration.seconds[WHOLE]
 
     def speed_of(board: BoardSpec) -> float | None:
         if board.speed is not None:
@@ -120,12 +139,12 @@ def offered_bytes(board: BoardSpec) -> int:
     return MEMORY_BYTES if board.memory_bytes is None else board.memory_bytes
 
 
-def setting(scenario: Scenario, subject: Subject, calibration: Mapping[str, Timing]) -> Setting:
+def setting(scenario: Scenario, subject: Subject, calibration: Calibration) -> Setting:
     """Return what a simulation must know."""
     return Setting(
         manifest=subject.manifest,
         digest=subject.digest,
-        seconds={name: timing.median_s for name, timing in calibration.items()},
+        calibration=completed(subject.manifest, calibration),
         speeds={name: speed or 1.0 for name, speed in speeds(scenario, subject, calibration).items()},
         memory_bytes={board.name: offered_bytes(board) for board in scenario.boards},
         input_bytes=sum(array.nbytes for array in subject.inputs[0].values()),

@@ -26,7 +26,8 @@ class _Way:
     bits_per_s: float
     delay_s: float
     shared: tuple[tuple[object, float], ...]
-    """Cables, link and air on the way, each with its own rate: they carry one message at a time."""
+    """Cables, link and air on the way, in this order, each with its own rate: they carry one message at a
+    time, and hand it on while it comes in."""
 
 
 class Traffic:
@@ -52,14 +53,13 @@ class Traffic:
             return math.inf
         bits = 8 * (size_bytes + FRAME_BYTES)
         free_s = self._free_s
-        begin_s = now_s
-        for resource, _ in way.shared:
-            if free_s[resource] > begin_s:
-                begin_s = free_s[resource]
+        begin_s = end_s = now_s
         for resource, rate in way.shared:
+            begin_s = max(begin_s, free_s[resource])
             free_s[resource] = begin_s + bits / rate
+            end_s = max(end_s, free_s[resource])
         self.sent_bytes[source, target] += int(size_bytes / PAYLOAD_SHARE) + FRAME_BYTES
-        return begin_s + bits / way.bits_per_s + way.delay_s + MESSAGE_S
+        return max(end_s, begin_s + bits / way.bits_per_s) + way.delay_s + MESSAGE_S
 
     def profile(self, source: BoardId, target: BoardId) -> LinkProfile | None:
         """Return what `source` would measure towards `target`; None if nothing comes back."""

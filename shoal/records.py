@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NewType
+from typing import NewType, TypeVar
 
 import numpy as np
 
@@ -154,6 +154,10 @@ class Timing:
         if not (math.isfinite(self.spread_s) and self.spread_s >= 0 and self.runs >= 1):
             raise ValueError(f"timing: expected spread_s >= 0 and runs >= 1, got {self!r}")
 
+    def scaled(self, factor: float) -> "Timing":
+        """Return the timing on a board on which all takes `factor` times as long."""
+        return replace(self, median_s=self.median_s * factor, spread_s=self.spread_s * factor)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
@@ -182,6 +186,19 @@ class Law:
     def seconds(self, rows: int, attended: int) -> float:
         """Return the time for these counts."""
         return self.base_s + (self.row_s + self.pair_s * attended) * rows + self.column_s * attended
+
+    def scaled(self, factor: float) -> "Law":
+        """Return the law on a board on which all takes `factor` times as long."""
+        terms = {name: getattr(self, name) * factor for name in ("base_s", "row_s", "pair_s", "column_s")}
+        return replace(self, **terms)
+
+
+_Scalable = TypeVar("_Scalable", Timing, Law)
+
+
+def scaled(found: Mapping[str, _Scalable], factor: float) -> dict[str, _Scalable]:
+    """Return timings or laws on a board on which all takes `factor` times as long."""
+    return {name: each.scaled(factor) for name, each in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import pytest
 from shoal.coordinator.cost import memory_bytes
 from shoal.lab import arm64, namespaces, run, subject
 from shoal.lab.report import summary
-from shoal.lab.scenario import parse
+from shoal.lab.scenario_file import parse
 from shoal.manifest import WHOLE
 from shoal.records import BoardId
 

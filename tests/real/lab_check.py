@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shoal.lab import run
 from shoal.lab.report import to_text
-from shoal.lab.scenario import parse
+from shoal.lab.scenario_file import parse
 
 SCENARIO = """
 model = "encoder-tiny"

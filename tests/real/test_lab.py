@@ -19,7 +19,7 @@ from shoal.errors import ConfigError
 from shoal.lab import files, namespaces, run, subject
 from shoal.lab.places import place_for
 from shoal.lab.report import summary
-from shoal.lab.scenario import parse
+from shoal.lab.scenario_file import parse
 from shoal.lab.simulate import simulate
 from tests.real.lab_check import SCENARIO
 
@@ -56,7 +56,9 @@ def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
     # The simulator, told only how fast this machine is, finds about the same.
     scenario = parse(SCENARIO, "check.toml")
     about = subject.prepare(scenario, tmp_path)
-    calibration = subject.timings(json.loads(out)["outcome"]["calibration"])
+    file = tmp_path / "out.json"
+    file.write_text(out)
+    calibration = subject.read_calibration(file)
     simulated = summary(simulate(scenario, subject.setting(scenario, about, calibration)))
     for what in ("single_p50_ms", "calm_p50_ms"):
         figure = simulated[what]
@@ -108,14 +110,14 @@ def test_the_same_calibration_gives_the_same_simulation(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ('[[board]]\nname = "a"\nquota = 0.5\n', r"x\.toml:3: quota: .*need root"),
-        ('[[board]]\nname = "a"\nloss = "1%"\n', r"loss: needs namespaces"),
+        ('[[board]]\nname = "a"\nloss = "1%"\n', r"x\.toml:1: loss: needs namespaces"),
+        ('[[board]]\nname = "a"\n[[event]]\nat = 1\nboard = "a"\nloss = "1%"\n', r"x\.toml:3: loss: needs"),
         ('[[board]]\nname = "a"\n[[event]]\nat = 1\npartition = "a"\n', r"x\.toml:3: partition: needs names"),
-        ('network.air = "5mbit"\n[[board]]\nname = "a"\n', r"x\.toml:1: air: needs namespaces"),
     ],
 )
-def test_what_loopback_cannot_do_is_refused_with_its_line(text: str, words: str) -> None:
+def test_what_loopback_cannot_do_is_refused_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        place_for(parse(text, "x.toml"), loopback=True)
+        place_for(parse(text, "x.toml"), tmp_path, loopback=True)
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,13 @@ def test_uninstalling_takes_away_what_was_made_but_not_the_weights(tmp_path: Pat
     assert not install.remove(tmp_path, machine.run, machine.told.append)
 
 
-@pytest.mark.parametrize("program", ["/home/pi/shoal-env/bin/shoal", "/root/env/bin/shoal"])
-def test_a_program_that_the_service_could_not_see_is_refused(program: str) -> None:
+@pytest.mark.parametrize("folders", [("home", "pi"), ("root",), ("tmp",), ("run", "user", "1000")])
+def test_a_program_that_the_service_could_not_see_is_refused(folders: tuple[str, ...]) -> None:
+    program = Path("/", *folders, "env", "bin", "shoal")
     with pytest.raises(ConfigError, match="python3 -m venv /opt/shoal"):
-        install.plan(wanted(program=program), GROUPS)
+        install.plan(wanted(program=str(program)), GROUPS)
+    elsewhere = Path("/", "srv", *folders, "env", "bin", "shoal")
+    assert install.plan(wanted(program=str(elsewhere)), GROUPS)
 
 
 @pytest.mark.parametrize("broker", ["mqtt://a b", 'mqtt://"', "mqtt://x\nExecStart=/bin/sh"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.lab.calibration import Calibration
 from shoal.lab.plot import draw
 from shoal.lab.report import (
     Carried,
@@ -34,6 +35,7 @@ def switch(at_s: float, epoch: int) -> Switch:
 
 # One request a second: 100 ms each until b dies at 10 s; then 600 ms for two, and 200 ms from 12 s on.
 OUTCOME = Outcome(
+    calibration=Calibration(seconds={}),
     scenario="s",
     how="measured",
     notes=("a note",),

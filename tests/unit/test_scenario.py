@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from shoal.errors import ConfigError
 from shoal.lab.lines import find_lines
-from shoal.lab.scenario import Event, Scenario, Shape, parse
+from shoal.lab.scenario import Event, Scenario, Shape
+from shoal.lab.scenario_file import parse
 from shoal.records import BoardId
 
 TWO = '[[board]]\nname = "a"\n[[board]]\nname = "b"\n'

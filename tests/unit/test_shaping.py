@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.lab.scenario import Shape, parse
+from shoal.lab.scenario import Shape
+from shoal.lab.scenario_file import parse
 from shoal.lab.shaping import (
     DESK,
     LEAST_BURST,

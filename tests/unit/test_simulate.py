@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from shoal.agent import dispatch
 from shoal.lab import load, requests
 from shoal.lab.boards import Setting
+from shoal.lab.calibration import Calibration
 from shoal.lab.report import Outcome, quantile_s, reactions
-from shoal.lab.scenario import Shape, parse
+from shoal.lab.scenario import Shape
+from shoal.lab.scenario_file import parse
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.lab.simulate import SERVE_S, simulate
 from shoal.lab.steps import Await, Hand, Work, moves_of
 from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest
-from shoal.program import Collective, Exchange, Lane, Program, Run
-from tests.build import BUNDLE, A, B, C, chain
+from shoal.program import Exchange, Lane, Program, Run
+from tests.build import BUNDLE, A, B, chain
 
 SECOND = 1.0
 
@@ -34,7 +36,7 @@ def setting_for(
     return scenario, Setting(
         manifest=manifest,
         digest=BUNDLE,
-        seconds=seconds,
+        calibration=Calibration(seconds=seconds),
         speeds={board.name: board.speed or 1.0 for board in scenario.boards},
         memory_bytes={board.name: board.memory_bytes or memory for board in scenario.boards},
         input_bytes=asked,
@@ -237,49 +239,10 @@ def test_each_kind_of_step_becomes_moves() -> None:
         },
         weight=1.0,
     )
-    assert moves_of(manifest, lane) == {
+    assert moves_of(manifest, Calibration(seconds={}), lane) == {
         A: (Work("s00", 1.0), Hand(0, ((B, 100),)), Await(1, (B,))),
         B: (Await(0, (A,)), Work("s01", 1.0), Hand(1, ((A, 100),))),
     }
-
-
-def test_a_collective_is_awaited_where_its_tensor_is_needed() -> None:
-    manifest = chain((1, 1, 1), cut_bytes=120)
-    boards = (A, B, C)
-    scatter = Collective(
-        kind="scatter",
-        tag=0,
-        tensors=("x",),
-        made=("x",),
-        axes=(0,),
-        boards=boards,
-        root=A,
-        shares=(0.5, 0.3, 0.2),
-    )
-    gather = Collective(
-        kind="gather", tag=1, tensors=("h1",), made=("h2",), axes=(0,), boards=boards, root=None
-    )
-    reduce = Collective(kind="reduce", tag=2, tensors=("h2",), made=("y",), axes=(), boards=boards, root=A)
-    steps = (scatter, Run(segment="s00"), gather, Run(segment="s01"), Run(segment="s02"), reduce)
-    moves = moves_of(manifest, Lane(programs={board: Program(steps=steps) for board in boards}, weight=1.0))
-    assert moves[A] == (
-        Hand(0, ((B, 30), (C, 20))),
-        Work("s00", 1.0),
-        Hand(1, ((B, 60), (C, 60))),
-        Work("s01", 1.0),  # it needs h1 only, so what is gathered still travels
-        Await(1, (B, C)),
-        Work("s02", 1.0),
-        Await(2, (B, C)),
-    )
-    assert moves[C] == (
-        Await(0, (A,)),
-        Work("s00", 1.0),
-        Hand(1, ((A, 24), (B, 24))),
-        Work("s01", 1.0),
-        Await(1, (A, B)),
-        Work("s02", 1.0),
-        Hand(2, ((A, 120),)),
-    )
 
 
 def test_a_large_cluster_is_only_larger() -> None:

@@ -156,7 +156,7 @@ def ping_over(rtt_s: float, goodput_bytes_per_s: float, seen: list[int]) -> link
     return ping
 
 
-@pytest.mark.parametrize("goodput", [1e5, 3e6, 1e8, 1e9])
+@pytest.mark.parametrize("goodput", [1e5, 3e6, 1e8, 1.25e9])
 def test_a_link_is_measured_with_few_bytes(goodput: float) -> None:
     seen: list[int] = []
     found = links.measure(ping_over(0.004, goodput, seen))

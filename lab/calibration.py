@@ -1,0 +1,40 @@
+"""What segments take on one core of the machine that the lab runs on, and what follows for the rest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from shoal.manifest import Manifest
+from shoal.records import Law
+from shoal.sizes import rows_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What segments take on a board of speed 1."""
+
+    seconds: Mapping[str, float]
+    """Of each segment at the sample sizes; in a sharding these are those of half of the units."""
+    laws: Mapping[str, Law] = field(default_factory=dict)
+    """Of segments of which a board has a part of the rows."""
+
+
+def completed(manifest: Manifest, calibration: Calibration) -> Calibration:
+    """Return the calibration with an estimate of what it lacks.
+
+    A segment of which boards hold parts of the weights cannot be timed without them: it takes as much of
+    the whole model's time as of its operations.  A segment that was timed at one size takes a time that
+    is in proportion to its rows.
+    """
+    seconds, laws = dict(calibration.seconds), dict(calibration.laws)
+    whole = manifest.whole
+    for sharding in manifest.shardings:
+        for segment in sharding.segments:
+            if segment.units:
+                seconds[segment.name] = seconds[whole.name] * segment.flops / max(1, whole.flops)
+            elif segment.name in seconds and segment.name not in laws:
+                rows, _ = rows_of(manifest, segment, {**manifest.sample_sizes, **sharding.sizes})
+                row_s = seconds[segment.name] / rows
+                laws[segment.name] = Law(
+                    base_s=0.0, row_s=row_s, pair_s=0.0, column_s=0.0, residual=0.0, points=1
+                )
+    return replace(calibration, seconds=seconds, laws=laws)
