@@ -16,6 +16,7 @@ from shoal.profiler.fit import CLOSE, Point, fit, known_within, settled
 from shoal.profiler.statistics import timing
 from shoal.records import Array, Law, TensorSpec, Timing
 from shoal.session import Session
+from shoal.sizes import dims_of, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -122,16 +123,10 @@ class Counts:
 
 
 def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
-    """Return the counts at which to time a segment, the sample's first; one if none can be chosen.
-
-    The rows of a segment are those of its outputs.  A named dimension that its inputs have and its outputs
-    have not is that of the tokens it attends to; without one, its rows attend to one another.
-    """
-    made = _names(segment.outputs) - {manifest.batch}
-    local = sorted(made)
-    gathered = sorted(_names(segment.inputs) - made - {manifest.batch})
+    """Return the counts at which to time a segment, the sample's first; one if none can be chosen."""
+    local, gathered = dims_of(manifest, segment)
     shares = ROW_SHARES if any(name.startswith(ROWS) for name in local) else SHARES
-    batch = manifest.batch if manifest.batch in _names(segment.inputs) else None
+    batch = manifest.batch if any(manifest.batch in spec.shape for spec in segment.inputs) else None
 
     def at(share: float, attended_share: float, batch_size: int | None) -> Counts:
         sizes = dict(manifest.sizes)
@@ -139,15 +134,9 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
         sizes |= {name: max(1, round(attended_share * manifest.sizes[name])) for name in gathered}
         if batch is not None and batch_size is not None:
             sizes[batch] = batch_size
-        tokens = max([1, *(sizes[name] for name in local)])
-        whole = max([1, *(manifest.sizes[name] for name in local)])
-        grown = sizes[batch] / manifest.sizes[batch] if batch else 1.0
-        return Counts(
-            rows=tokens * (sizes[batch] if batch else 1),
-            attended=max([1, *(sizes[name] for name in gathered or local)]),
-            sizes=sizes,
-            growth=grown * tokens / whole,
-        )
+        rows, attended = rows_of(manifest, segment, sizes)
+        growth = rows / rows_of(manifest, segment, manifest.sizes)[0]
+        return Counts(rows=rows, attended=attended, sizes=sizes, growth=growth)
 
     found = [at(1, 1, None)]
     if local:
@@ -157,13 +146,6 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
     if batch is not None:
         found += [at(1, 1, size) for size in BATCHES]
     return list({(c.rows, c.attended): c for c in found}.values())
-
-
-def _names(specs: Sequence[TensorSpec]) -> set[str]:
-    """Return the dimensions that can be chosen; certain rows that a board picks are as many as they are."""
-    return {
-        dim for spec in specs for dim in spec.shape if isinstance(dim, str) and not dim.startswith(f"{ROWS}[")
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,14 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from shoal.manifest import (
+    COLUMNS,
     FORMAT,
+    ROWS,
     VERSION,
     WHOLE,
     Cut,
     Deviation,
     Manifest,
     Segment,
+    ShardCollective,
     Sharding,
+    ShardRun,
     Slice,
     Swap,
     Variant,
@@ -226,6 +230,65 @@ def chain(
         whole_work_bytes=whole_work_bytes,
         strategies=strategies,
         name=name,
+    )
+
+
+def sharded(*, causal: bool = False) -> Manifest:
+    """Return a model x -> y of 10 tokens of 8 floats that two or more boards can share by tokens.
+
+    Each board makes k and h of its tokens (segment q0), all gather k, each makes its y of h and k (q1), and
+    the lead gathers y.
+    """
+
+    def spec(name: str, rows: int | str) -> TensorSpec:
+        return TensorSpec(name=name, dtype="float32", shape=("batch", rows, 8))
+
+    def segment(name: str, reads: Sequence[TensorSpec], makes: Sequence[TensorSpec]) -> Segment:
+        return Segment(
+            name=name,
+            model=blob(2000 + sum(name.encode())),
+            weights=(),
+            inputs=tuple(reads),
+            outputs=tuple(makes),
+            kind=name,
+            flops=1,
+            work_bytes=0,
+        )
+
+    def meeting(
+        kind: Literal["scatter", "gather"], given: TensorSpec, made: TensorSpec, *, to_lead: bool = False
+    ) -> ShardCollective:
+        return ShardCollective(kind=kind, tensors=(given,), made=(made,), axes=(1,), to_lead=to_lead, rows=())
+
+    x, y = spec("x", "tokens"), spec("y", "tokens")
+    mine, h, k, part = (spec(name, ROWS) for name in ("x.part", "h.part", "k.part", "y.part"))
+    gathered = spec("k", COLUMNS)
+    sharding = Sharding(
+        name="sequence",
+        strategy="sequence",
+        point="kv",
+        units=10,
+        causal=causal,
+        sizes={ROWS: 5, COLUMNS: 10},
+        steps=(
+            meeting("scatter", x, mine),
+            ShardRun(segment="q0", lead_only=False),
+            meeting("gather", k, gathered),
+            ShardRun(segment="q1", lead_only=False),
+            meeting("gather", part, spec("y", COLUMNS), to_lead=True),
+        ),
+        segments=(segment("q0", (mine,), (h, k)), segment("q1", (h, gathered), (part,))),
+    )
+    plain = chain((100,))
+    return dataclasses.replace(
+        plain,
+        inputs=(x,),
+        outputs=(y,),
+        sample_sizes={"batch": 1, "tokens": 10},
+        batch="batch",
+        whole=dataclasses.replace(plain.whole, inputs=(x,), outputs=(y,)),
+        segments=(dataclasses.replace(plain.segments[0], inputs=(x,), outputs=(y,)),),
+        shardings=(sharding,),
     )
 
 

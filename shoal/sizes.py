@@ -1,0 +1,69 @@
+"""How large the tensors of a sharding are at each board, and how much that makes a segment compute.
+
+In a manifest the dimensions that differ from board to board have names: `shoal.rows` is how many units a
+board has, `shoal.rows64` how many of 64 units, `shoal.rows4*24` the same with 24 elements to each, and
+`shoal.columns` how many units it has gathered.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Final
+
+from shoal.codec import PLAIN, Codec
+from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, Sharding
+from shoal.program import bounds
+from shoal.records import TensorSpec
+
+_WORD: Final = re.compile(rf"({re.escape(ROWS)}|{re.escape(COLUMNS)})(\d*)(?:\*(\d+))?")
+
+
+def sizes_at(
+    manifest: Manifest, sharding: Sharding, shares: Sequence[float], codec: Codec = PLAIN
+) -> tuple[Mapping[str, int], ...]:
+    """Return what each named dimension is at each board when the boards have `shares` of the units.
+
+    All others are as in the sample.  `codec` is that of the gathers: the rows of others that came as means
+    are as many as there are means.
+    """
+    found: list[dict[str, int]] = [{**manifest.sample_sizes, **sharding.sizes} for _ in shares]
+    for word in sharding.sizes:
+        match = _WORD.fullmatch(word)
+        if match is None:  # certain rows that a board picks: they are as many as they are
+            continue
+        units, packed = int(match[2] or sharding.units), int(match[3] or 1)
+        counts = [stop - start for start, stop in pairwise(bounds(units, shares))]
+        for index, own in enumerate(counts):
+            count = own
+            if match[1] == COLUMNS:
+                others = counts[:index] + ([] if sharding.causal else counts[index + 1 :])
+                count += sum(codec.rows(other) for other in others)
+            found[index][word] = count * packed
+    return tuple(found)
+
+
+def rows_of(manifest: Manifest, segment: Segment, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Return the rows that a segment computes at these sizes, and how many tokens each attends to.
+
+    They are what a `shoal.records.Law` takes.  The rows are those of the outputs, times the batch.  A named
+    dimension that the inputs have and the outputs have not is that of the tokens attended to; without one,
+    rows attend to one another.
+    """
+    local, gathered = dims_of(manifest, segment)
+    rows = max([1, *(sizes[name] for name in local)])
+    if manifest.batch is not None and manifest.batch in _names(segment.inputs):
+        rows *= sizes[manifest.batch]
+    return rows, max([1, *(sizes[name] for name in gathered or local)])
+
+
+def dims_of(manifest: Manifest, segment: Segment) -> tuple[list[str], list[str]]:
+    """Return the named dimensions of a segment's own rows, and of those that it has gathered."""
+    made, read = (_names(specs) - {manifest.batch or ""} for specs in (segment.outputs, segment.inputs))
+    return sorted(made), sorted(read - made)
+
+
+def _names(specs: Sequence[TensorSpec]) -> set[str]:
+    """Return the dimensions that can be chosen; certain rows that a board picks are as many as they are."""
+    return {
+        dim for spec in specs for dim in spec.shape if isinstance(dim, str) and not dim.startswith(f"{ROWS}[")
+    }
