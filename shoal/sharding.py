@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from shoal.codec import PLAIN, Codec
 from shoal.errors import PlanError
 from shoal.manifest import ShardCollective, Sharding, ShardRun
 from shoal.program import Collective, Program, Run, Step, bounds
@@ -9,11 +10,16 @@ from shoal.records import BoardId
 
 
 def programs(
-    sharding: Sharding, boards: Sequence[BoardId], lead: BoardId, shares: Sequence[float]
+    sharding: Sharding,
+    boards: Sequence[BoardId],
+    lead: BoardId,
+    shares: Sequence[float],
+    codec: Codec = PLAIN,
 ) -> dict[BoardId, Program]:
     """Return what each of `boards` does when it has `shares` of the units, in that order.
 
-    The lead is one of the boards.  Raises PlanError if a board would have none of a segment's units.
+    The lead is one of the boards.  `codec` is how rows cross the wire where all boards wait for one another
+    (`Sharding.exchanges`).  Raises PlanError if a board would have none of a segment's units.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():
@@ -30,7 +36,7 @@ def programs(
                     part = edges[index : index + 2] if edges else ()
                     steps[board].append(Run(segment=step.segment, part=part))
         else:
-            meeting = _collective(sharding, step, tag, boards, lead, shares)
+            meeting = _collective(sharding, step, tag, boards, lead, shares, codec)
             for board in boards:
                 steps[board].append(meeting)
     return {board: Program(steps=tuple(found)) for board, found in steps.items()}
@@ -43,6 +49,7 @@ def _collective(
     boards: Sequence[BoardId],
     lead: BoardId,
     shares: Sequence[float],
+    codec: Codec,
 ) -> Collective:
     rooted = step.to_lead or step.kind in ("broadcast", "scatter")
     return Collective(
@@ -56,4 +63,5 @@ def _collective(
         shares=tuple(shares) if step.kind == "scatter" else (),
         causal=sharding.causal and step.kind == "gather" and not step.to_lead and not step.rows,
         rows=step.rows,
+        codec=PLAIN if rooted or step.rows else codec,
     )
