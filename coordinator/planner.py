@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from shoal.coordinator import partition
-from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, segment_s
+from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
 from shoal.program import Exchange, Lane, Prediction, Program, Run, Step

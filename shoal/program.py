@@ -181,6 +181,12 @@ class Prediction:
     """One request alone in the cluster."""
     throughput_per_s: float
     """Requests per second when there are always some waiting."""
+    compute_s: float = 0.0
+    """Of the latency, what the lead computes itself; the rest is exchange and wait."""
+    carried_bytes: float = 0.0
+    """Between boards for one request, headers of frames not counted."""
+    waits: float = 0.0
+    """How many times the lead stands still for other boards in one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
