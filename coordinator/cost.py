@@ -38,6 +38,13 @@ def memory_bytes(manifest: Manifest, segments: Iterable[str]) -> int:
     return manifests.memory_bytes(manifest.by_name[name] for name in segments)
 
 
+def held_bytes(manifest: Manifest, runs: Iterable[Run]) -> int:
+    """Return what a board needs to hold what it runs, of divided weights its parts, and to run it."""
+    held = [(manifest.by_name[run.segment], run.part) for run in frozenset(runs)]
+    weights = sum(segment.held_bytes(part) for segment, part in held)
+    return weights + max((segment.work_bytes for segment, _ in held), default=0)
+
+
 def predict(
     manifest: Manifest,
     profiles: Profiles,

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.coordinator import partition
+from shoal.codec import PLAIN, Codec
+from shoal.coordinator import partition, sharded
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.partition import Instance, Stage
 from shoal.coordinator.work import segment_s
@@ -45,17 +46,24 @@ def cost_s(predicted: Prediction, objective: Objective) -> float:
 
 
 def propose(
-    manifest: Manifest, profiles: Profiles, barred: Barred, objective: Objective, max_boards: int = 0
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    objective: Objective,
+    max_boards: int = 0,
+    codecs: Sequence[Codec] = (PLAIN,),
 ) -> tuple[Candidate, ...]:
-    """Return the best candidate of each strategy and lead, best first.
+    """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all.  Raises PlanError, which names the limit that binds, if nothing fits.
+    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows.  Raises
+    PlanError, which names the limit that binds, if nothing fits.
     """
     limit = max_boards or len(profiles)
     found = [
         *_local(manifest, profiles, barred),
         *(_replicate(manifest, profiles, barred, limit) if limit > 1 else ()),
         *(_pipeline(manifest, profiles, barred, objective, limit) if limit > 1 else ()),
+        *(_sharded(manifest, profiles, barred, objective, limit, codecs) if limit > 1 else ()),
     ]
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
@@ -188,6 +196,31 @@ def _pipeline(
 _ALWAYS_CLOSED = 3
 """An output made before the last stage needs a link to the lead that the search does not ask for; with
 so few boards there is one, as only the second stage is in the middle."""
+
+
+def _sharded(
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    objective: Objective,
+    limit: int,
+    codecs: Sequence[Codec],
+) -> Iterator[Candidate]:
+    """Yield the best way of each sharding and codec to divide a request, like `sequence i8`."""
+    for sharding in manifest.shardings:
+        for codec in codecs if manifest.verified(sharding.name) else ():
+            strategy = sharding.name if codec.exact else f"{sharding.name} {codec}"
+            found = []
+            for lead, lane in sharded.lanes(
+                manifest, profiles, barred, sharding, codec, limit, latency=objective == "latency"
+            ):
+                try:
+                    predicted = predict(manifest, profiles, barred, lead, (lane,))
+                except PlanError:
+                    continue
+                found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))
+            if found:
+                yield min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
 
 
 def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
