@@ -52,11 +52,14 @@ def propose(
     objective: Objective,
     max_boards: int = 0,
     codecs: Sequence[Codec] = (PLAIN,),
+    margin: float = 0.0,
 ) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows.  Raises
-    PlanError, which names the limit that binds, if nothing fits.
+    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows.  One of
+    several boards that is not better than the best single board by the share `margin` stands behind that:
+    predictions err, and no plan is to be slower than one board.  Raises PlanError, which names the limit
+    that binds, if nothing fits.
     """
     limit = max_boards or len(profiles)
     found = [
@@ -68,12 +71,22 @@ def propose(
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
     other: Objective = "throughput" if objective == "latency" else "latency"
+    alone = [cost_s(c.predicted, objective) for c in found if c.strategy == "local"]
+    alone_s = min(alone, default=math.inf)
+
+    def rank_s(candidate: Candidate) -> float:
+        """Return the cost, at least that of one board if it is not clearly less."""
+        seconds = cost_s(candidate.predicted, objective)
+        clear = len(candidate.boards) == 1 or seconds <= (1 - margin) * alone_s
+        return seconds if clear else max(seconds, alone_s)
+
     return tuple(
         sorted(
             found,
             key=lambda c: (
-                cost_s(c.predicted, objective),
+                rank_s(c),
                 len(c.boards),
+                cost_s(c.predicted, objective),
                 cost_s(c.predicted, other),
                 c.strategy,
                 c.boards,

@@ -216,6 +216,19 @@ def test_the_objective_decides_what_is_best() -> None:
     assert propose(TWO, AB, NONE, "throughput")[0].strategy == "replicate"
 
 
+def test_several_boards_stand_behind_one_unless_they_are_clearly_better() -> None:
+    """On a and b the chain takes 2.502 s, on a alone 2.7 s: 7 % more."""
+    manifest = build.chain((100, 100), cut_bytes=10)
+    links = {each: build.link(0.001, 1e5) for each in (A, B)}
+    profiles = {
+        A: build.profile(manifest, (1.0, 1.7), links=links),
+        B: build.profile(manifest, (9.0, 1.5), links=links),
+    }
+    for margin, strategies in ((0.0, ["pipeline", "local"]), (0.1, ["local", "pipeline"])):
+        found = propose(manifest, profiles, NONE, "latency", margin=margin)
+        assert [c.strategy for c in found][:2] == strategies
+
+
 def test_a_model_that_fits_no_board_whole_is_divided() -> None:
     manifest = build.chain((100, 100, 100), cut_bytes=10)
     links = {each: build.link(0.01, 1e6) for each in (A, B)}
