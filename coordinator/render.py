@@ -17,7 +17,7 @@ from shoal.messages import (
     Vitals,
 )
 from shoal.profiler import energy
-from shoal.program import Plan, Run
+from shoal.program import Lane, Plan, Run
 from shoal.records import BoardId, Profile
 from shoal.text import table
 
@@ -155,9 +155,18 @@ def plan(found: Plan) -> str:
             does = (
                 f"runs {runs[0]} to {runs[-1]}" if len(runs) > 1 else f"runs {runs[0]}" if runs else "leads"
             )
-            share = f" ({lane.weight:.0%} of the requests)" if len(found.lanes) > 1 else ""
-            lines.append(f"  lane {index}{share}: {board} {does}")
+            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}")
     return "\n".join(lines)
+
+
+def _which(lane: Lane, lanes: Sequence[Lane]) -> str:
+    """Return for which requests a lane is, if not for all."""
+    words = [f"from {size} {dim}" for dim, size in sorted(lane.least.items())]
+    if lane.weight < 1:
+        words.append(f"{lane.weight:.0%} of the requests")
+    elif len(lanes) > 1 and not words:
+        words.append("all others")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def candidates(ranked: Sequence[Candidate]) -> str:
