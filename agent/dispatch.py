@@ -1,10 +1,10 @@
 """Takes requests through the lanes of the plan in force, and never lets go of one before its answer.
 
-A request is tried until it is answered, its tensors turn out not to fit, or its time is up.  An attempt
-that fails in another board bars its lane for a moment; the request then takes another lane, or waits for
-the next plan, or at last runs in one piece on this board if its memory allows.  It is only ever run on
-the bundle for which it was read.  The number of requests that wait is bounded: beyond it, new ones are
-refused at once.
+A request goes to the lanes that are for its sizes.  It is tried until it is answered, its tensors turn out
+not to fit, or its time is up.  An attempt that fails in another board bars its lane for a moment; the request
+then takes another lane, or waits for the next plan, or at last runs in one piece on this board if its memory
+allows, as one does that no lane is for.  It is only ever run on the bundle for which it was read.  The number
+of requests that wait is bounded: beyond it, new ones are refused at once.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import secrets
 import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -25,6 +25,7 @@ from shoal.errors import BoardError, ShoalError
 from shoal.manifest import Manifest
 from shoal.messages import Telemetry
 from shoal.program import Lane, Plan
+from shoal.program import serving as lanes_for
 from shoal.records import Array, BoardId, Sha256
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Question:
     inputs: Mapping[str, Array]
     deadline_s: float
     """Of time.monotonic."""
+    asked: Mapping[str, Array] | None = None
+    """The inputs of the whole request, whose sizes decide on the lanes; None: it is not a part of one."""
 
 
 Resort = Callable[[Manifest, Mapping[str, Array]], Awaitable[dict[str, Array]]]
@@ -183,13 +186,18 @@ class Dispatcher:
         if serving is None or serving.manifest.batch is None or len(serving.plan.lanes) < 2:
             return await self._answer(question)
         rows = next(iter(question.inputs.values())).shape[0]
-        shares = _shares(rows, serving.plan.lanes)
+        lanes = _lanes_for(serving, question)
+        shares = _shares(rows, [serving.plan.lanes[index] for index in lanes])
         if len(shares) < 2:
             return await self._answer(question)
         tasks = [
             asyncio.ensure_future(
                 self._answer(
-                    replace(question, inputs={name: x[start:stop] for name, x in question.inputs.items()})
+                    replace(
+                        question,
+                        inputs={name: x[start:stop] for name, x in question.inputs.items()},
+                        asked=question.inputs,
+                    )
                 )
             )
             for start, stop in shares
@@ -263,14 +271,16 @@ class Dispatcher:
                 if serving is not None:
                     if serving.plan.lead != self._board or serving.plan.bundle != question.bundle:
                         raise MovedError(f"{serving.plan.lead} is the lead of {serving.plan.model}")
-                    if last is not None and now_s >= resort_s:
+                    lanes = _lanes_for(serving, question)
+                    if (last is None and not lanes) or (last is not None and now_s >= resort_s):
                         return serving, None
-                    best = _emptiest(serving, now_s)
+                    best = _emptiest(serving, lanes, now_s)
                     if best is not None:
                         serving.lanes[best].in_flight += 1
                         return serving, best
-                    bars_s = [use.barred_until_s for use in serving.lanes if use.barred_until_s > now_s]
-                    until_s = min([question.deadline_s, *bars_s])
+                    bars_s = [serving.lanes[index].barred_until_s for index in lanes]
+                    ends_s = [bar_s for bar_s in bars_s if bar_s > now_s] if lanes else [resort_s]
+                    until_s = min([question.deadline_s, *ends_s])
                 try:
                     await asyncio.wait_for(self._changed.wait(), until_s - now_s)
                 except asyncio.TimeoutError:
@@ -288,19 +298,28 @@ def _capacity(lane: Lane) -> int:
     return len(lane.programs) + 1
 
 
-def _emptiest(serving: _Serving, now_s: float) -> int | None:
-    """Return the lane that should finish a new request first; None if none has room."""
-    ready = [
-        (use.in_flight + 1) / lane.weight
-        if use.in_flight < _capacity(lane) and use.barred_until_s <= now_s
-        else math.inf
-        for lane, use in zip(serving.plan.lanes, serving.lanes, strict=True)
-    ]
-    best = min(range(len(ready)), key=ready.__getitem__)
-    return best if math.isfinite(ready[best]) else None
+def _lanes_for(serving: _Serving, question: Question) -> tuple[int, ...]:
+    """Return the lanes for a request of these sizes."""
+    inputs = question.inputs if question.asked is None else question.asked
+    sizes: dict[str, int] = {}
+    for spec in serving.manifest.inputs:
+        if spec.name in inputs:
+            sized = zip(spec.shape, inputs[spec.name].shape, strict=False)
+            sizes |= {dim: size for dim, size in sized if isinstance(dim, str)}
+    return lanes_for(serving.plan.lanes, sizes)
 
 
-def _shares(rows: int, lanes: tuple[Lane, ...]) -> list[tuple[int, int]]:
+def _emptiest(serving: _Serving, lanes: Sequence[int], now_s: float) -> int | None:
+    """Return which of `lanes` should finish a new request first; None if none has room."""
+    ready = {}
+    for index in lanes:
+        lane, use = serving.plan.lanes[index], serving.lanes[index]
+        if use.in_flight < _capacity(lane) and use.barred_until_s <= now_s:
+            ready[index] = (use.in_flight + 1) / lane.weight
+    return min(ready, key=ready.__getitem__, default=None)
+
+
+def _shares(rows: int, lanes: Sequence[Lane]) -> list[tuple[int, int]]:
     """Return ranges of rows in proportion to the lanes' weights; empty ranges are left out.
 
     Each row goes to the lane that would finish it first.

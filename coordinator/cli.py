@@ -110,6 +110,13 @@ def coordinator(
 )
 @click.option("--max-boards", type=click.IntRange(0), default=0, help="Use at most so many.  [default: all]")
 @click.option(
+    "--max-error",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004.",
+)
+@click.option(
     "--wait",
     type=click.FloatRange(0),
     default=0.0,
@@ -117,17 +124,29 @@ def coordinator(
     help="Wait so long for a plan to be in force.",
 )
 def deploy(
-    bundle: Path, broker: str, cluster: str, objective: Objective, max_boards: int, wait: float
+    bundle: Path,
+    broker: str,
+    cluster: str,
+    objective: Objective,
+    max_boards: int,
+    max_error: float,
+    wait: float,
 ) -> None:
     """Give BUNDLE to the cluster, to be served from now on.
 
     Exits 0, or 4 if --wait is given and no plan came into force in time.
     """
-    asyncio.run(_deploy(bundle, broker, cluster, objective, max_boards, wait))
+    asyncio.run(_deploy(bundle, broker, cluster, objective, max_boards, max_error, wait))
 
 
 async def _deploy(
-    bundle: Path, broker: str, cluster: str, objective: Objective, max_boards: int, wait_s: float
+    bundle: Path,
+    broker: str,
+    cluster: str,
+    objective: Objective,
+    max_boards: int,
+    max_error: float,
+    wait_s: float,
 ) -> None:
     import aiohttp
 
@@ -137,7 +156,9 @@ async def _deploy(
     _check_cluster(cluster)
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
         source = await client.upload(http, await client.find_coordinator(operator), bundle)
-        await operator.publish(Deployment(bundle=source, objective=objective, max_boards=max_boards))
+        await operator.publish(
+            Deployment(bundle=source, objective=objective, max_boards=max_boards, max_error=max_error)
+        )
         click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
         if not wait_s:
             return
@@ -228,7 +249,9 @@ async def _candidates(
     import aiohttp
 
     from shoal.coordinator import client
+    from shoal.coordinator.accuracy import allowed
     from shoal.coordinator.planner import propose
+    from shoal.coordinator.weigh import Settings
     from shoal.records import Profile
 
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
@@ -247,7 +270,15 @@ async def _candidates(
             if isinstance(found := view.boards[board].get(Profile), Profile)
             and found.bundle == deployment.bundle.manifest
         }
-        return propose(manifest, profiles, frozenset(), objective or deployment.objective, max_boards)
+        return propose(
+            manifest,
+            profiles,
+            frozenset(),
+            objective or deployment.objective,
+            max_boards,
+            allowed(deployment.max_error),
+            Settings().margin,
+        )
 
 
 @click.command()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.coordinator import fleet as fleets
+from shoal.coordinator.accuracy import allowed
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.weigh import (
@@ -26,6 +27,7 @@ from shoal.coordinator.weigh import (
     fits_beside,
     rank,
     reason_to_stay,
+    why_not_more,
 )
 from shoal.manifest import Manifest
 from shoal.messages import Decision, Deployment, Desired, Readiness
@@ -295,6 +297,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         barred=fleets.barred(state.fleet, now_s),
         objective=deployment.objective,
         max_boards=deployment.max_boards,
+        codecs=allowed(deployment.max_error),
+        margin=state.settings.margin,
     )
     old = state.serving
     unprofiled = tuple(f"the profile of {board}" for board in living if board not in question.profiles)
@@ -350,7 +354,7 @@ def _begin(
         lanes=best.lanes,
         addresses={board: birth.address for board, birth in births.items() if birth},
         predicted=best.predicted,
-        reason=f"{cause}: {describe(best)}",
+        reason="; ".join(filter(None, (f"{cause}: {describe(best)}", why_not_more(ranking, best)))),
     )
     olds = tuple(other for other in (old, state.draining) if other is not None)
     beside = _beside(question, plan, (old,) if old else ())

@@ -1,28 +1,29 @@
 """What a plan costs, from the boards' profiles: pure functions from programs to seconds and bytes.
 
-A link from u to v takes `rtt / 2 + bytes / goodput` for a message and is occupied for
-`bytes / goodput` of it; a board's network interface is occupied by all of its links together.
+Latency is that of one request played alone (`play`); throughput is bound by the busiest board, link,
+interface or cell when many are under way.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 from shoal import manifest as manifests
+from shoal.coordinator.play import Played, Words, play
+from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
+from shoal.coordinator.work import run_s, segment_s
 from shoal.errors import PlanError
-from shoal.manifest import Manifest
-from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run
+from shoal.manifest import Manifest, ShardCollective, Sharding
+from shoal.program import Collective, Exchange, Lane, Prediction, Run
 from shoal.records import BoardId, LinkProfile, Profile
+from shoal.sizes import sizes_at
+from shoal.traffic import Flow, flows
 
 Profiles = Mapping[BoardId, Profile]
 Barred = frozenset[frozenset[BoardId]]
 """Pairs of boards whose link is known to be broken just now."""
-
-
-def segment_s(profile: Profile, segment: str) -> float:
-    """Return the seconds of one run of `segment`; infinite if the board cannot run it."""
-    timing = profile.segments.get(segment)
-    return math.inf if timing is None else timing.median_s
 
 
 def link(profiles: Profiles, barred: Barred, source: BoardId, target: BoardId) -> LinkProfile | None:
@@ -37,80 +38,126 @@ def memory_bytes(manifest: Manifest, segments: Iterable[str]) -> int:
     return manifests.memory_bytes(manifest.by_name[name] for name in segments)
 
 
+def held_bytes(manifest: Manifest, runs: Iterable[Run]) -> int:
+    """Return what a board needs to hold what it runs, of divided weights its parts, and to run it."""
+    held = [(manifest.by_name[run.segment], run.part) for run in frozenset(runs)]
+    weights = sum(segment.held_bytes(part) for segment, part in held)
+    return weights + max((segment.work_bytes for segment, _ in held), default=0)
+
+
 def predict(
-    manifest: Manifest, profiles: Profiles, barred: Barred, lead: BoardId, lanes: tuple[Lane, ...]
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    lead: BoardId,
+    lanes: tuple[Lane, ...],
+    cells: Cells = SWITCHED,
 ) -> Prediction:
     """Return what a plan of these lanes costs.  Raises PlanError if a board or link cannot do it."""
-    latency_s = sum(lane.weight * _lane_latency_s(manifest, profiles, barred, lead, lane) for lane in lanes)
-    busy_s = _busy_s(manifest, profiles, barred, lanes)
-    if not (math.isfinite(latency_s) and math.isfinite(busy_s)):
-        raise PlanError("plan: a board has no timing of a segment that it is to run")
-    return Prediction(latency_s=latency_s, throughput_per_s=1.0 / busy_s)
-
-
-def _usable(profiles: Profiles, barred: Barred, source: BoardId, target: BoardId) -> LinkProfile:
-    found = link(profiles, barred, source, target)
-    if found is None:
-        raise PlanError(f"plan: no usable link from {source} to {target}")
-    return found
-
-
-def _lane_latency_s(
-    manifest: Manifest, profiles: Profiles, barred: Barred, lead: BoardId, lane: Lane
-) -> float:
-    """Play one request alone through the lane's programs and return when the lead has finished."""
-    now_s = dict.fromkeys(lane.programs, 0.0)
-    position = dict.fromkeys(lane.programs, 0)
-    arrivals_s: dict[tuple[BoardId, BoardId, int], float] = {}
-    moved = True
-    while moved:
-        moved = False
-        for board, program in lane.programs.items():
-            while position[board] < len(program.steps):
-                step = program.steps[position[board]]
-                if isinstance(step, Run):
-                    now_s[board] += segment_s(profiles[board], step.segment)
-                elif isinstance(step, Collective):
-                    raise PlanError("plan: what a collective costs is not known")
-                elif step.kind == "send":
-                    path = _usable(profiles, barred, board, step.peer)
-                    duration_s = path.rtt_s / 2 + _exchange_bytes(manifest, step) / path.goodput_bytes_per_s
-                    arrivals_s[board, step.peer, step.tag] = now_s[board] + duration_s
-                elif (step.peer, board, step.tag) in arrivals_s:
-                    now_s[board] = max(now_s[board], arrivals_s[step.peer, board, step.tag])
-                else:
-                    break
-                position[board] += 1
-                moved = True
-    stuck = [board for board, program in lane.programs.items() if position[board] < len(program.steps)]
-    if stuck:
-        raise PlanError(f"plan: {', '.join(sorted(stuck))} would wait for ever")
-    return now_s[lead]
-
-
-def _busy_s(manifest: Manifest, profiles: Profiles, barred: Barred, lanes: tuple[Lane, ...]) -> float:
-    """Return the seconds per request of the busiest board, link or network interface."""
-    busy_s: dict[object, float] = defaultdict(float)
-    fastest: dict[object, float] = {}
-    interface_bytes: dict[object, float] = defaultdict(float)
+    path = partial(link, profiles, barred)
+    busy_s: dict[BoardId, float] = defaultdict(float)
+    carried_bytes: dict[tuple[BoardId, BoardId], float] = defaultdict(float)
+    latency_s = compute_s = waits = 0.0
     for lane in lanes:
-        for board, program in lane.programs.items():
-            busy_s[board] += lane.weight * _compute_s(profiles[board], program)
-            for step in program.steps:
-                if isinstance(step, Exchange) and step.kind == "send":
-                    path = _usable(profiles, barred, board, step.peer)
-                    size_bytes = lane.weight * _exchange_bytes(manifest, step)
-                    busy_s[board, step.peer] += size_bytes / path.goodput_bytes_per_s
-                    for end in (("out", board), ("in", step.peer)):
-                        interface_bytes[end] += size_bytes
-                        fastest[end] = max(fastest.get(end, 0.0), path.goodput_bytes_per_s)
-    interfaces_s = (interface_bytes[end] / fastest[end] for end in fastest)
-    return max((*busy_s.values(), *interfaces_s))
+        played = _played(manifest, profiles, path, cells, lead, lane)
+        latency_s += lane.weight * played.latency_s
+        compute_s += lane.weight * played.compute_s
+        waits += lane.weight * played.waits
+        for board, seconds in played.busy_s.items():
+            busy_s[board] += lane.weight * seconds
+        for pair, size_bytes in played.carried_bytes.items():
+            carried_bytes[pair] += lane.weight * size_bytes
+    carried = [(*pair, size_bytes) for pair, size_bytes in carried_bytes.items()]
+    busiest = max(*busy_s.values(), busiest_s(carried, path, cells))
+    if not (math.isfinite(latency_s) and math.isfinite(busiest)):
+        raise PlanError("plan: a board has no timing of a segment that it is to run")
+    return Prediction(
+        latency_s=latency_s,
+        throughput_per_s=1.0 / busiest,
+        compute_s=compute_s,
+        carried_bytes=sum(carried_bytes.values()),
+        waits=waits,
+    )
 
 
-def _compute_s(profile: Profile, program: Program) -> float:
-    return sum(segment_s(profile, step.segment) for step in program.steps if isinstance(step, Run))
+Path = Callable[[BoardId, BoardId], LinkProfile | None]
 
 
-def _exchange_bytes(manifest: Manifest, exchange: Exchange) -> int:
-    return sum(manifest.tensor_bytes[name] for name in exchange.tensors)
+def _played(
+    manifest: Manifest, profiles: Profiles, path: Path, cells: Cells, lead: BoardId, lane: Lane
+) -> Played:
+    boards = tuple(lane.programs)
+    sharding = _sharding_of(manifest, lane)
+    words = _plain(manifest, profiles) if sharding is None else _divided(manifest, profiles, sharding, lane)
+    return play(lead, lane, Wires(boards, path, cells), words)
+
+
+def _plain(manifest: Manifest, profiles: Profiles) -> Words:
+    """Return what steps mean where every board does whole segments, at the sample sizes."""
+    return Words(
+        inputs=partial(_inputs, manifest),
+        run_s=lambda board, run: segment_s(profiles[board], run.segment),
+        sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
+        flows=lambda _step: (),
+    )
+
+
+def _inputs(manifest: Manifest, segment: str) -> tuple[str, ...]:
+    return tuple(spec.name for spec in manifest.by_name[segment].inputs)
+
+
+def _sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
+    """Return the sharding from which the lane's programs were made; None: from none."""
+    if not any(isinstance(step, Collective) for program in lane.programs.values() for step in program.steps):
+        return None
+    held = frozenset[str]().union(*(program.segments for program in lane.programs.values()))
+    for sharding in manifest.shardings:
+        if not held.isdisjoint(segment.name for segment in sharding.segments):
+            return sharding
+    raise PlanError("plan: its collectives are of no sharding of the bundle")
+
+
+def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
+    """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
+    steps = [step for program in lane.programs.values() for step in program.steps]
+    meetings = [step for step in steps if isinstance(step, Collective)]
+    codec = next((step.codec for step in meetings if step.codec.rate > 1), meetings[0].codec)
+    boards = meetings[0].boards
+    scattered = next((step.shares for step in meetings if step.shares), None)
+    shares = scattered or _shares_of(manifest, lane, boards)
+    sizes = dict(zip(boards, sizes_at(manifest, sharding, shares, codec), strict=True))
+    by_tag: dict[int, list[Flow]] = {}
+    alike: dict[object, list[Flow]] = {}
+
+    def flows_of(step: Collective) -> list[Flow]:
+        if step.tag not in by_tag:
+            told = sharding.steps[step.tag]
+            assert isinstance(told, ShardCollective)
+            names = tuple(map(str, range(len(step.tensors))))
+            specs = tuple(replace(spec, name=name) for spec, name in zip(told.tensors, names, strict=True))
+            nameless = replace(step, tag=0, tensors=names, made=names)
+            if (nameless, specs) not in alike:
+                alike[nameless, specs] = flows(nameless, specs, [sizes[board] for board in step.boards])
+            by_tag[step.tag] = alike[nameless, specs]
+        return by_tag[step.tag]
+
+    @cache
+    def seconds(board: BoardId, run: Run) -> float:
+        return run_s(manifest, profiles[board], run, sizes[board])
+
+    return Words(inputs=cache(partial(_inputs, manifest)), run_s=seconds, sent_bytes=_none, flows=flows_of)
+
+
+def _none(step: Exchange) -> int:
+    raise PlanError(f"plan: expected collectives only in a sharding's programs, got {step.kind} {step.tag}")
+
+
+def _shares_of(manifest: Manifest, lane: Lane, boards: Sequence[BoardId]) -> list[float]:
+    """Return the boards' shares of the units where it is weights that are divided."""
+    shares = []
+    for board in boards:
+        parts = (step for step in lane.programs[board].steps if isinstance(step, Run) and step.part)
+        first = next(parts, None)
+        units = manifest.by_name[first.segment].units if first else len(boards)
+        shares.append((first.part[1] - first.part[0] if first else 1) / units)
+    return shares

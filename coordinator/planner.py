@@ -11,9 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from shoal.coordinator import partition
-from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, segment_s
+from shoal.codec import PLAIN, Codec
+from shoal.coordinator import partition, sharded
+from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
 from shoal.program import Exchange, Lane, Prediction, Program, Run, Step
@@ -44,27 +46,47 @@ def cost_s(predicted: Prediction, objective: Objective) -> float:
 
 
 def propose(
-    manifest: Manifest, profiles: Profiles, barred: Barred, objective: Objective, max_boards: int = 0
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    objective: Objective,
+    max_boards: int = 0,
+    codecs: Sequence[Codec] = (PLAIN,),
+    margin: float = 0.0,
 ) -> tuple[Candidate, ...]:
-    """Return the best candidate of each strategy and lead, best first.
+    """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all.  Raises PlanError, which names the limit that binds, if nothing fits.
+    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows.  One of
+    several boards that is not better than the best single board by the share `margin` stands behind that:
+    predictions err, and no plan is to be slower than one board.  Raises PlanError, which names the limit
+    that binds, if nothing fits.
     """
     limit = max_boards or len(profiles)
     found = [
         *_local(manifest, profiles, barred),
         *(_replicate(manifest, profiles, barred, limit) if limit > 1 else ()),
         *(_pipeline(manifest, profiles, barred, objective, limit) if limit > 1 else ()),
+        *(_sharded(manifest, profiles, barred, objective, limit, codecs) if limit > 1 else ()),
     ]
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
     other: Objective = "throughput" if objective == "latency" else "latency"
+    alone = [cost_s(c.predicted, objective) for c in found if c.strategy == "local"]
+    alone_s = min(alone, default=math.inf)
+
+    def rank_s(candidate: Candidate) -> float:
+        """Return the cost, at least that of one board if it is not clearly less."""
+        seconds = cost_s(candidate.predicted, objective)
+        clear = len(candidate.boards) == 1 or seconds <= (1 - margin) * alone_s
+        return seconds if clear else max(seconds, alone_s)
+
     return tuple(
         sorted(
             found,
             key=lambda c: (
-                cost_s(c.predicted, objective),
+                rank_s(c),
                 len(c.boards),
+                cost_s(c.predicted, objective),
                 cost_s(c.predicted, other),
                 c.strategy,
                 c.boards,
@@ -187,6 +209,31 @@ def _pipeline(
 _ALWAYS_CLOSED = 3
 """An output made before the last stage needs a link to the lead that the search does not ask for; with
 so few boards there is one, as only the second stage is in the middle."""
+
+
+def _sharded(
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    objective: Objective,
+    limit: int,
+    codecs: Sequence[Codec],
+) -> Iterator[Candidate]:
+    """Yield the best way of each sharding and codec to divide a request, like `sequence i8`."""
+    for sharding in manifest.shardings:
+        for codec in codecs if manifest.verified(sharding.name) else ():
+            strategy = sharding.name if codec.exact else f"{sharding.name} {codec}"
+            found = []
+            for lead, lane in sharded.lanes(
+                manifest, profiles, barred, sharding, codec, limit, latency=objective == "latency"
+            ):
+                try:
+                    predicted = predict(manifest, profiles, barred, lead, (lane,))
+                except PlanError:
+                    continue
+                found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))
+            if found:
+                yield min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
 
 
 def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:

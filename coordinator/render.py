@@ -17,7 +17,7 @@ from shoal.messages import (
     Vitals,
 )
 from shoal.profiler import energy
-from shoal.program import Plan, Run
+from shoal.program import Lane, Plan, Run
 from shoal.records import BoardId, Profile
 from shoal.text import table
 
@@ -155,24 +155,58 @@ def plan(found: Plan) -> str:
             does = (
                 f"runs {runs[0]} to {runs[-1]}" if len(runs) > 1 else f"runs {runs[0]}" if runs else "leads"
             )
-            share = f" ({lane.weight:.0%} of the requests)" if len(found.lanes) > 1 else ""
-            lines.append(f"  lane {index}{share}: {board} {does}")
+            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}")
     return "\n".join(lines)
+
+
+def _which(lane: Lane, lanes: Sequence[Lane]) -> str:
+    """Return for which requests a lane is, if not for all."""
+    words = [f"from {size} {dim}" for dim, size in sorted(lane.least.items())]
+    if lane.weight < 1:
+        words.append(f"{lane.weight:.0%} of the requests")
+    elif len(lanes) > 1 and not words:
+        words.append("all others")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def candidates(ranked: Sequence[Candidate]) -> str:
     """Return the planner's candidates, best first."""
     return table(
-        ("STRATEGY", "BOARDS", "LATENCY", "THROUGHPUT"),
+        _COSTS_HEAD,
         [
-            (
+            _costs(
                 candidate.strategy,
-                ", ".join(candidate.boards),
-                f"{candidate.predicted.latency_s * 1e3:.1f} ms",
-                f"{candidate.predicted.throughput_per_s:.2f}/s",
+                candidate.boards,
+                candidate.predicted.latency_s,
+                candidate.predicted.compute_s,
+                candidate.predicted.carried_bytes,
+                candidate.predicted.throughput_per_s,
             )
             for candidate in ranked
         ],
+    )
+
+
+_COSTS_HEAD = ("STRATEGY", "BOARDS", "LATENCY", "COMPUTE", "EXCHANGE+WAIT", "SENT", "THROUGHPUT")
+
+
+def _costs(
+    strategy: str,
+    boards: Sequence[BoardId],
+    latency_s: float,
+    compute_s: float,
+    carried_bytes: float,
+    throughput_per_s: float,
+) -> tuple[str, ...]:
+    """Return the cells of one plan that was weighed: of the latency, what the lead computes and what not."""
+    return (
+        strategy,
+        ", ".join(boards),
+        f"{latency_s * 1e3:.1f} ms",
+        f"{compute_s * 1e3:.1f} ms",
+        f"{max(0.0, latency_s - compute_s) * 1e3:.1f} ms",
+        f"{carried_bytes / 1e3:.1f} kB",
+        f"{throughput_per_s:.2f}/s",
     )
 
 
@@ -187,16 +221,20 @@ def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
     if found.alternatives:
         rows = [
             (
-                alternative.strategy,
-                ", ".join(alternative.boards),
-                f"{alternative.latency_s * 1e3:.1f} ms",
-                f"{alternative.throughput_per_s:.2f}/s",
+                *_costs(
+                    alternative.strategy,
+                    alternative.boards,
+                    alternative.latency_s,
+                    alternative.compute_s,
+                    alternative.carried_bytes,
+                    alternative.throughput_per_s,
+                ),
                 alternative.note,
             )
             for alternative in found.alternatives
         ]
         lines.append(f"weighed, by {found.objective}:")
-        lines.append(table(("STRATEGY", "BOARDS", "LATENCY", "THROUGHPUT", ""), rows))
+        lines.append(table((*_COSTS_HEAD, ""), rows))
     lines.extend(
         f"measured under epoch {report.epoch}: {report.answered} requests, median "
         f"{report.latency_median_s * 1e3:.1f} ms, 95 % within {report.latency_p95_s * 1e3:.1f} ms, "

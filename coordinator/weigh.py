@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal.coordinator.cost import Barred, Profiles, memory_bytes, predict
+from shoal.codec import PLAIN, Codec
+from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.messages import Alternative
-from shoal.program import Lane, Plan
+from shoal.program import Lane, Plan, Prediction, Run
 from shoal.records import BoardId
 
 
@@ -47,6 +48,9 @@ class Question:
     barred: Barred
     objective: Objective
     max_boards: int
+    codecs: tuple[Codec, ...] = (PLAIN,)
+    margin: float = 0.0
+    """Several boards must be better than one by this share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,8 @@ def rank(question: Question) -> Ranking:
             question.barred,
             question.objective,
             question.max_boards,
+            question.codecs,
+            question.margin,
         )
     except PlanError as error:
         return Ranking(question=question, candidates=(), refusal=str(error))
@@ -104,25 +110,25 @@ def reason_to_stay(
 
 def fits_beside(question: Question, lanes: tuple[Lane, ...], *plans: Plan) -> bool:
     """Say whether every board can hold its parts of `lanes` and of `plans` at once."""
-    for board, segments in segments_by_board(lanes).items():
-        held = segments.union(*(plan.segments_of(board) for plan in plans))
-        if memory_bytes(question.manifest, held) > question.profiles[board].memory_bytes:
+    for board, runs in runs_by_board(lanes).items():
+        held = runs.union(*(plan.runs_of(board) for plan in plans))
+        if held_bytes(question.manifest, held) > question.profiles[board].memory_bytes:
             return False
     return True
 
 
-def segments_by_board(lanes: tuple[Lane, ...]) -> Mapping[BoardId, frozenset[str]]:
-    """Return which segments each board must hold for `lanes`."""
-    held: dict[BoardId, frozenset[str]] = {}
+def runs_by_board(lanes: tuple[Lane, ...]) -> Mapping[BoardId, frozenset[Run]]:
+    """Return what each board must be able to run for `lanes`."""
+    held: dict[BoardId, frozenset[Run]] = {}
     for lane in lanes:
         for board, program in lane.programs.items():
-            held[board] = held.get(board, frozenset()) | program.segments
+            held[board] = held.get(board, frozenset()) | program.runs
     return held
 
 
 def load_bytes(manifest: Manifest, lanes: tuple[Lane, ...]) -> int:
     """Return the weights that the busiest loader of `lanes` loads."""
-    return max(memory_bytes(manifest, segments) for segments in segments_by_board(lanes).values())
+    return max(held_bytes(manifest, runs) for runs in runs_by_board(lanes).values())
 
 
 def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
@@ -137,7 +143,10 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             boards=candidate.boards,
             latency_s=candidate.predicted.latency_s,
             throughput_per_s=candidate.predicted.throughput_per_s,
-            note=_against(cost_s(candidate.predicted, objective) / best_s),
+            compute_s=candidate.predicted.compute_s,
+            wait_s=wait_s(candidate.predicted),
+            carried_bytes=candidate.predicted.carried_bytes,
+            note=_against(candidate, cost_s(candidate.predicted, objective) / best_s),
         )
         for candidate in ranking.candidates[:12]
     )
@@ -152,5 +161,39 @@ def describe(candidate: Candidate) -> str:
     )
 
 
-def _against(ratio: float) -> str:
-    return "best" if math.isclose(ratio, 1.0, rel_tol=5e-3) else f"{ratio:.2f} times the best"
+def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
+    """Return why not several boards, if one was chosen: what the best plan of several would be, and why.
+
+    Empty if there is no other or the choice is of several boards itself.
+    """
+    several = [candidate for candidate in ranking.candidates if len(candidate.boards) > 1]
+    if len(chosen.boards) > 1 or not several:
+        return ""
+    objective = ranking.question.objective
+    best = min(several, key=lambda candidate: cost_s(candidate.predicted, objective))
+    ratio = cost_s(best.predicted, objective) / cost_s(chosen.predicted, objective)
+    if ratio < 1:
+        verdict = f"better by {1 - ratio:.0%} only, less than the margin of {ranking.question.margin:.0%}"
+    else:
+        verdict = f"{ratio:.1f}x slower"
+    return f"{len(best.boards)} boards would be {verdict}{_exchanges(best.predicted)}"
+
+
+def wait_s(predicted: Prediction) -> float:
+    """Return the part of the latency in which the lead does not run segments."""
+    return max(0.0, predicted.latency_s - predicted.compute_s)
+
+
+def _exchanges(predicted: Prediction) -> str:
+    """Return in words what the exchanges of a plan cost, if it has any."""
+    count = round(predicted.waits)
+    if not count:
+        return ""
+    each_s = wait_s(predicted) / count
+    return f": {count} exchange{'s' if count > 1 else ''} x {each_s * 1e3:.3g} ms"
+
+
+def _against(candidate: Candidate, ratio: float) -> str:
+    if math.isclose(ratio, 1.0, rel_tol=5e-3):
+        return "best"
+    return f"{ratio:.2f} times the best{_exchanges(candidate.predicted)}"

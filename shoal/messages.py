@@ -226,11 +226,15 @@ class Deployment:
     objective: Literal["latency", "throughput"]
     max_boards: int
     """Use at most so many boards; 0: all."""
+    max_error: float = 0.0
+    """How much the numbers that boards exchange may be off, as a share of the largest; 0: not at all."""
 
     def __post_init__(self) -> None:
         check_name("model", self.bundle.name)
         if self.max_boards < 0:
             raise ValueError(f"deployment: expected max_boards of 0 or more, got {self.max_boards}")
+        if not 0 <= self.max_error <= 1:
+            raise ValueError(f"deployment: expected max_error of 0 to 1, got {self.max_error}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +246,12 @@ class Alternative:
     latency_s: float
     throughput_per_s: float
     note: str
+    compute_s: float = 0.0
+    """Of the latency, what the lead computes."""
+    wait_s: float = 0.0
+    """The rest of it: exchanges, and waiting for others."""
+    carried_bytes: float = 0.0
+    """Between boards for one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ ways to make programs; a board does not know that strategies exist.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
@@ -166,12 +166,25 @@ class Lane:
 
     programs: Mapping[BoardId, Program]
     weight: float
-    """Share of the work that this lane should get; the weights of a plan add up to 1."""
+    """Share of the work that this lane should get; those of lanes with the same `least` add up to 1."""
+    least: Mapping[str, int] = field(default_factory=dict)
+    """For requests in which these named dimensions of the inputs are at least so large."""
 
     def __post_init__(self) -> None:
         check_positive("lane weight", self.weight)
         if not self.programs:
             raise ValueError("lane: expected a program for one board or more, got none")
+
+
+def serving(lanes: Sequence[Lane], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Return which lanes are for a request whose named dimensions have `sizes`; none: it fits no lane.
+
+    They are the last of those that it fits, and all others with the same `least`.
+    """
+    fitting = [lane for lane in lanes if all(sizes.get(dim, 1) >= size for dim, size in lane.least.items())]
+    if not fitting:
+        return ()
+    return tuple(index for index, lane in enumerate(lanes) if lane.least == fitting[-1].least)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,11 +195,20 @@ class Prediction:
     """One request alone in the cluster."""
     throughput_per_s: float
     """Requests per second when there are always some waiting."""
+    compute_s: float = 0.0
+    """Of the latency, what the lead computes itself; the rest is exchange and wait."""
+    carried_bytes: float = 0.0
+    """Between boards for one request, headers of frames not counted."""
+    waits: float = 0.0
+    """How many times the lead stands still for other boards in one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Who does what from epoch `epoch` on; a larger epoch is newer."""
+    """Who does what from epoch `epoch` on; a larger epoch is newer.
+
+    Its lanes are a map from the sizes of a request to the best way for it, see `serving`.
+    """
 
     epoch: int
     bundle: Sha256
@@ -196,6 +218,7 @@ class Plan:
     lanes: tuple[Lane, ...]
     addresses: Mapping[BoardId, Address]
     predicted: Prediction
+    """Of a request of the sample sizes."""
     reason: str
 
     def __post_init__(self) -> None:

@@ -396,6 +396,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Profile, "slowdown"): _positive,
     (BundleSource, "name"): _names,
     (Deployment, "max_boards"): _natural,
+    (Deployment, "max_error"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
     (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -272,3 +273,60 @@ def test_too_many_that_wait_are_refused_at_once_and_a_stop_refuses_the_rest() ->
         assert dispatcher.in_flight == 0
 
     run(work)
+
+
+# --- requests of several sizes --------------------------------------------------------------------
+
+
+def test_lanes_are_for_requests_of_their_sizes() -> None:
+    small, large, other = (
+        replace(plan().lanes[0], least=least, weight=weight)
+        for least, weight in (({}, 1.0), ({"n": 3}, 0.5), ({"n": 3}, 0.5))
+    )
+    by_size = replace(plan(), lanes=(small, large, other))
+
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(by_size, manifest(batch=None))
+        await dispatcher.infer(question(X[:2]))
+        assert fake.asked == [(1, 0, 2)]
+        await asyncio.gather(dispatcher.infer(question()), dispatcher.infer(question()))
+        assert sorted(fake.asked[1:]) == [(1, 1, 3), (1, 2, 3)]
+
+    run(work)
+
+
+def test_a_batch_is_divided_among_the_lanes_of_its_size() -> None:
+    small, large, other = (replace(plan().lanes[0], least=least) for least in ({}, {"n": 3}, {"n": 3}))
+    by_size = replace(plan(), lanes=(small, large, other))
+
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(by_size, manifest())
+        answer = await dispatcher.infer(question())
+        assert np.array_equal(answer["y"], X + 1)
+        # Each part alone has too few rows for those lanes.
+        assert sorted(fake.asked) == [(1, 1, 2), (1, 2, 1)]
+
+    run(work)
+
+
+def test_a_request_that_no_lane_is_for_runs_in_one_piece_at_once() -> None:
+    large = replace(plan(), lanes=(replace(plan().lanes[0], least={"n": 4}),))
+
+    async def play() -> None:
+        async def resort(_manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return {"y": inputs["x"] + 9}
+
+        fake = Fake()
+        dispatcher = Dispatcher(LEAD, cast(Executor, fake), resort)
+        await dispatcher.serve(large, manifest(batch=None))
+        begun_s = time.monotonic()
+        assert np.array_equal((await dispatcher.infer(question()))["y"], X + 9)
+        assert time.monotonic() - begun_s < 1
+        assert fake.asked == []
+        dispatcher = Dispatcher(LEAD, cast(Executor, fake), no_resort)
+        await dispatcher.serve(large, manifest(batch=None))
+        with pytest.raises(ExpiredError, match="does not fit"):
+            await dispatcher.infer(question(within_s=0.3))
+        fake.threads.shutdown()
+
+    asyncio.run(play())

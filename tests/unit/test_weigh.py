@@ -14,6 +14,7 @@ from shoal.coordinator.weigh import (
     load_bytes,
     rank,
     reason_to_stay,
+    why_not_more,
 )
 from shoal.program import Lane, Plan, Prediction, Program, Run
 from shoal.records import BoardId
@@ -139,3 +140,44 @@ def test_a_question_without_an_answer_has_a_refusal() -> None:
     ranking = rank(question(1000))
     assert (ranking.candidates, alternatives(ranking)) == ((), ())
     assert "memory" in ranking.refusal
+
+
+# --- one board or several -------------------------------------------------------------------------
+
+
+def weighed(latency_s: float, several_s: float, *, waits: float = 12.0, compute_s: float = 0.02) -> str:
+    """Return why not two boards, where one takes `latency_s` and two `several_s`."""
+    one = candidate(A, latency_s)
+    program = {each: Program(steps=(Run(segment="s00"),)) for each in (A, B)}
+    two = Candidate(
+        strategy="sequence",
+        lead=A,
+        lanes=(Lane(programs=program, weight=1.0),),
+        predicted=Prediction(
+            latency_s=several_s, throughput_per_s=1.0, compute_s=compute_s, carried_bytes=1e5, waits=waits
+        ),
+    )
+    ranking = replace(rank(question(ROOMY)), candidates=(one, two))
+    ranking = replace(ranking, question=replace(ranking.question, margin=0.1))
+    assert why_not_more(ranking, two) == ""
+    return why_not_more(ranking, one)
+
+
+def test_why_not_more_boards() -> None:
+    assert weighed(0.05, 0.068) == "2 boards would be 1.4x slower: 12 exchanges x 4 ms"
+    assert weighed(0.05, 0.068, waits=1) == "2 boards would be 1.4x slower: 1 exchange x 48 ms"
+    assert weighed(0.05, 0.068, waits=0) == "2 boards would be 1.4x slower"
+    assert weighed(0.1, 0.095, waits=0) == "2 boards would be better by 5% only, less than the margin of 10%"
+
+
+def test_where_there_is_one_board_there_is_nothing_to_say() -> None:
+    asked = question(ROOMY)
+    alone_only = rank(replace(asked, profiles={A: asked.profiles[A]}))
+    assert why_not_more(alone_only, alone_only.candidates[0]) == ""
+
+
+def test_alternatives_say_where_the_time_goes() -> None:
+    first = alternatives(rank(question(ROOMY, s00_s=0.2, s01_s=0.3)))[0]
+    # over a and b: a computes 0.1 s of 0.204 s, and 100 bytes go each way
+    assert (first.compute_s, first.wait_s) == pytest.approx((0.1, 0.104))
+    assert first.carried_bytes == 200

@@ -1,0 +1,259 @@
+"""Plays one request alone through the programs of a lane, in virtual time.
+
+As on a board, a collective begins at its step and is awaited by the first later step that needs a tensor of
+it, so what travels meanwhile costs nothing while the board computes.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shoal.collective import BOUNDS
+from shoal.coordinator.wires import Floats, Indices, Wires
+from shoal.coordinator.work import MESSAGE_S, decode_s, encode_s
+from shoal.errors import PlanError
+from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
+from shoal.records import BoardId
+from shoal.traffic import Flow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """What the steps of a lane mean, in tensors, bytes and seconds."""
+
+    inputs: Callable[[str], tuple[str, ...]]
+    """The tensors that a segment reads."""
+    run_s: Callable[[BoardId, Run], float]
+    sent_bytes: Callable[[Exchange], int]
+    flows: Callable[[Collective], Sequence[Flow]]
+    """The same list for collectives in which the same happens."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Played:
+    """What became of a request."""
+
+    latency_s: float = 0.0
+    """Until the lead has the answer."""
+    compute_s: float = 0.0
+    """In which segments ran at the lead."""
+    busy_s: dict[BoardId, float] = field(default_factory=lambda: defaultdict(float))
+    """Processor time of each board."""
+    carried_bytes: dict[tuple[BoardId, BoardId], float] = field(default_factory=lambda: defaultdict(float))
+    """From one board to another, headers of frames not counted."""
+    waits: int = 0
+    """How many times the lead stood still for others."""
+
+
+def play(lead: BoardId, lane: Lane, wires: Wires, words: Words) -> Played:
+    """Return what becomes of a request.
+
+    `wires` has the boards of the lane in the order of its programs.  Raises PlanError if a link is missing
+    or a board would wait for ever.
+    """
+    return _Stage(lead, lane, wires, words).play()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What happens in a collective, whatever its tensors are called."""
+
+    targets: Mapping[int, Indices]
+    """Of each board that sends."""
+    size_bytes: Mapping[int, Floats]
+    begin_s: Mapping[int, float]
+    """What each board does before it sends."""
+    end_s: Mapping[int, float]
+    """What each board does with what came."""
+    senders: Sequence[int]
+    """How many send to each board."""
+
+
+@dataclass(slots=True)
+class _Mail:
+    """What is still to come to the boards under one tag, and when the last that came was there."""
+
+    missing: list[int]
+    there_s: Floats
+    end_s: Mapping[int, float]
+
+
+class _Stage:
+    def __init__(self, lead: BoardId, lane: Lane, wires: Wires, words: Words) -> None:
+        self._boards = list(lane.programs)
+        self._index = {board: index for index, board in enumerate(self._boards)}
+        self._lead, self._wires, self._words = self._index[lead], wires, words
+        self._scripts = [
+            _script(program, words.inputs, leads=board == lead) for board, program in lane.programs.items()
+        ]
+        self._now_s = [0.0] * len(self._boards)
+        self._mail: dict[int, _Mail] = {}
+        self._shapes: dict[int, _Shape] = {}
+        self._posted: dict[tuple[int, int, int], float] = {}
+        self._stuck: dict[Hashable, int] = {}
+        """Boards that wait, by what for."""
+        self._played = Played()
+
+    def play(self) -> Played:
+        """Take the steps of all boards in the order in which they begin."""
+        position = [0] * len(self._boards)
+        due = [(0.0, board) for board in range(len(self._boards))]
+        while due:
+            _, board = heapq.heappop(due)
+            if position[board] == len(self._scripts[board]):
+                continue
+            awaited, step = self._scripts[board][position[board]]
+            lacks, there_s = self._lacks(board, awaited, step)
+            if lacks is not None:
+                self._stuck[lacks] = board
+            elif there_s > self._now_s[board]:
+                self._now_s[board] = there_s
+                self._played.waits += board == self._lead
+                heapq.heappush(due, (there_s, board))
+            else:
+                position[board] += 1
+                for tag in awaited:
+                    self._work(board, self._mail[tag].end_s.get(board, 0.0))
+                for each in (board, *self._take(board, step)):
+                    heapq.heappush(due, (self._now_s[each], each))
+        stuck = [self._boards[board] for board in self._stuck.values()]
+        if stuck:
+            raise PlanError(f"plan: {', '.join(sorted(stuck))} would wait for ever")
+        self._played.latency_s = self._now_s[self._lead]
+        return self._played
+
+    def _work(self, board: int, seconds: float) -> None:
+        self._now_s[board] += seconds
+        self._played.busy_s[self._boards[board]] += seconds
+
+    def _lacks(self, board: int, awaited: Sequence[int], step: Step | None) -> tuple[Hashable | None, float]:
+        """Return what the step needs that is not sent yet, if anything, else when all of it is there."""
+        there_s = 0.0
+        for tag in awaited:
+            mail = self._mail[tag]
+            if mail.missing[board]:
+                return (board, tag), there_s
+            there_s = max(there_s, float(mail.there_s[board]))
+        if isinstance(step, Exchange) and step.kind == "recv":
+            key = (self._index[step.peer], board, step.tag)
+            if key not in self._posted:
+                return key, there_s
+            there_s = max(there_s, self._posted[key])
+        return None, there_s
+
+    def _take(self, board: int, step: Step | None) -> list[int]:
+        """Do a step; return the boards that need not wait any more."""
+        if step is None:
+            return []
+        if isinstance(step, Run):
+            seconds = self._words.run_s(self._boards[board], step)
+            self._work(board, seconds)
+            if board == self._lead:
+                self._played.compute_s += seconds
+            return []
+        if isinstance(step, Collective):
+            return self._begin(board, step)
+        if step.kind == "recv":
+            return []
+        target = self._index[step.peer]
+        size_bytes = np.array([self._words.sent_bytes(step)], float)
+        (there_s,) = self._send(board, np.array([target]), size_bytes)
+        self._posted[board, target, step.tag] = float(there_s)
+        return self._wake((board, target, step.tag))
+
+    def _begin(self, board: int, step: Collective) -> list[int]:
+        shape = self._shape(step)
+        mail = self._mail_of(step)
+        targets = shape.targets.get(board)
+        if targets is None:
+            return []
+        self._work(board, shape.begin_s[board])
+        there_s = self._send(board, targets, shape.size_bytes[board])
+        mail.there_s[targets] = np.maximum(mail.there_s[targets], there_s)
+        woken: list[int] = []
+        for target in targets.tolist():
+            mail.missing[target] -= 1
+            if not mail.missing[target]:
+                woken += self._wake((target, step.tag))
+        return woken
+
+    def _send(self, board: int, targets: Indices, size_bytes: Floats) -> Floats:
+        source = self._boards[board]
+        for target, size in zip(targets.tolist(), size_bytes.tolist(), strict=True):
+            self._played.carried_bytes[source, self._boards[target]] += size
+        return self._wires.send(board, targets, size_bytes, self._now_s[board])
+
+    def _wake(self, what: Hashable) -> list[int]:
+        return [self._stuck.pop(what)] if what in self._stuck else []
+
+    def _mail_of(self, step: Collective) -> _Mail:
+        found = self._mail.get(step.tag)
+        if found is None:
+            shape = self._shape(step)
+            found = self._mail[step.tag] = _Mail(
+                list(shape.senders), np.zeros(len(self._boards)), shape.end_s
+            )
+        return found
+
+    def _shape(self, step: Collective) -> _Shape:
+        flows = self._words.flows(step)
+        found = self._shapes.get(id(flows))
+        if found is None:
+            found = self._shapes[id(flows)] = self._shape_of(step, flows)
+        return found
+
+    def _shape_of(self, step: Collective, flows: Sequence[Flow]) -> _Shape:
+        out: dict[int, list[tuple[int, int]]] = {}
+        came: dict[int, list[int]] = {}
+        for source, target, size_bytes in flows:
+            out.setdefault(self._index[source], []).append((self._index[target], size_bytes))
+            came.setdefault(self._index[target], []).append(size_bytes)
+        coded = step.kind in ("gather", "reduce")
+        return _Shape(
+            targets={board: np.array([target for target, _ in sent]) for board, sent in out.items()},
+            size_bytes={board: np.array([size for _, size in sent], float) for board, sent in out.items()},
+            begin_s={
+                board: (len(sent) - 1) * MESSAGE_S
+                + (encode_s(step.codec, max(size for _, size in sent)) if coded else 0.0)
+                for board, sent in out.items()
+            },
+            end_s={
+                board: (len(sizes) - 1) * MESSAGE_S + (decode_s(step.codec, sum(sizes)) if coded else 0.0)
+                for board, sizes in came.items()
+            },
+            senders=[len(came.get(board, ())) for board in range(len(self._boards))],
+        )
+
+
+def _script(
+    program: Program, inputs: Callable[[str], tuple[str, ...]], *, leads: bool
+) -> list[tuple[tuple[int, ...], Step | None]]:
+    """Return the steps of a program, each with the tags of the collectives that it has to wait for.
+
+    The lead waits in the end for all that is still to come: the answer is among it.
+    """
+    coming: dict[str, int] = {}
+    script: list[tuple[tuple[int, ...], Step | None]] = []
+    for step in program.steps:
+        tags = {coming[name] for name in _needs(step, inputs) if name in coming}
+        if tags:
+            coming = {name: tag for name, tag in coming.items() if tag not in tags}
+        script.append((tuple(sorted(tags)), step))
+        if isinstance(step, Collective):
+            made = (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made
+            coming |= dict.fromkeys(made, step.tag)
+    if leads:
+        script.append((tuple(sorted(set(coming.values()))), None))
+    return script
+
+
+def _needs(step: Step, inputs: Callable[[str], tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the tensors that a step reads."""
+    if isinstance(step, Run):
+        return inputs(step.segment)
+    if isinstance(step, Exchange) and step.kind == "recv":
+        return ()
+    return (*step.tensors, BOUNDS) if isinstance(step, Collective) and step.rows else step.tensors

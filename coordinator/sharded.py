@@ -1,0 +1,223 @@
+"""Ways to divide one request among boards: a sharding of the bundle, boards, shares and a codec.
+
+A sharding becomes a `Task` of plain numbers, for which `teams` finds boards and `shares` their units; what
+comes of it are lanes, which the planner prices like any other.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.codec import Codec
+from shoal.coordinator.cost import Barred, Profiles, held_bytes, link
+from shoal.coordinator.shares import Load, water_fill
+from shoal.coordinator.teams import Task, best_teams
+from shoal.coordinator.work import decode_s, encode_s, run_s, segment_s
+from shoal.errors import PlanError
+from shoal.manifest import COLUMNS, Manifest, Segment, ShardCollective, Sharding, ShardRun
+from shoal.program import Collective, Lane, Run
+from shoal.records import BoardId, Profile
+from shoal.sharding import programs
+from shoal.sizes import dims_of, rows_of, sizes_at
+from shoal.traffic import flows
+
+
+def lanes(
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    sharding: Sharding,
+    codec: Codec,
+    limit: int,
+    *,
+    latency: bool,
+) -> Iterator[tuple[BoardId, Lane]]:
+    """Yield the most promising lanes of two to `limit` boards, and the lead of each."""
+    boards = sorted(profiles)
+    task = _task(manifest, profiles, barred, boards, sharding, codec)
+    for team in best_teams(task, limit, latency=latency):
+        counts = water_fill(team.loads, task.units, causal=task.causal)
+        if counts is None:
+            continue
+        members = [boards[index] for index in team.members]
+        shares = [count / task.units for count in counts]
+        try:
+            told = programs(sharding, members, members[0], shares, codec)
+        except PlanError:
+            continue  # too few of other units for these shares
+        if all(held_bytes(manifest, told[board].runs) <= profiles[board].memory_bytes for board in members):
+            yield members[0], Lane(programs=told, weight=1.0)
+
+
+def _task(
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    boards: Sequence[BoardId],
+    sharding: Sharding,
+    codec: Codec,
+) -> Task:
+    units, exchanges = sharding.units, sharding.exchanges
+    crossing = _crossing(manifest, sharding, codec)
+    parts = _parts(manifest, sharding)
+    loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
+    sizes = sizes_at(manifest, sharding, _halves(sharding), codec)[0]
+    coding_s = encode_s(codec, crossing.unit_bytes) - decode_s(codec, crossing.unit_bytes)
+    joining_s = encode_s(codec, crossing.board_bytes) + decode_s(codec, crossing.unit_bytes * units)
+    rate = np.zeros((len(boards), len(boards)))
+    half_rtt_s = np.zeros_like(rate)
+    for i, source in enumerate(boards):
+        for j, target in enumerate(boards):
+            found = link(profiles, barred, source, target) if i != j else None
+            if found is not None:
+                rate[i, j], half_rtt_s[i, j] = found.goodput_bytes_per_s, found.rtt_s / 2
+    return Task(
+        units=units,
+        causal=sharding.causal,
+        fixed_s=np.array([load.fixed_s for load in loads]) + joining_s,
+        column_s=np.array([load.column_s for load in loads]),
+        unit_s=np.array([load.unit_s for load in loads]) + coding_s,
+        pair_s=np.array([load.pair_s for load in loads]),
+        most=np.array([load.most for load in loads], np.int64),
+        lead_s=np.array([_lead_s(manifest, profiles[board], sharding, sizes) for board in boards]),
+        edge_bytes=crossing.edge_bytes,
+        unit_edge_bytes=crossing.unit_edge_bytes,
+        unit_bytes=crossing.unit_bytes,
+        board_bytes=crossing.board_bytes,
+        exchanges=exchanges,
+        rate=rate,
+        half_rtt_s=half_rtt_s,
+    )
+
+
+@dataclass(slots=True)
+class _Crossing:
+    """Bytes from one board to another, see `Task`."""
+
+    edge_bytes: float = 0.0
+    unit_edge_bytes: float = 0.0
+    unit_bytes: float = 0.0
+    board_bytes: float = 0.0
+
+
+def _halves(sharding: Sharding) -> tuple[float, float]:
+    """Return the shares of two boards of which the first has half of the units, rounded up."""
+    half = (sharding.units + 1) // 2
+    return half / sharding.units, 1 - half / sharding.units
+
+
+def _crossing(manifest: Manifest, sharding: Sharding, codec: Codec) -> _Crossing:
+    """Return what crosses between two boards that have half of the units each."""
+    lead, other = BoardId("a"), BoardId("b")
+    shares = _halves(sharding)
+    sizes = sizes_at(manifest, sharding, shares, codec)
+    found = _Crossing()
+    for step in programs(sharding, (lead, other), lead, shares, codec)[lead].steps:
+        if not isinstance(step, Collective):
+            continue
+        meeting = sharding.steps[step.tag]
+        assert isinstance(meeting, ShardCollective)
+        by_unit = step.kind in ("scatter", "gather") and not step.rows
+        for source, _, size_bytes in flows(step, meeting.tensors, sizes):
+            own = shares[0 if step.root is None else 1] * sharding.units
+            if step.root is not None and by_unit:
+                found.unit_edge_bytes += size_bytes / own
+            elif step.root is not None:
+                found.edge_bytes += size_bytes
+            elif source == lead and by_unit:
+                found.unit_bytes += size_bytes / own
+            elif source == lead:
+                found.board_bytes += size_bytes
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Equal segments that all boards run, and how many rows they compute."""
+
+    segment: Segment
+    count: int
+    sample_rows: int
+    """At the sample sizes, at which it is timed."""
+    rows: float
+    """Whatever the board's units are ..."""
+    unit_rows: float
+    """... and so many more for each."""
+    attended: int | None
+    """None: as many as the board has gathered."""
+
+
+def _parts(manifest: Manifest, sharding: Sharding) -> list[_Part]:
+    named = {segment.name: segment for segment in sharding.segments}
+    alike: dict[str, list[Segment]] = defaultdict(list)
+    for step in sharding.steps:
+        if isinstance(step, ShardRun) and not step.lead_only:
+            alike[named[step.segment].kind].append(named[step.segment])
+    one, half = (1 / sharding.units, 1 - 1 / sharding.units), _halves(sharding)
+    few, many = (sizes_at(manifest, sharding, shares)[0] for shares in (one, half))
+    own = round(half[0] * sharding.units)
+    found = []
+    for segment, *others in alike.values():
+        most, attended = rows_of(manifest, segment, many)
+        unit_rows = (most - rows_of(manifest, segment, few)[0]) / (own - 1) if own > 1 else float(most)
+        gathers = any(dim.startswith(COLUMNS) for dim in dims_of(manifest, segment)[1])
+        found.append(
+            _Part(
+                segment=segment,
+                count=1 + len(others),
+                sample_rows=rows_of(manifest, segment, manifest.sizes)[0],
+                rows=most - unit_rows * own,
+                unit_rows=unit_rows,
+                attended=None if gathers else attended,
+            )
+        )
+    return found
+
+
+def _load(manifest: Manifest, profile: Profile, sharding: Sharding, parts: Sequence[_Part]) -> Load:
+    """Return what a board computes of all that is divided; infinite where there is no figure."""
+    fixed_s = column_s = unit_s = pair_s = 0.0
+    for part in parts:
+        segment, count = part.segment, part.count
+        if segment.units:
+            whole = run_s(manifest, profile, Run(segment=segment.name, part=(0, segment.units)), {})
+            unit_s += count * whole / sharding.units
+            continue
+        law = profile.laws.get(segment.name)
+        if law is None:
+            row_s = segment_s(profile, segment.name) / part.sample_rows
+            fixed_s, unit_s = fixed_s + count * row_s * part.rows, unit_s + count * row_s * part.unit_rows
+        elif part.attended is None:
+            fixed_s += count * (law.base_s + law.row_s * part.rows)
+            column_s += count * (law.column_s + law.pair_s * part.rows)
+            unit_s += count * law.row_s * part.unit_rows
+            pair_s += count * law.pair_s * part.unit_rows
+        else:
+            row_s = law.row_s + law.pair_s * part.attended
+            fixed_s += count * (law.base_s + law.column_s * part.attended + row_s * part.rows)
+            unit_s += count * row_s * part.unit_rows
+    most = _most(profile, sharding, parts)
+    return Load(fixed_s=fixed_s, column_s=column_s, unit_s=unit_s, pair_s=pair_s, most=most)
+
+
+def _most(profile: Profile, sharding: Sharding, parts: Sequence[_Part]) -> int:
+    """Return how many units a board has memory for: all or none, unless it is weights that are divided."""
+    held = [(part.segment, part.count) for part in parts]
+    fixed = max((segment.work_bytes for segment, _ in held), default=0)
+    sliced = 0
+    for segment, count in held:
+        beside = segment.held_bytes((0, 0)) if segment.units else segment.weight_bytes
+        fixed += count * beside
+        sliced += count * (segment.weight_bytes - beside)
+    room = profile.memory_bytes - fixed
+    if room < 0 or not sliced:
+        return sharding.units if room >= 0 else 0
+    return min(sharding.units, room * sharding.units // sliced)
+
+
+def _lead_s(manifest: Manifest, profile: Profile, sharding: Sharding, sizes: Mapping[str, int]) -> float:
+    """Return what a board computes besides as the lead."""
+    runs = (step for step in sharding.steps if isinstance(step, ShardRun) and step.lead_only)
+    return sum(run_s(manifest, profile, Run(segment=step.segment), sizes) for step in runs)

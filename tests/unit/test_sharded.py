@@ -1,0 +1,203 @@
+"""Boards that share a request are chosen about as well as trying every way would."""
+
+import random
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+
+from shoal.codec import codec_of
+from shoal.coordinator.cost import held_bytes, predict
+from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.manifest import WHOLE, Manifest, Slice, Verification
+from shoal.program import Collective, Lane, Prediction
+from shoal.records import BoardId, Law, Profile
+from shoal.sharding import programs
+from tests import build
+from tests.build import A, B, C, D
+from tests.unit.test_shares import every_way
+
+BOARDS = (A, B, C, D)
+
+
+def verified(manifest: Manifest, *names: str) -> Manifest:
+    proofs = tuple(
+        Verification(strategy=name, verified=True, max_abs_err=0.0, max_rel_err=0.0, samples=1, reason="")
+        for name in names
+    )
+    return replace(manifest, verification=proofs)
+
+
+TOKENS = verified(build.sharded(), "local", "sequence")
+
+
+def law(row_s: float, pair_s: float = 0.0, base_s: float = 0.0) -> Law:
+    return Law(base_s=base_s, row_s=row_s, pair_s=pair_s, column_s=0.0, residual=0.0, points=4)
+
+
+def board(pace: float, *, rtt_s: float = 0.001, goodput: float = 1e6, base_s: float = 0.0) -> Profile:
+    """Return a board that takes `pace` seconds for all 10 tokens alone."""
+    links = {each: build.link(rtt_s, goodput) for each in BOARDS}
+    laws = {"q0": law(0.04 * pace, base_s=base_s), "q1": law(0.04 * pace, 0.002 * pace, base_s)}
+    return replace(build.profile(TOKENS, pace, links=links), laws=laws)
+
+
+def shared(
+    profiles: Mapping[BoardId, Profile],
+    objective: Objective = "latency",
+    manifest: Manifest = TOKENS,
+    max_boards: int = 0,
+) -> Candidate:
+    found = propose(manifest, profiles, frozenset(), objective, max_boards)
+    (only,) = [candidate for candidate in found if candidate.strategy in ("sequence", "tensor")]
+    return only
+
+
+def counts(candidate: Candidate) -> dict[BoardId, float]:
+    """Return how many of 10 tokens each board has."""
+    steps = candidate.lanes[0].programs[candidate.lead].steps
+    scatter = next(step for step in steps if isinstance(step, Collective) and step.kind == "scatter")
+    return {each: round(10 * share) for each, share in zip(scatter.boards, scatter.shares, strict=True)}
+
+
+def test_tokens_go_to_boards_by_their_speed() -> None:
+    found = shared({A: board(1.0), B: board(2.0), C: board(2.0)})
+    assert sum(counts(found).values()) == 10
+    assert counts(found)[A] >= 5 > max(counts(found)[each] for each in (B, C))
+    assert found.predicted.latency_s == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_board_that_slows_the_others_down_is_left_out() -> None:
+    assert shared({A: board(1.0), B: board(1.0), C: board(30.0)}).boards == (A, B)
+    far = board(1.0, rtt_s=0.5)
+    near = {A: board(1.0), B: board(1.0), C: replace(far, links={A: far.links[A], B: far.links[B]})}
+    near = {
+        each: replace(p, links={o: p.links[o] if C not in (each, o) else far.links[A] for o in BOARDS})
+        for each, p in near.items()
+    }
+    assert shared(near).boards == (A, B)
+
+
+def test_many_boards_are_searched_too() -> None:
+    """Of eight boards, the quickest of which has a poor link, five are as good as it gets."""
+    names = [BoardId(f"b{number}") for number in range(8)]
+    pace = [0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 30.0, 40.0]
+    profiles = {}
+    for name, each in zip(names, pace, strict=True):
+        links = {
+            other: build.link(0.5, 1e3) if names[0] in (name, other) else build.link(0.001, 1e6)
+            for other in names
+        }
+        profiles[name] = replace(board(each), links=links)
+    assert shared(profiles).boards == tuple(names[1:6])
+
+
+def test_the_number_of_boards_can_be_limited() -> None:
+    profiles = {each: board(1.0) for each in BOARDS}
+    assert len(shared(profiles).boards) == 4
+    assert len(shared(profiles, max_boards=3).boards) == 3
+
+
+def test_no_more_boards_than_tokens() -> None:
+    names = [BoardId(f"b{number:02}") for number in range(12)]
+    links = {each: build.link(1e-6, 1e9) for each in names}
+    profiles = {each: replace(board(100.0), links=links) for each in names}
+    assert len(shared(profiles).boards) == 10
+
+
+def test_what_is_not_verified_or_has_no_figures_is_not_shared() -> None:
+    profiles = {A: board(1.0), B: board(1.0)}
+    unproved = verified(TOKENS, "local")
+    assert {c.strategy for c in propose(unproved, profiles, frozenset(), "latency")} <= {"local", "replicate"}
+    untimed = {A: board(1.0), B: replace(board(1.0), laws={})}
+    assert {c.strategy for c in propose(TOKENS, untimed, frozenset(), "latency")} <= {"local", "replicate"}
+    barred = frozenset({frozenset({A, B})})
+    assert {c.strategy for c in propose(TOKENS, profiles, barred, "latency")} <= {"local", "replicate"}
+
+
+def test_codecs_that_lose_something_are_used_only_where_that_is_allowed() -> None:
+    profiles = {A: board(1.0, goodput=1e3), B: board(1.0, goodput=1e3)}
+    exact = propose(TOKENS, profiles, frozenset(), "latency")
+    assert {c.strategy for c in exact} == {"local", "replicate", "sequence"}
+    lossy = propose(TOKENS, profiles, frozenset(), "latency", 0, (codec_of("f32"), codec_of("i8")))
+    by_name = {c.strategy: c for c in lossy}
+    assert by_name["sequence i8"].predicted.latency_s < by_name["sequence"].predicted.latency_s
+
+
+# --- heads ----------------------------------------------------------------------------------------
+
+
+def by_heads() -> Manifest:
+    """Return the model with 4 heads of 100 bytes in q0 and q1 that are divided in place of tokens."""
+
+    def heads(number: int) -> Slice:
+        weight = replace(build.blob(number), size_bytes=400)
+        return Slice(
+            tensor="w", blob=weight, axis=0, outer=1, units=4, unit_bytes=100, sha256s=(build.sha(1),) * 4
+        )
+
+    tokens = build.sharded()
+    sharding = tokens.shardings[0]
+    segments = tuple(
+        replace(each, units=4, slices=(heads(index),), weights=(heads(index).blob,), flops=250)
+        for index, each in enumerate(sharding.segments)
+    )
+    divided = replace(
+        sharding, name="tensor", strategy="tensor", point="", units=4, steps=sharding.steps, segments=segments
+    )
+    whole = replace(tokens.whole, flops=1000)
+    return verified(replace(tokens, shardings=(divided,), whole=whole), "local", "tensor")
+
+
+def test_heads_are_whole_and_fit_the_memory() -> None:
+    manifest = by_heads()
+    profiles = {A: board(1.0), B: board(1.0)}
+    found = shared(profiles, manifest=manifest)
+    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[0].programs.items()}
+    assert sorted(parts.values(), key=str) == [{(0, 2)}, {(2, 4)}]
+    tight = {A: replace(profiles[A], memory_bytes=200), B: profiles[B]}
+    found = shared(tight, manifest=manifest)
+    held = {name: held_bytes(manifest, each.runs) for name, each in found.lanes[0].programs.items()}
+    assert held == {A: 200, B: 600}
+
+
+# --- every way ------------------------------------------------------------------------------------
+
+
+def every_lane(manifest: Manifest, profiles: Mapping[BoardId, Profile]) -> Iterator[Prediction]:
+    """Yield what each choice of boards, lead and shares costs."""
+    (sharding,) = manifest.shardings
+    for count in range(2, len(profiles) + 1):
+        for members in combinations(sorted(profiles), count):
+            for units in every_way(sharding.units, count):
+                for lead in members:
+                    told = programs(sharding, members, lead, [each / sharding.units for each in units])
+                    lane = Lane(programs=told, weight=1.0)
+                    yield predict(manifest, profiles, frozenset(), lead, (lane,))
+
+
+def test_the_choice_is_close_to_the_best_of_all() -> None:
+    """Any clusters of two or three boards, with one layer only, where beginning and end weigh most."""
+    chance = random.Random(1)
+    regrets = []
+    for _ in range(30):
+        manifest = verified(build.sharded(causal=chance.random() < 0.5), "local", "sequence")
+        objective: Objective = "latency" if chance.random() < 0.5 else "throughput"
+        base_s = chance.choice([0.0, 0.05])
+        profiles = {
+            name: board(
+                chance.choice([0.1, 0.5, 1.0, 1.0, 2.0, 5.0]),
+                rtt_s=chance.choice([1e-3, 0.02, 0.2]),
+                goodput=chance.choice([1e3, 1e4, 1e6]),
+                base_s=base_s,
+            )
+            for name in BOARDS[: chance.choice([2, 3])]
+        }
+        alone_s = min(profile.segments[WHOLE].median_s for profile in profiles.values())
+        chosen_s = min(alone_s, cost_s(shared(profiles, objective, manifest).predicted, objective))
+        best_s = min(alone_s, *(cost_s(each, objective) for each in every_lane(manifest, profiles)))
+        regrets.append(chosen_s / best_s)
+    assert statistics.median(regrets) < 1.001
+    assert max(regrets) < 1.15
