@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 
 from shoal.agent.executor import Executor
+from shoal.agent.trace import Trace
 from shoal.errors import BoardError, ShoalError
 from shoal.manifest import Manifest
 from shoal.messages import Telemetry
@@ -78,6 +79,8 @@ class Question:
     inputs: Mapping[str, Array]
     deadline_s: float
     """Of time.monotonic."""
+    trace: Trace | None = None
+    """Where to note what all boards do."""
     asked: Mapping[str, Array] | None = None
     """The inputs of the whole request, whose sizes decide on the lanes; None: it is not a part of one."""
 
@@ -250,6 +253,7 @@ class Dispatcher:
             question.inputs,
             min(question.deadline_s, time.monotonic() + limit_s),
             [spec.name for spec in serving.manifest.outputs],
+            question.trace,
         )
 
     async def _lane(

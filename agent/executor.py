@@ -10,19 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from shoal import frames
 from shoal.agent.connection import Buffers
-from shoal.agent.inbox import Inbox
+from shoal.agent.inbox import Arrived, Inbox
 from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.trace import Notebook, Trace, Traces
 from shoal.collective import MisfitError, handed_out, made_of, makes, needs, waited_for
+from shoal.encoding import to_json
 from shoal.errors import BoardError, ModelError, ShoalError
-from shoal.frames import Header, Kind
+from shoal.frames import TRACED, Header, Kind
 from shoal.program import Collective, Exchange, Plan, Program, Run, Step
 from shoal.records import Array, BoardId
 from shoal.session import Session
+from shoal.timeline import Notes, What
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,12 @@ class _Attempt:
     inbox: Inbox
     others: frozenset[BoardId]
     deadline_s: float
+    notes: Notebook | None = None
+    """Of what this board does, if the request's client asks for a timeline."""
+
+    def noting(self, what: What, name: str) -> AbstractContextManager[None]:
+        """Note what happens inside, if anything is noted."""
+        return nullcontext() if self.notes is None else self.notes.noting(what, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +104,13 @@ class Executor:
         """For attempts that this board leads, apart from those of others so that neither starves."""
         self._followers = ThreadPoolExecutor(MAX_ATTEMPTS, thread_name_prefix="follow")
         self._attempts = 0
+        self._traces = Traces()
         self.peers: Peers
 
     def connect(self, peers: Peers) -> None:
         """Use these connections; they call `begin` back."""
         self.peers = peers
+        peers.on_notes = self._traces.take
 
     def hold(self, plan: Plan, sessions: Mapping[Run, Session]) -> None:
         """Be ready for `plan` from now on."""
@@ -144,29 +156,38 @@ class Executor:
         inputs: Mapping[str, Array],
         deadline_s: float,
         wanted: Sequence[str],
+        trace: Trace | None = None,
     ) -> dict[str, Array]:
         """Run an attempt that this board begins and return the tensors `wanted`.
 
-        Raises ExchangeError if another board failed, ModelError if the inputs do not fit.
+        What all boards do in it is noted in `trace`.  Raises ExchangeError if another board failed,
+        ModelError if the inputs do not fit.
         """
         held = self._enter(epoch)
         try:
             programs = held.plan.lanes[lane].programs
             others = frozenset(programs) - {self._board}
             inbox = self.peers.open(attempt, others)[0] if others else Inbox(others)
+            flags = 0 if trace is None else TRACED
             part = _Attempt(
                 held=held,
                 program=programs[self._board],
-                header=Header(kind=Kind.TENSORS, attempt=attempt, epoch=epoch, lane=lane),
+                header=Header(kind=Kind.TENSORS, attempt=attempt, epoch=epoch, lane=lane, flags=flags),
                 inbox=inbox,
                 others=others,
                 deadline_s=deadline_s,
+                notes=None if trace is None else Notebook(),
             )
+            if trace is not None:
+                trace.expect(others)
+                self._traces.follow(attempt, trace)
             try:
                 return self._run(part, dict(inputs), wanted)
             finally:
                 if others:
                     self.peers.close(attempt)
+                if trace is not None and part.notes is not None:
+                    trace.add(self._board, part.notes.marks)
         finally:
             self._leave(held)
 
@@ -194,6 +215,7 @@ class Executor:
                     inbox=inbox,
                     others=others,
                     deadline_s=time.monotonic() + BACKSTOP_S,
+                    notes=Notebook() if header.traced else None,
                 )
                 self._followers.submit(self._follow, part)
             return inbox
@@ -210,9 +232,19 @@ class Executor:
             log.exception("attempt %s failed", part.header.attempt.hex()[:8])
         finally:
             self.peers.close(part.header.attempt)
+            self._hand_in(part)
             with self._lock:
                 self._attempts -= 1
             self._leave(part.held)
+
+    def _hand_in(self, part: _Attempt) -> None:
+        """Send the lead our notes, if there are any."""
+        if part.notes is not None:
+            words = to_json(Notes(marks=tuple(part.notes.marks))).decode()
+            with suppress(ExchangeError):
+                self.peers.send(
+                    part.held.plan.lead, frames.text(Kind.NOTES, words, attempt=part.header.attempt)
+                )
 
     def _run(self, part: _Attempt, tensors: dict[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Run all steps; whatever goes wrong is told to the others, who would wait for us."""
@@ -245,7 +277,7 @@ class Executor:
             if isinstance(step, Run):
                 session = held.sessions[step]
                 size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
-                with self.alone:
+                with self.alone, part.noting("run", step.segment):
                     begun_s = time.perf_counter()
                     made = session.run(tensors)
                     took_s = time.perf_counter() - begun_s
@@ -257,7 +289,8 @@ class Executor:
                 awaited |= dict.fromkeys(makes(step), _Awaited(step=step, mine=mine))
             elif step.kind == "send":
                 given = [tensors[name] for name in step.tensors]
-                self.peers.send(step.peer, self._packed(part, step.tag, given))
+                buffers = self._packed(part, step.tag, given)
+                self._send(part, f"send {step.tag}", step.peer, buffers)
             else:
                 tensors |= self._received(part, step)
             for name in [n for n in tensors if last_use.get(n, -1) <= position and n not in wanted]:
@@ -268,12 +301,22 @@ class Executor:
         return {name: tensors[name] for name in wanted}
 
     def _hand_out(self, part: _Attempt, step: Collective, tensors: Mapping[str, Array]) -> None:
+        name = f"{step.kind} {step.tag}"
+        with part.noting("code", name):
+            handed = handed_out(step, self._board, tensors)
         packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
-        for peer, arrays in handed_out(step, self._board, tensors).items():
+        for peer, arrays in handed.items():
             buffers = packed.get(id(arrays))
             if buffers is None:
                 buffers = packed[id(arrays)] = self._packed(part, step.tag, arrays)
-            self.peers.send(peer, buffers)
+            self._send(part, name, peer, buffers)
+
+    def _send(self, part: _Attempt, name: str, peer: BoardId, buffers: Buffers) -> None:
+        begun_s = time.monotonic()
+        self.peers.send(peer, buffers)
+        if part.notes is not None:
+            size = sum(len(buffer) for buffer in buffers)
+            part.notes.note("send", name, begun_s, time.monotonic(), peer, size)
 
     def _packed(self, part: _Attempt, tag: int, arrays: Sequence[Array]) -> Buffers:
         header = part.header
@@ -285,22 +328,32 @@ class Executor:
         """Wait for what the others hand over in a collective, and return what is made of it."""
         step = waits.step
         givers = waited_for(step, self._board, waits.mine)
-        came = part.inbox.take(step.tag, givers, part.deadline_s)
-        for name in makes(step):
-            del awaited[name]
+        name = f"{step.kind} {step.tag}"
+        came = self._take(part, name, step.tag, givers)
+        for made in makes(step):
+            del awaited[made]
         try:
             handed = {giver: arrived.arrays for giver, arrived in came.items()}
-            return made_of(step, self._board, waits.mine, handed)
+            with part.noting("code", name):
+                return made_of(step, self._board, waits.mine, handed)
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
 
     def _received(self, part: _Attempt, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
-        arrays = part.inbox.take(step.tag, (step.peer,), part.deadline_s)[step.peer].arrays
+        arrays = self._take(part, f"send {step.tag}", step.tag, (step.peer,))[step.peer].arrays
         if len(arrays) != len(step.tensors):
             why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(arrays)}"
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, arrays, strict=True))
+
+    def _take(self, part: _Attempt, name: str, tag: int, givers: Sequence[BoardId]) -> dict[BoardId, Arrived]:
+        with part.noting("wait", name):
+            came = part.inbox.take(tag, givers, part.deadline_s)
+        if part.notes is not None:
+            for giver, one in came.items():
+                part.notes.note("receive", name, one.begun_s, one.ended_s, giver, one.size_bytes)
+        return came
 
     def _tell(self, part: _Attempt, error: ShoalError) -> None:
         kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT

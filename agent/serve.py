@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -17,11 +18,13 @@ from aiohttp import web
 
 from shoal import __version__, oip
 from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, OverloadedError, Question
+from shoal.agent.trace import Trace
 from shoal.encoding import Json
 from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest
 from shoal.program import Plan
 from shoal.records import BoardId
+from shoal.timeline import chrome
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,12 @@ LOOK_AGAIN_S: Final = 0.2
 RETRY_AFTER_S: Final = 1
 HANDED_ON: Final = "Shoal-Handed-On"
 """Set on requests that come from another board, which are never handed on again."""
+TRACE: Final = "Shoal-Trace"
+"""Set on requests whose client wants a timeline, to any name of its own; it is at /traces/NAME then."""
+TRACES: Final = 16
+"""So many timelines are kept, the newest."""
+NOTES_S: Final = 2.0
+"""The other boards' notes are waited for so long."""
 NOT_LEAD: Final = 421
 
 
@@ -45,6 +54,7 @@ class Server:
         self._dispatcher = dispatcher
         self._http = http
         self._inside = 0
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
 
     def application(self) -> web.Application:
         """Return the routes."""
@@ -53,6 +63,7 @@ class Server:
             [
                 web.get("/v2", self._server_metadata),
                 web.get("/v2/health/live", self._live),
+                web.get("/traces/{name}", self._timeline),
                 web.get("/v2/health/ready", self._ready),
                 *(
                     route
@@ -135,13 +146,32 @@ class Server:
         read = partial(oip.parse_request, body, json_length, manifest)
         # Numbers as text take long to read, and heartbeats must go on.
         asked = await asyncio.to_thread(read) if _much_text(body, json_length) else read()
+        trace = self._trace(request.headers.get(TRACE))
         tensors = await self._dispatcher.infer(
-            Question(bundle=plan.bundle, inputs=asked.inputs, deadline_s=deadline_s)
+            Question(bundle=plan.bundle, inputs=asked.inputs, deadline_s=deadline_s, trace=trace)
         )
         parts, length = oip.render_response(manifest, asked, tensors)
         headers = {} if length is None else {oip.JSON_LENGTH: str(length)}
         kind = "application/json" if length is None else "application/octet-stream"
         return web.Response(body=b"".join(parts), headers=headers, content_type=kind)
+
+    def _trace(self, name: str | None) -> Trace | None:
+        if name is None:
+            return None
+        trace = self._traces[name[:64]] = Trace()
+        while len(self._traces) > TRACES:
+            self._traces.popitem(last=False)
+        return trace
+
+    async def _timeline(self, request: web.Request) -> web.Response:
+        """Answer with what all boards did in a request, in the format that Perfetto opens."""
+        trace = self._traces.get(request.match_info["name"])
+        if trace is None:
+            raise web.HTTPNotFound(
+                text=f"no timeline {request.match_info['name']}; the last {TRACES} are kept"
+            )
+        marks = await asyncio.to_thread(trace.whole, NOTES_S)
+        return _json(chrome(self._board, marks))
 
     async def _hand_on(
         self, plan: Plan, request: web.Request, body: bytes, deadline_s: float
@@ -162,7 +192,7 @@ class Server:
         self, plan: Plan, request: web.Request, body: bytes, deadline_s: float
     ) -> web.Response | None:
         url = plan.addresses[plan.lead].http_url + request.path
-        passed = (oip.JSON_LENGTH, "Content-Type")
+        passed = (oip.JSON_LENGTH, "Content-Type", TRACE)
         headers = {name: request.headers[name] for name in passed if name in request.headers}
         timeout = aiohttp.ClientTimeout(total=max(0.1, deadline_s - time.monotonic()), connect=1.0)
         try:

@@ -311,6 +311,11 @@ def explain(broker: str, cluster: str, as_json: bool) -> None:
 )
 @click.option("-n", "--repeat", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--board", help="Ask this board.  [default: the lead]")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what all boards did when in one more request, for ui.perfetto.dev.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def infer(
     inputs: Path | None,
@@ -319,6 +324,7 @@ def infer(
     output: Path | None,
     repeat: int,
     board: str | None,
+    trace: Path | None,
     as_json: bool,
 ) -> None:
     """Send a request with the tensors of INPUTS (.npz, by name); without INPUTS, made-up ones."""
@@ -326,7 +332,7 @@ def infer(
 
     _check_cluster(cluster)
     board_id = BoardId(board) if board else None
-    answer, seconds = asyncio.run(request.ask(broker, cluster, inputs, board_id, repeat))
+    answer, seconds = asyncio.run(request.ask(broker, cluster, inputs, board_id, repeat, trace))
     if output is not None:
         request.save(output, answer)
     milliseconds = sorted(round(s * 1e3, 3) for s in seconds)

@@ -23,6 +23,8 @@ from shoal.wire import every
 
 TIMEOUT_S: Final = 5.0
 UPLOADS_AT_ONCE: Final = 4
+TRACE: Final = "Shoal-Trace"
+"""As in `shoal.agent.serve`, which the coordinator's machine may lack."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -209,9 +211,16 @@ async def made_up(http: aiohttp.ClientSession, url: str, model: str) -> dict[str
 
 
 async def infer(
-    http: aiohttp.ClientSession, url: str, model: str, inputs: Mapping[str, Array], timeout_s: float = 30.0
+    http: aiohttp.ClientSession,
+    url: str,
+    model: str,
+    inputs: Mapping[str, Array],
+    timeout_s: float = 30.0,
+    trace: str | None = None,
 ) -> dict[str, Array]:
     """Return the answer of a board to one request of the Open Inference Protocol, binary both ways.
+
+    The boards note what they do for the timeline `trace`, if a name is given.
 
     Raises ModelError if the board says that the inputs do not fit, BoardError if it gives no answer.
     """
@@ -220,7 +229,11 @@ async def infer(
         async with http.post(
             f"{url}/v2/models/{model}/infer",
             data=body,
-            headers={oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"},
+            headers={
+                oip.JSON_LENGTH: str(json_length),
+                "Content-Type": "application/octet-stream",
+                **({} if trace is None else {TRACE: trace}),
+            },
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as answer:
             content = await answer.read()
@@ -230,6 +243,18 @@ async def infer(
             return oip.parse_response(content, int(answer.headers[oip.JSON_LENGTH]))
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
         raise BoardError(f"{url}: {error or 'no answer in time'}") from error
+
+
+async def timeline(http: aiohttp.ClientSession, url: str, trace: str) -> bytes:
+    """Return the timeline of that name from the board that led the request; BoardError if it has none."""
+    try:
+        async with http.get(f"{url}/traces/{trace}", timeout=aiohttp.ClientTimeout(total=30.0)) as answer:
+            content = await answer.read()
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        raise BoardError(f"{url}: {error or 'no answer in time'}") from error
+    if answer.status != 200:
+        raise BoardError(f"{url}: {_error_of(content)}")
+    return content
 
 
 def _error_of(content: bytes) -> str:

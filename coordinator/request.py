@@ -1,5 +1,6 @@
 """Requests from the command line: tensors from a file, or made up, to a board and back."""
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,16 @@ from shoal.records import Array, BoardId
 
 
 async def ask(
-    broker: str, cluster: str, inputs: Path | None, board: BoardId | None, repeat: int
+    broker: str,
+    cluster: str,
+    inputs: Path | None,
+    board: BoardId | None,
+    repeat: int,
+    trace: Path | None = None,
 ) -> tuple[dict[str, Array], list[float]]:
     """Return the last of `repeat` answers, and the seconds that each took.
+
+    The timeline of one more request is written to `trace`.
 
     Raises ConfigError if nothing is served or the file cannot be read, ModelError if its tensors do not
     fit, BoardError if there is no answer.
@@ -41,7 +49,19 @@ async def ask(
             begun_s = time.perf_counter()
             answer = await client.infer(http, url, plan.model, tensors)
             seconds.append(time.perf_counter() - begun_s)
+        if trace is not None:
+            name, lead = secrets.token_hex(8), plan.addresses[plan.lead].http_url
+            await client.infer(http, lead, plan.model, tensors, trace=name)
+            write(trace, await client.timeline(http, lead, name))
         return answer, seconds
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file.  Raises ConfigError if that cannot be done."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot write: {error.strerror}") from error
 
 
 def load(file: Path) -> dict[str, Array]:

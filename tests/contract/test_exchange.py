@@ -13,6 +13,7 @@ import pytest
 from shoal import frames
 from shoal.agent.executor import Executor
 from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.trace import Trace
 from shoal.errors import BoardError, ModelError
 from shoal.frames import Kind
 from shoal.program import Exchange, Lane, Plan, Prediction, Program, Run
@@ -113,6 +114,28 @@ def test_a_program_over_two_boards_gives_the_answer(boards: tuple[Board, Board])
     for _ in range(20):
         np.testing.assert_array_equal(ask(boards[0]), 4 * X)
     assert settled(*boards)
+
+
+def test_all_boards_note_what_they_do_if_asked(boards: tuple[Board, Board]) -> None:
+    trace, deadline_s = Trace(), time.monotonic() + 3.0
+    boards[0].executor.lead(1, 0, secrets.token_bytes(16), {"x": X}, deadline_s, ["z"], trace)
+    notes = trace.whole(3.0)
+    assert [(m.what, m.name) for m in notes[A]] == [
+        ("run", "first"),
+        ("send", "send 0"),
+        ("wait", "send 1"),
+        ("receive", "send 1"),
+    ]
+    assert [(m.what, m.name) for m in notes[B]] == [
+        ("wait", "send 0"),
+        ("receive", "send 0"),
+        ("run", "second"),
+        ("send", "send 1"),
+    ]
+    assert all(m.size_bytes >= X.nbytes for marks in notes.values() for m in marks if m.what == "receive")
+    assert abs(notes[B][2].begin_s - time.time()) < 60
+    ask(boards[0])
+    assert len(trace.whole(0.0)[B]) == 4, "a request of which no timeline is wanted leaves no notes"
 
 
 def test_several_requests_at_once(boards: tuple[Board, Board]) -> None:
