@@ -5,6 +5,7 @@ goes on computing while its bytes travel.
 """
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -39,6 +40,8 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: BoardId | None) -> None:
         self.sock = sock
         self.peer = peer
+        self.told_s = -math.inf
+        """When the peer was last told how fast its tensors come."""
         self._state = threading.Condition()
         self._queue: deque[list[memoryview]] = deque()
         """Messages, or what is left of them; the first is being written as long as it stands here."""

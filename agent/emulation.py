@@ -113,6 +113,7 @@ class _Slowed(Session):
         self._emulation = emulation
         self.inputs = session.inputs
         self.outputs = session.outputs
+        self.rows = session.rows
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         begun_s = time.perf_counter()

@@ -14,16 +14,18 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from shoal import frames
 from shoal.agent.connection import Buffers
-from shoal.agent.inbox import Arrived, Inbox
+from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
-from shoal.collective import MisfitError, handed_out, made_of, makes, needs, waited_for
+from shoal.collective import MisfitError, handed_out, made_of, makes, messages, needs, ranges
 from shoal.encoding import to_json
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import TRACED, Header, Kind
-from shoal.program import Collective, Exchange, Plan, Program, Run, Step
+from shoal.program import RANGE, Collective, Exchange, Plan, Program, Run, Step
 from shoal.records import Array, BoardId
 from shoal.session import Session
 from shoal.timeline import Notes, What
@@ -275,16 +277,15 @@ class Executor:
                 if name in awaited:
                     tensors |= self._settle(part, awaited[name], awaited)
             if isinstance(step, Run):
-                session = held.sessions[step]
-                size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
-                with self.alone, part.noting("run", step.segment):
-                    begun_s = time.perf_counter()
-                    made = session.run(tensors)
-                    took_s = time.perf_counter() - begun_s
-                self._on_run(step.segment, size_bytes, took_s)
-                tensors |= made
+                following = program.steps[position + 1] if position + 1 < len(program.steps) else None
+                if step.chunks > 1 and isinstance(following, Collective):
+                    tensors |= self._in_chunks(part, step, following, tensors)
+                else:
+                    tensors |= self._compute(part, step, tensors)
             elif isinstance(step, Collective):
-                self._hand_out(part, step, tensors)
+                before = program.steps[position - 1] if position else None
+                if not (isinstance(before, Run) and before.chunks > 1):
+                    self._hand_out(part, step, tensors)
                 mine = {name: tensors[name] for name in _needs(step, held.sessions) if name in tensors}
                 awaited |= dict.fromkeys(makes(step), _Awaited(step=step, mine=mine))
             elif step.kind == "send":
@@ -300,15 +301,45 @@ class Executor:
                 tensors |= self._settle(part, awaited[name], awaited)
         return {name: tensors[name] for name in wanted}
 
-    def _hand_out(self, part: _Attempt, step: Collective, tensors: Mapping[str, Array]) -> None:
-        name = f"{step.kind} {step.tag}"
+    def _compute(self, part: _Attempt, step: Run, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        session = part.held.sessions[step]
+        size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
+        with self.alone, part.noting("run", step.segment):
+            begun_s = time.perf_counter()
+            made = session.run(tensors)
+            took_s = time.perf_counter() - begun_s
+        self._on_run(step.segment, size_bytes, took_s)
+        return made
+
+    def _in_chunks(
+        self, part: _Attempt, step: Run, following: Collective, tensors: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Run a segment on one range of the board's rows after the other, and send each on at once."""
+        axes = part.held.sessions[step].rows
+        first, behind, total = tensors[RANGE].tolist()
+        found: list[dict[str, Array]] = []
+        for number, (start, stop) in enumerate(ranges(following, behind - first)):
+            chunk = {
+                name: array[(slice(None),) * axes[name] + (slice(start, stop),)] if name in axes else array
+                for name, array in tensors.items()
+            }
+            chunk[RANGE] = np.array([first + start, first + stop, total], np.int64)
+            made = self._compute(part, step, chunk)
+            self._hand_out(part, following, {**tensors, **made}, number)
+            found.append(made)
+        return {name: np.concatenate([made[name] for made in found], axes[name]) for name in found[0]}
+
+    def _hand_out(
+        self, part: _Attempt, step: Collective, tensors: Mapping[str, Array], chunk: int = 0
+    ) -> None:
+        name = f"{step.kind} {step.tag}" + (f".{chunk}" if step.chunks > 1 else "")
         with part.noting("code", name):
             handed = handed_out(step, self._board, tensors)
         packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
         for peer, arrays in handed.items():
             buffers = packed.get(id(arrays))
             if buffers is None:
-                buffers = packed[id(arrays)] = self._packed(part, step.tag, arrays)
+                buffers = packed[id(arrays)] = self._packed(part, step.tag, arrays, chunk)
             self._send(part, name, peer, buffers)
 
     def _send(self, part: _Attempt, name: str, peer: BoardId, buffers: Buffers) -> None:
@@ -318,22 +349,30 @@ class Executor:
             size = sum(len(buffer) for buffer in buffers)
             part.notes.note("send", name, begun_s, time.monotonic(), peer, size)
 
-    def _packed(self, part: _Attempt, tag: int, arrays: Sequence[Array]) -> Buffers:
+    def _packed(self, part: _Attempt, tag: int, arrays: Sequence[Array], chunk: int = 0) -> Buffers:
         header = part.header
         return frames.tensors(
-            arrays, attempt=header.attempt, epoch=header.epoch, lane=header.lane, tag=tag, flags=header.flags
+            arrays,
+            attempt=header.attempt,
+            epoch=header.epoch,
+            lane=header.lane,
+            tag=tag,
+            flags=header.flags,
+            chunk=chunk,
         )
 
     def _settle(self, part: _Attempt, waits: _Awaited, awaited: dict[str, _Awaited]) -> dict[str, Array]:
         """Wait for what the others hand over in a collective, and return what is made of it."""
         step = waits.step
-        givers = waited_for(step, self._board, waits.mine)
         name = f"{step.kind} {step.tag}"
-        came = self._take(part, name, step.tag, givers)
+        wanted = messages(step, self._board, waits.mine)
+        came = self._take(part, name, [(step.tag, giver, chunk) for giver, chunk in wanted])
         for made in makes(step):
             del awaited[made]
+        handed: dict[BoardId, list[Sequence[Array]]] = {}
+        for (giver, _), arrived in zip(wanted, came, strict=True):
+            handed.setdefault(giver, []).append(arrived.arrays)
         try:
-            handed = {giver: arrived.arrays for giver, arrived in came.items()}
             with part.noting("code", name):
                 return made_of(step, self._board, waits.mine, handed)
         except MisfitError as error:
@@ -341,18 +380,19 @@ class Executor:
 
     def _received(self, part: _Attempt, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
-        arrays = self._take(part, f"send {step.tag}", step.tag, (step.peer,))[step.peer].arrays
-        if len(arrays) != len(step.tensors):
-            why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(arrays)}"
+        (came,) = self._take(part, f"send {step.tag}", [(step.tag, step.peer, 0)])
+        if len(came.arrays) != len(step.tensors):
+            why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(came.arrays)}"
             raise ExchangeError(step.peer, why)
-        return dict(zip(step.tensors, arrays, strict=True))
+        return dict(zip(step.tensors, came.arrays, strict=True))
 
-    def _take(self, part: _Attempt, name: str, tag: int, givers: Sequence[BoardId]) -> dict[BoardId, Arrived]:
+    def _take(self, part: _Attempt, name: str, keys: Sequence[Key]) -> list[Arrived]:
         with part.noting("wait", name):
-            came = part.inbox.take(tag, givers, part.deadline_s)
+            came = part.inbox.take(keys, part.deadline_s)
         if part.notes is not None:
-            for giver, one in came.items():
-                part.notes.note("receive", name, one.begun_s, one.ended_s, giver, one.size_bytes)
+            for (_, giver, chunk), one in zip(keys, came, strict=True):
+                what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
+                part.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
         return came
 
     def _tell(self, part: _Attempt, error: ShoalError) -> None:

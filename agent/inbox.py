@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,27 +27,31 @@ class Arrived:
         return sum(array.nbytes for array in self.arrays)
 
 
+Key = tuple[int, BoardId, int]
+"""Which message: the exchange's tag, whose it is, and which of that board's in this exchange."""
+
+
 class Inbox:
     """What has come for one attempt, and who is waited for by the one thread that takes it out."""
 
     def __init__(self, peers: frozenset[BoardId]) -> None:
         self.peers = peers
-        self._arrived: dict[tuple[int, BoardId], Arrived] = {}
-        self._missing: set[tuple[int, BoardId]] = set()
+        self._arrived: dict[Key, Arrived] = {}
+        self._missing: set[Key] = set()
         self._size_bytes = 0
         self._over: Exception | None = None
         self._changed = threading.Condition()
 
-    def put(self, tag: int, peer: BoardId, arrived: Arrived) -> None:
-        """Take what `peer` handed over in an exchange; the thread that waits wakes with the last it needs."""
+    def put(self, key: Key, arrived: Arrived) -> None:
+        """Take what was handed over in an exchange; the thread that waits wakes with the last it needs."""
         with self._changed:
             self._size_bytes += arrived.size_bytes
             if self._size_bytes > MAX_INBOX_BYTES:
                 self._over = BoardError(f"more than {MAX_INBOX_BYTES} bytes came for one request")
                 self._changed.notify()
-            self._arrived[tag, peer] = arrived
-            if (tag, peer) in self._missing:
-                self._missing.discard((tag, peer))
+            self._arrived[key] = arrived
+            if key in self._missing:
+                self._missing.discard(key)
                 if not self._missing:
                     self._changed.notify()
 
@@ -57,13 +61,12 @@ class Inbox:
             self._over = self._over or why
             self._changed.notify()
 
-    def take(self, tag: int, peers: Iterable[BoardId], deadline_s: float) -> dict[BoardId, Arrived]:
-        """Return what each of `peers` hands over in exchange `tag`, once all of it is here.
+    def take(self, keys: Sequence[Key], deadline_s: float) -> list[Arrived]:
+        """Return the messages `keys`, in that order, once all of them are here.
 
         Raises what `end` was given, or BoardError at `deadline_s` (of time.monotonic): that is no proof
         against the link, which ends its connection if it is at fault.
         """
-        keys = [(tag, peer) for peer in peers]
         with self._changed:
             self._missing = {key for key in keys if key not in self._arrived}
             while self._missing:
@@ -71,8 +74,8 @@ class Inbox:
                     raise self._over
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._changed.wait(left_s):
-                    late = ", ".join(sorted(peer for _, peer in self._missing))
+                    tag, late, _ = min(self._missing)
                     raise BoardError(f"nothing came from {late} for step {tag} in time")
-            found = {key[1]: self._arrived.pop(key) for key in keys}
-            self._size_bytes -= sum(arrived.size_bytes for arrived in found.values())
+            found = [self._arrived.pop(key) for key in keys]
+            self._size_bytes -= sum(arrived.size_bytes for arrived in found)
             return found

@@ -36,6 +36,8 @@ CONNECT_S: Final = 2.0
 AGAIN_S: Final = 0.5
 """An address that was not reached is not tried again for so long: others wait for the same."""
 HELLO_S: Final = 5.0
+HEARD_S: Final = 0.1
+"""A peer is told no more often than this how fast its tensors come."""
 REMEMBERED: Final = 4096
 """So many attempts that are over are remembered, to drop what comes late."""
 MAX_CONNECTIONS: Final = 256
@@ -313,7 +315,10 @@ class Peers:
             self._receiving += 1
 
         def passed(size_bytes: int, seconds: float) -> None:
-            if self._receiving == 1 and Transfer(size_bytes=size_bytes, seconds=seconds).telling:
+            telling = Transfer(size_bytes=size_bytes, seconds=seconds).telling
+            now_s = time.monotonic()
+            if self._receiving == 1 and telling and now_s - connection.told_s >= HEARD_S:
+                connection.told_s = now_s
                 words = to_json(Heard(size_bytes=size_bytes, seconds=seconds)).decode()
                 connection.send(frames.text(Kind.HEARD, words))
 
@@ -349,7 +354,7 @@ class Peers:
             self.dropped += 1
             log.warning("dropped tensors of %s, which has no part in that request", peer)
             return
-        inbox.put(header.tag, peer, arrived)
+        inbox.put((header.tag, peer, header.chunk), arrived)
 
     def _lost(self, connection: Connection, why: str) -> None:
         peer = connection.peer

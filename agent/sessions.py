@@ -63,7 +63,7 @@ class Sessions:
 
     def _load(self, segment: Segment, part: tuple[int, ...]) -> Session:
         model = self._store.model_part(segment, part) if part else self._store.model(segment.model.sha256)
-        opened = open_session(model, threads=self._threads, fixed=range_of(segment, part))
+        opened = open_session(model, threads=self._threads, fixed=range_of(segment, part), rows=segment.rows)
         return self._dressed(opened, segment.name if not part else f"{segment.name} {part}")
 
     def fits(self, segment: Segment) -> bool:

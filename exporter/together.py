@@ -62,7 +62,7 @@ def _play(
             givers = waited_for(step, board, tensors)
             while any((step.tag, giver, board) not in mail for giver in givers):
                 yield False
-            handed = {giver: mail.pop((step.tag, giver, board)) for giver in givers}
+            handed = {giver: [mail.pop((step.tag, giver, board))] for giver in givers}
             tensors |= made_of(step, board, tensors, handed)
         else:
             raise ModelError(f"expected runs and collectives, got {step}")

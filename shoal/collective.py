@@ -6,7 +6,7 @@ is encoded as the collective's codec says, `handed` is what came, as it came.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,8 @@ BOUNDS: Final = "shoal.bounds"
 """The tensor [boards + 1] that a scatter makes at each board: where each range begins, and the last ends."""
 
 Tensors = Mapping[str, Array]
-Handed = Mapping[BoardId, Sequence[Array]]
+Handed = Mapping[BoardId, Sequence[Sequence[Array]]]
+"""What each board handed over, message by message."""
 
 
 class MisfitError(WireError):
@@ -34,7 +35,7 @@ class MisfitError(WireError):
 
 def needs(step: Collective) -> tuple[str, ...]:
     """Return the tensors that a board must have to take part."""
-    ranged = step.rows or step.codec.rate > 1
+    ranged = step.rows or step.codec.rate > 1 or step.chunks > 1
     return (*step.tensors, BOUNDS) if ranged else step.tensors
 
 
@@ -58,10 +59,26 @@ def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[Boar
     return tuple(givers)
 
 
+def ranges(step: Collective, rows: int) -> list[tuple[int, int]]:
+    """Return which of the rows of a board with `rows` of them cross in each message, start and stop."""
+    count = max(1, min(step.chunks, rows))
+    return list(pairwise(bounds(rows, (1 / count,) * count)))
+
+
+def messages(step: Collective, board: BoardId, tensors: Tensors) -> list[tuple[BoardId, int]]:
+    """Return the messages that `board` needs for this step: of whom, and which of that board's."""
+    givers = waited_for(step, board, tensors)
+    if step.chunks == 1:
+        return [(giver, 0) for giver in givers]
+    rows = np.diff(tensors[BOUNDS]).tolist()
+    return [(g, number) for g in givers for number in range(len(ranges(step, rows[step.boards.index(g)])))]
+
+
 def handed_out(step: Collective, board: BoardId, tensors: Tensors) -> dict[BoardId, list[Array]]:
     """Return what `board` sends to each other board; views where that is possible.
 
-    Raises ModelError if there are fewer units than boards that should have some.
+    Of a gather in chunks `tensors` are those of one chunk.  Raises ModelError if there are fewer units
+    than boards that should have some.
     """
     if step.kind in ("broadcast", "scatter"):
         if board != step.root:
@@ -86,7 +103,7 @@ def made_of(step: Collective, board: BoardId, tensors: Tensors, handed: Handed) 
             whole = [tensors[name] for name in step.tensors]
             given: Sequence[Array] = whole if step.kind == "broadcast" else _share(step, board, tensors)
         else:
-            given = handed[step.root]
+            given = handed[step.root][0]
             if len(given) != len(names):
                 raise MisfitError(step, step.root, f"expected {len(names)} tensors, got {len(given)}")
         return dict(zip(names, given, strict=True))
@@ -109,7 +126,8 @@ def _reduced(
 ) -> dict[str, Array]:
     """Add up in the order of the boards, each as it crosses the wire, so that all boards get the same."""
     own = _encoded(step, mine)
-    parts = [_parts(step, giver, own if giver == board else handed[giver], mine) for giver in givers]
+    came = {giver: own if giver == board else handed[giver][0] for giver in givers}
+    parts = [_parts(step, giver, came[giver], mine) for giver in givers]
     made: dict[str, Array] = {}
     for index, name in enumerate(step.made):
         total = np.empty_like(mine[index])
@@ -130,28 +148,31 @@ def _gathered(
     """Write what each board gives to its place in the whole."""
     if list(givers) == [board]:
         return dict(zip(step.made, mine or (), strict=True))
-    parts = {giver: _parts(step, giver, handed[giver], mine) for giver in givers if giver != board}
+    pieces: list[tuple[BoardId, list[Sequence[Array]]]] = []
+    for giver in givers:
+        if giver == board:
+            pieces.append((giver, [[array] for array in mine or ()]))
+        else:
+            pieces += [(giver, _parts(step, giver, message, mine)) for message in handed[giver]]
     made: dict[str, Array] = {}
     for index, (name, axis) in enumerate(zip(step.made, step.axes, strict=True)):
-        pieces = {
-            giver: parts[giver][index][0] if giver in parts else (mine or ())[index] for giver in givers
-        }
-        like = mine[index] if mine is not None else next(iter(pieces.values()))
-        for giver, piece in pieces.items():
-            if not _fits(piece.shape, like.shape, axis):
-                raise MisfitError(
-                    step, giver, f"{name}: expected rows of {list(like.shape)}, got {list(piece.shape)}"
-                )
-        total = sum(piece.shape[axis] for piece in pieces.values())
+        like = mine[index] if mine else pieces[0][1][index][0]
+        for giver, parts in pieces:
+            shape = parts[index][0].shape
+            if not _fits(shape, like.shape, axis):
+                why = f"{name}: expected rows of {list(like.shape)}, got {list(shape)}"
+                raise MisfitError(step, giver, why)
+        total = sum(parts[index][0].shape[axis] for _, parts in pieces)
         made[name] = whole = np.empty((*like.shape[:axis], total, *like.shape[axis + 1 :]), like.dtype)
         start = 0
-        for giver, piece in pieces.items():
-            place = whole[_rows(axis, start, start + piece.shape[axis])]
+        for giver, parts in pieces:
+            rows = parts[index][0].shape[axis]
+            place = whole[_rows(axis, start, start + rows)]
             if giver == board:
-                place[...] = piece
+                place[...] = parts[index][0]
             else:
-                _decode(step, giver, parts[giver][index], axis, place)
-            start += piece.shape[axis]
+                _decode(step, giver, parts[index], axis, place)
+            start += rows
     return made
 
 
@@ -160,15 +181,17 @@ def _what_means_stand_for(step: Collective, board: BoardId, tensors: Tensors) ->
     rows = np.diff(tensors[BOUNDS]).tolist()
     own = step.boards.index(board)
     seen = rows[: own + 1] if step.causal else rows
-    log_counts, columns = _stood_for(step.codec, tuple(seen), own)
+    chunks = [tuple(stop - start for start, stop in ranges(step, each)) for each in seen]
+    log_counts, columns = _stood_for(step.codec, tuple(chunks), own)
     return {LOG_COUNTS: log_counts, COLUMNS: columns}
 
 
 @lru_cache(maxsize=256)
-def _stood_for(codec: Codec, rows: tuple[int, ...], own: int) -> tuple[Array, Array]:
+def _stood_for(codec: Codec, chunks: tuple[tuple[int, ...], ...], own: int) -> tuple[Array, Array]:
     stood = [
         count
-        for index, each in enumerate(rows)
+        for index, rows in enumerate(chunks)
+        for each in rows
         for count in ([1] * each if index == own else counts(codec, each))
     ]
     return np.log(np.array(stood, np.float32)), np.array([0, *accumulate(stood[:-1])], np.int64)

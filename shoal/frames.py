@@ -4,7 +4,7 @@
     kind    1   see `Kind`
     count   1   how many tensors the frame has
     flags   1   bit 0: the boards note what they do when, for a timeline of the request
-    spare   1
+    chunk   1   which message of the exchange this is, of those that the board sends
     tag     2   of the exchange
     lane    2   of the plan
     epoch   4   of the plan
@@ -12,7 +12,8 @@
     table   2   bytes of the table that follows the header
     length  8   bytes of payload, which follow the table
 
-All numbers are little-endian.  A frame with tensors is all that one board hands another in one exchange.
+All numbers are little-endian.  A frame with tensors is what one board hands another in one exchange, all of
+it or a chunk of its rows.
 Its table has for each tensor its type (1 byte, an index into `DTYPES`), its number of sizes (1) and its
 sizes (8 bytes each); its payload their elements in C order, each tensor filled up to a multiple of 8 bytes.
 """
@@ -30,7 +31,7 @@ from shoal.errors import WireError
 from shoal.records import ITEM_BYTES, Array
 
 MAGIC: Final = b"SHL2"
-HEADER: Final = struct.Struct("<4sBBBxHHI16sHQ")
+HEADER: Final = struct.Struct("<4sBBBBHHI16sHQ")
 DTYPES: Final = ("", *sorted(ITEM_BYTES))
 MAX_DIMS: Final = 8
 MAX_TENSORS: Final = 255
@@ -82,6 +83,7 @@ class Header:
     tag: int = 0
     count: int = 0
     flags: int = 0
+    chunk: int = 0
     table: int = 0
     length: int = 0
 
@@ -108,6 +110,7 @@ def pack(header: Header) -> bytes:
         header.kind,
         header.count,
         header.flags,
+        header.chunk,
         header.tag,
         header.lane,
         header.epoch,
@@ -121,7 +124,7 @@ def unpack(fixed: bytes) -> Header:
     """Return the header in `fixed`.  Raises WireError if it is none of ours."""
     if len(fixed) != HEADER.size:
         raise WireError(f"frame: expected a header of {HEADER.size} bytes, got {len(fixed)}")
-    magic, kind, count, flags, tag, lane, epoch, attempt, table, length = HEADER.unpack(fixed)
+    magic, kind, count, flags, chunk, tag, lane, epoch, attempt, table, length = HEADER.unpack(fixed)
     if magic != MAGIC:
         raise WireError(f"frame: expected {MAGIC!r}, got {magic!r}")
     try:
@@ -143,6 +146,7 @@ def unpack(fixed: bytes) -> Header:
         tag=tag,
         count=count,
         flags=flags,
+        chunk=chunk,
         table=table,
         length=length,
     )
@@ -182,7 +186,14 @@ def arrays(laid: Sequence[Laid], payload: Array) -> list[Array]:
 
 
 def tensors(
-    given: Sequence[Array], *, attempt: bytes, epoch: int, lane: int, tag: int, flags: int = 0
+    given: Sequence[Array],
+    *,
+    attempt: bytes,
+    epoch: int,
+    lane: int,
+    tag: int,
+    flags: int = 0,
+    chunk: int = 0,
 ) -> list[bytes | memoryview]:
     """Return the buffers of one exchange, ready for one gathering write; nothing is copied."""
     table = bytearray()
@@ -204,6 +215,7 @@ def tensors(
         tag=tag,
         count=len(given),
         flags=flags,
+        chunk=chunk,
         table=len(table),
         length=length,
     )

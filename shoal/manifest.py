@@ -94,6 +94,12 @@ class Segment:
         """Return the bytes of its distinct weights."""
         return sum(blob.size_bytes for blob in set(self.weights))
 
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Return of each input and output that has the board's own rows along which axis they lie."""
+        specs = (*self.inputs, *self.outputs)
+        return {spec.name: spec.shape.index(ROWS) for spec in specs if ROWS in spec.shape}
+
     def held_bytes(self, part: tuple[int, ...]) -> int:
         """Return the bytes of the weights that a board holds which has `part` of the units; () is all."""
         if not part:

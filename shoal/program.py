@@ -26,8 +26,12 @@ class Run:
     segment: str
     part: tuple[int, ...] = ()
     """The range of the segment's units that this board has, (start, stop); empty: all of them."""
+    chunks: int = 1
+    """Run it on so many ranges of the board's rows, one after the other: what a collective in as many chunks
+    gathers of the first ones travels while the others are computed."""
 
     def __post_init__(self) -> None:
+        check_positive(f"run {self.segment} chunks", self.chunks)
         if self.part and not (len(self.part) == 2 and 0 <= self.part[0] < self.part[1]):
             raise ValueError(f"run {self.segment}: expected a part of 0 <= start < stop, got {self.part}")
 
@@ -77,6 +81,8 @@ class Collective:
     """Of gather: only these rows of the whole, (start, stop) as Python slices count; empty: all."""
     codec: Codec = PLAIN
     """Of gather and reduce: how the tensors cross the wire; each board has its own as they are."""
+    chunks: int = 1
+    """Of gather: a board's rows cross in so many messages, or one for each row if it has fewer."""
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.tag}"
@@ -102,6 +108,8 @@ class Collective:
         among_all = self.root is None and not self.rows
         if not self.codec.exact and not (self.kind in ("gather", "reduce") and among_all):
             raise ValueError(f"{what}: expected a codec of gather or reduce among all, got {self.codec}")
+        if self.chunks != 1 and not (self.chunks > 1 and self.kind == "gather" and among_all):
+            raise ValueError(f"{what}: expected chunks of a gather among all, got {self.chunks}")
         if self.codec.rate > 1 and self.kind != "gather":
             raise ValueError(f"{what}: expected means in a gather only, got {self.codec}")
 

@@ -20,9 +20,17 @@ class Session:
     """An ONNX file opened on this machine's processor."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, where: str, fixed: Mapping[str, Array] | None = None
+        self,
+        session: onnxruntime.InferenceSession,
+        where: str,
+        fixed: Mapping[str, Array] | None = None,
+        rows: Mapping[str, int] | None = None,
     ) -> None:
-        """Take an open session; `fixed` are inputs that are the same in every run."""
+        """Take an open session; `fixed` are inputs that are the same in every run.
+
+        `rows` says of inputs and outputs that have the board's own rows along which axis these lie.
+        """
+        self.rows = dict(rows or {})
         self._session = session
         self._where = where
         self._fixed = dict(fixed or {})
@@ -51,11 +59,17 @@ _NO_MEMORY: Final = re.compile(r"allocat|bad_alloc|out of memory", re.IGNORECASE
 """In what onnxruntime says, the only sign of what is the board's fault and not the request's."""
 
 
-def open_session(model: Path, *, threads: int = 1, fixed: Mapping[str, Array] | None = None) -> Session:
+def open_session(
+    model: Path,
+    *,
+    threads: int = 1,
+    fixed: Mapping[str, Array] | None = None,
+    rows: Mapping[str, int] | None = None,
+) -> Session:
     """Return the ONNX file `model`, its external data beside it, ready to run on `threads` cores.
 
-    Inputs that are `fixed` need not be given to its runs.  Raises ModelError, with the file and what
-    onnxruntime said, if it cannot be opened.
+    Inputs that are `fixed` need not be given to its runs; for `rows` see `Session`.  Raises ModelError,
+    with the file and what onnxruntime said, if it cannot be opened.
     """
     options = _options(threads)
     if not model.is_file():
@@ -64,7 +78,7 @@ def open_session(model: Path, *, threads: int = 1, fixed: Mapping[str, Array] | 
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelError(f"{model}: {_first_line(error)}") from error
-    return Session(session, model.name, fixed)
+    return Session(session, model.name, fixed, rows)
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

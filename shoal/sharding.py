@@ -1,10 +1,11 @@
 """From a sharding of a bundle to the programs of the boards that share a request."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from shoal.codec import PLAIN, Codec
 from shoal.errors import PlanError
-from shoal.manifest import ShardCollective, Sharding, ShardRun
+from shoal.manifest import ROWS, Segment, ShardCollective, Sharding, ShardRun
 from shoal.program import Collective, Program, Run, Step, bounds
 from shoal.records import BoardId
 
@@ -15,12 +16,14 @@ def programs(
     lead: BoardId,
     shares: Sequence[float],
     codec: Codec | Sequence[Codec] = PLAIN,
+    chunks: int = 1,
 ) -> dict[BoardId, Program]:
     """Return what each of `boards` does when it has `shares` of the units, in that order.
 
     The lead is one of the boards.  `codec` is how rows cross the wire where all boards wait for one
-    another (`Sharding.exchanges`), or one for each of these.  Raises PlanError if a board would have none
-    of a segment's units, or if the model does not take means there.
+    another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
+    `chunks`, so that the rows of one travel while those of the next are computed.  Raises PlanError
+    if a board would have none of a segment's units, or if the model does not take means there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():
@@ -31,6 +34,7 @@ def programs(
     each = [codec] * sharding.exchanges if isinstance(codec, Codec) else list(codec)
     if len(each) != sharding.exchanges:
         raise PlanError(f"{sharding.name}: expected {sharding.exchanges} codecs, got {len(each)}")
+    whole_rows = {segment.name for segment in sharding.segments if not _row_by_row(segment)}
     reads = {segment.name: {spec.name for spec in segment.inputs} for segment in sharding.segments}
     means: set[str] = set()
     left = iter(each)
@@ -46,15 +50,40 @@ def programs(
                 if board == lead or not step.lead_only:
                     edges = parts.get(segment, ())
                     part = edges[index : index + 2] if edges else ()
-                    steps[board].append(Run(segment=segment, part=part))
+                    steps[board].append(
+                        Run(segment=segment, part=part, chunks=_chunks(sharding, tag, whole_rows, chunks))
+                    )
         else:
             chosen = next(left) if step.among_all else PLAIN
+            if not all(spec.dtype.startswith("float") for spec in step.tensors):
+                chosen = PLAIN  # ids cross as they are
             if chosen.rate > 1:
                 means |= {spec.name for spec in step.made}
-            meeting = _collective(sharding, step, tag, boards, lead, shares, chosen)
+            many = _chunks(sharding, tag - 1, whole_rows, chunks) if tag else 1
+            meeting = replace(_collective(sharding, step, tag, boards, lead, shares, chosen), chunks=many)
             for board in boards:
                 steps[board].append(meeting)
     return {board: Program(steps=tuple(found)) for board, found in steps.items()}
+
+
+def _row_by_row(segment: Segment) -> bool:
+    """Say whether all that a segment makes has the board's own rows, so that it can be made in chunks."""
+    return all(ROWS in spec.shape for spec in segment.outputs)
+
+
+def _chunks(sharding: Sharding, index: int, whole_rows: Collection[str], chunks: int) -> int:
+    """Return in how many chunks the step at `index`, and the one behind it, are done."""
+    step = sharding.steps[index]
+    behind = sharding.steps[index + 1] if index + 1 < len(sharding.steps) else None
+    fits = (
+        isinstance(step, ShardRun)
+        and step.segment not in whole_rows
+        and isinstance(behind, ShardCollective)
+        and behind.among_all
+        and behind.kind == "gather"
+        and not sharding.causal
+    )
+    return chunks if fits else 1
 
 
 def _collective(
@@ -66,8 +95,6 @@ def _collective(
     shares: Sequence[float],
     codec: Codec,
 ) -> Collective:
-    if codec.rate > 1 and any(not spec.dtype.startswith("float") for spec in step.tensors):
-        raise PlanError(f"{sharding.name}: step {tag} gathers what there are no means of")
     rooted = step.to_lead or step.kind in ("broadcast", "scatter")
     return Collective(
         kind=step.kind,

@@ -16,8 +16,9 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.sessions import Sessions
+from shoal.codec import codec_of
 from shoal.coordinator.depot import Depot
-from shoal.errors import ModelError
+from shoal.errors import ModelError, PlanError
 from shoal.exporter.export import export
 from shoal.manifest import Manifest
 from shoal.parts import pieces
@@ -135,6 +136,64 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
     while any(board.peers._inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
         time.sleep(0.005)
     assert not any(board.peers._inboxes for board in cluster.boards.values()), "something is left behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "chunks", "count", "within"),
+    [
+        ("f32", 3, 2, 1e-5),
+        ("f16", 1, 3, 2e-3),
+        ("i8", 2, 4, 2e-2),
+        ("means1.0001", 1, 3, 1e-5),
+        ("means1.0001", 2, 2, 1e-5),
+        ("means2-i8", 2, 2, 0.5),
+        ("f32", 1, 16, 1e-5),
+    ],
+)
+@pytest.mark.parametrize("name", ["sequence", "sequence-hidden"])
+def test_boards_together_answer_within_the_error_of_their_codec(
+    name: str,
+    words: str,
+    chunks: int,
+    count: int,
+    within: float,
+    bundle: tuple[Path, Path, Manifest],
+    tmp_path: Path,
+) -> None:
+    model, depot, manifest = bundle
+    sharding = next(s for s in manifest.shardings if s.name == name)
+    boards = [BoardId(f"b{number}") for number in range(count)]
+    told = programs(sharding, boards, boards[0], (1 / count,) * count, codec_of(words), chunks)
+    assert any(isinstance(step, Run) and step.chunks == chunks for step in told[boards[-1]].steps)
+    cluster = Cluster(tmp_path, depot, manifest, told)
+    original = open_session(model)
+    try:
+        for seed, (batch, tokens) in enumerate(((1, 23), (3, 17))):
+            asked = question(batch, tokens, seed)
+            want = original.run(asked)
+            got = cluster.ask(asked, original.outputs)
+            for output, array in want.items():
+                assert np.abs(np.subtract(got[output], array)).max() <= within * np.abs(array).max()
+    finally:
+        cluster.stop()
+
+
+def test_codecs_are_one_for_each_exchange(bundle: tuple[Path, Path, Manifest], tmp_path: Path) -> None:
+    model, depot, manifest = bundle
+    sharding = manifest.shardings[0]
+    boards = [BoardId("a"), BoardId("b")]
+    with pytest.raises(PlanError, match=f"expected {sharding.exchanges} codecs, got 1"):
+        programs(sharding, boards, boards[0], (0.5, 0.5), [codec_of("i8")])
+    each = [codec_of(("i8", "means1.0001")[number % 2]) for number in range(sharding.exchanges)]
+    cluster = Cluster(tmp_path, depot, manifest, programs(sharding, boards, boards[0], (0.5, 0.5), each))
+    original = open_session(model)
+    try:
+        asked = question(1, 20, 0)
+        got, want = cluster.ask(asked, original.outputs), original.run(asked)
+        for output, array in want.items():
+            assert np.allclose(got[output], array, atol=2e-2 * np.abs(array).max())
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.parametrize("cluster", ["sequence", "sequence-hidden"], indirect=True)

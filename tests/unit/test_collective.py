@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.codec import Codec, codec_of
-from shoal.collective import BOUNDS, MisfitError, handed_out, made_of, waited_for
+from shoal.collective import BOUNDS, MisfitError, handed_out, made_of, messages, ranges
 from shoal.errors import ModelError
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds
 from shoal.records import Array, BoardId
@@ -21,14 +21,28 @@ Everything = Mapping[BoardId, Mapping[str, Array]]
 
 def meet(step: Collective, tensors: Everything) -> dict[BoardId, dict[str, Array]]:
     """Play a step at all of its boards, and check that what is sent is what is waited for."""
-    sent = {board: handed_out(step, board, tensors[board]) for board in step.boards}
+    sent: dict[tuple[BoardId, BoardId, int], Sequence[Array]] = {}
+    for board in step.boards:
+        for number, chunk in enumerate(in_chunks(step, tensors[board])):
+            for peer, arrays in handed_out(step, board, chunk).items():
+                sent[board, peer, number] = arrays
     found = {}
     for board in step.boards:
-        givers = waited_for(step, board, tensors[board])
-        assert {giver for giver, handed in sent.items() if board in handed} == set(givers)
-        handed = {giver: sent[giver][board] for giver in givers}
+        wanted = messages(step, board, tensors[board])
+        assert {(giver, number) for giver, peer, number in sent if peer == board} == set(wanted)
+        handed: dict[BoardId, list[Sequence[Array]]] = {}
+        for giver, number in wanted:
+            handed.setdefault(giver, []).append(sent[giver, board, number])
         found[board] = made_of(step, board, tensors[board], handed)
     return found
+
+
+def in_chunks(step: Collective, tensors: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+    """Return the tensors of a board as it hands them out, chunk by chunk."""
+    if step.chunks == 1:
+        return [tensors]
+    rows = tensors["x"].shape[1]
+    return [{**tensors, "x": tensors["x"][:, start:stop]} for start, stop in ranges(step, rows)]
 
 
 def collective(kind: str, boards: Sequence[BoardId], **fields: object) -> Collective:
@@ -144,6 +158,28 @@ def test_means_stand_for_all_rows_and_say_for_how_many(
         assert others == sum(math.ceil(n / rate) for i, n in enumerate(sizes) if i != index)
 
 
+@given(
+    shares=shares_of,
+    units=st.integers(4, 40),
+    chunks=st.integers(2, 5),
+    words=st.sampled_from(["f32", "means2", "means3"]),
+)
+def test_chunks_come_to_their_places(shares: Sequence[float], units: int, chunks: int, words: str) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    made = meet(collective("gather", boards, codec=codec_of(words), chunks=chunks), own)
+    for board in boards:
+        if words == "f32":
+            assert np.array_equal(made[board]["y"], x)
+            continue
+        got, first = made[board]["y"], made[board][COLUMNS]
+        many = np.exp(made[board][LOG_COUNTS]).round().astype(int)
+        assert many.sum() == units
+        means = [x[:, at : at + count].mean(axis=1) for at, count in zip(first, many, strict=True)]
+        assert np.allclose(got, np.stack(means, axis=1), atol=1e-6)
+
+
 def test_means_of_single_rows_are_the_rows() -> None:
     x = np.random.default_rng(0).standard_normal((1, 9, 2)).astype(np.float32)
     own = own_rows(x, BOARDS, (0.25,) * 4)
@@ -187,7 +223,7 @@ def test_what_does_not_fit_is_named_with_its_giver(words: str, spoil: Spoil, why
     step = collective("gather", boards, codec=codec_of(words))
     given_by_b = spoil(handed_out(step, boards[1], own[boards[1]])[boards[0]])
     with pytest.raises(MisfitError, match=why) as caught:
-        made_of(step, boards[0], own[boards[0]], {boards[1]: given_by_b})
+        made_of(step, boards[0], own[boards[0]], {boards[1]: [given_by_b]})
     assert caught.value.giver == boards[1]
 
 

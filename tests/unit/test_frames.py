@@ -64,12 +64,12 @@ def sent(*arrays: Array) -> list[bytes | memoryview]:
 def test_a_frame_is_laid_out_as_the_table_says() -> None:
     x = np.arange(6, dtype=np.uint8).reshape(3, 2)
     buffers = frames.tensors(
-        [x, x[0]], attempt=ATTEMPT, epoch=0x04030201, lane=0x0605, tag=0x0807, flags=TRACED
+        [x, x[0]], attempt=ATTEMPT, epoch=0x04030201, lane=0x0605, tag=0x0807, flags=TRACED, chunk=3
     )
     dtype = bytes([1 + sorted(ITEM_BYTES).index("uint8")])
     numbers = b"\x07\x08" + b"\x05\x06" + b"\x01\x02\x03\x04"
     table = dtype + b"\x02\x03" + bytes(7) + b"\x02" + bytes(7) + dtype + b"\x01\x02" + bytes(7)
-    fixed = b"SHL2\x02\x02\x01\x00" + numbers + ATTEMPT + b"\x1c\x00" + b"\x10" + bytes(7)
+    fixed = b"SHL2\x02\x02\x01\x03" + numbers + ATTEMPT + b"\x1c\x00" + b"\x10" + bytes(7)
     assert b"".join(buffers) == fixed + table + bytes(range(6)) + bytes(2) + b"\x00\x01" + bytes(6)
     assert len(fixed) == HEADER.size
     assert frames.unpack(fixed).traced
@@ -91,6 +91,7 @@ def test_a_header_is_read_again(data: st.DataObject) -> None:
         tag=data.draw(st.integers(0, 65535)),
         count=count,
         flags=data.draw(st.integers(0, 255)),
+        chunk=data.draw(st.integers(0, 255)),
         table=data.draw(st.integers(1, 65535)) if count else 0,
         length=data.draw(st.integers(0, MAX_TEXT_BYTES)),
     )
