@@ -161,7 +161,7 @@ class Trial:
         """Compare what is known after three seconds with how the link is shaped."""
         self.shape(rate, delay_ms)
         found = lines(program(self.network.left, "drive", self.network.address, str(SETTLE_S), str(pause_s)))
-        row = {
+        row: dict[str, object] = {
             "what": "estimate after 3 s",
             "carries": "tensors" if pause_s >= 0 else "nothing",
             "shaped_mbit_per_s": rate,
@@ -169,8 +169,9 @@ class Trial:
             **({k: found[-1][k] for k in ("mbit_per_s", "rtt_ms")} if found else {}),
         }
         if found:
-            row["rate_ratio"] = found[-1]["mbit_per_s"] / rate
-            row["met"] = abs(row["rate_ratio"] - 1) <= 0.1 and (
+            ratio = found[-1]["mbit_per_s"] / rate
+            row["rate_ratio"] = ratio
+            row["met"] = abs(ratio - 1) <= 0.1 and (
                 not delay_ms or abs(found[-1]["rtt_ms"] / (2 * delay_ms) - 1) <= 0.1
             )
         self.add(row)

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from shoal import oip
 from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.client import Operator
@@ -23,7 +25,8 @@ from shoal.errors import ShoalError
 from shoal.exporter.bundle import read_manifest
 from shoal.lab.places import InNamespaces
 from shoal.lab.processes import Process
-from shoal.lab.scenario import Shape, parse
+from shoal.lab.scenario import Shape
+from shoal.lab.scenario_file import parse
 from shoal.messages import Birth, Desired, Reported
 from shoal.program import Lane, Plan, Prediction, Program
 from shoal.records import Address, Array, BoardId
@@ -135,6 +138,11 @@ class Puppets:
         await self._until("readiness", self._ready)
         await self._tell(self.plan, committed=self._epoch)
         await asyncio.sleep(0.5)
+
+    def cpu_s(self) -> dict[BoardId, float]:
+        """Return the processor time that each board's agent has had so far."""
+        times = {board: psutil.Process(process.pid).cpu_times() for board, process in self.processes.items()}
+        return {board: float(each.user + each.system) for board, each in times.items()}
 
     async def _tell(self, plan: Plan, *, committed: int) -> None:
         for board in self.boards:

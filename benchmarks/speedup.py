@@ -44,21 +44,22 @@ class Cell:
     tokens: int
     link_bits_per_s: float
     codec: str
+    chunks: int
     one: float
     two: float
 
 
 CELLS = (
-    Cell(boards=2, tokens=197, link_bits_per_s=1e9, codec="f16", one=1.65, two=1.8),
-    Cell(boards=2, tokens=197, link_bits_per_s=1e9, codec="i8", one=1.75, two=1.85),
-    Cell(boards=4, tokens=197, link_bits_per_s=250e6, codec="i8", one=2.9, two=3.2),
-    Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="f16", one=4.2, two=4.6),
-    Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="i8", one=4.8, two=5.0),
-    Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="i8", one=4.2, two=4.6),
-    Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", one=5.0, two=5.2),
-    Cell(boards=4, tokens=1024, link_bits_per_s=10e6, codec="means20-i8", one=5.0, two=5.2),
-    Cell(boards=4, tokens=197, link_bits_per_s=10e6, codec="means10-i8", one=2.4, two=2.8),
-    Cell(boards=8, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", one=7.0, two=7.5),
+    Cell(boards=2, tokens=197, link_bits_per_s=1e9, codec="f16", chunks=1, one=1.65, two=1.8),
+    Cell(boards=2, tokens=197, link_bits_per_s=1e9, codec="i8", chunks=1, one=1.75, two=1.85),
+    Cell(boards=4, tokens=197, link_bits_per_s=250e6, codec="i8", chunks=1, one=2.9, two=3.2),
+    Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="f16", chunks=2, one=4.2, two=4.6),
+    Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="i8", chunks=2, one=4.8, two=5.0),
+    Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="i8", chunks=2, one=4.2, two=4.6),
+    Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", chunks=1, one=5.0, two=5.2),
+    Cell(boards=4, tokens=1024, link_bits_per_s=10e6, codec="means20-i8", chunks=1, one=5.0, two=5.2),
+    Cell(boards=4, tokens=197, link_bits_per_s=10e6, codec="means10-i8", chunks=1, one=2.4, two=2.8),
+    Cell(boards=8, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", chunks=1, one=7.0, two=7.5),
 )
 
 
@@ -85,8 +86,10 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
             cluster.shape(cell.link_bits_per_s, RTT_S)
             inputs = {"input_ids": question(cell.tokens)}
             wanted = open_session(bundle / f"{WHOLE}.onnx").run(inputs)["logits"]
-            told = programs(sharding, cluster.boards, lead, (1 / count,) * count, codec=codec_of(cell.codec))
-            found: dict[str, list[float]] = {"alone": [], "one": [], "two": []}
+            told = programs(
+                sharding, cluster.boards, lead, (1 / count,) * count, codec_of(cell.codec), cell.chunks
+            )
+            found: dict[str, list[float]] = {"alone": [], "one": [], "two": [], "cpu": []}
             error = 0.0
             for _ in range(turns):
                 await cluster.run("local", alone, lead)
@@ -96,9 +99,12 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                 await cluster.ask(inputs, 1)
                 answers, _ = await cluster.ask(inputs, 4)
                 found["one"] += seconds(answers)
-                error = max(error, *(float(np.abs(a.tensors["logits"] - wanted).max()) for a in answers))
+                error = max(error, *(off(a.tensors["logits"], wanted) for a in answers))
+                before = cluster.cpu_s()
                 answers, took_s = await cluster.ask(inputs, 8, clients=2)
                 found["two"].append(took_s / len(answers))
+                spent = [after - before[board] for board, after in cluster.cpu_s().items()]
+                found["cpu"].append(statistics.mean(spent) / len(answers))
             alone_s = statistics.median(found["alone"])
             one, two = (alone_s / statistics.median(found[what]) for what in ("one", "two"))
             rows.append(
@@ -107,6 +113,7 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                     "tokens": cell.tokens,
                     "link_bits_per_s": cell.link_bits_per_s,
                     "codec": cell.codec,
+                    "chunks": cell.chunks,
                     "speedup_one": one,
                     "speedup_two": two,
                     "asked": [cell.one, cell.two],
@@ -122,6 +129,10 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
 
 def question(tokens: int) -> Array:
     return np.random.default_rng(0).integers(0, 1000, (1, tokens))
+
+
+def off(got: Array, wanted: Array) -> float:
+    return float(np.abs(np.subtract(got, wanted)).max())
 
 
 def seconds(answers: Sequence[Answered]) -> list[float]:
