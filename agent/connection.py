@@ -23,6 +23,8 @@ PART_S: Final = 0.1
 """A transfer is timed in parts of about this length."""
 PIECE_BYTES: Final = 1 << 17
 """So much is asked of the kernel at once: the reader wakes when it is there, not for each packet."""
+AHEAD_BYTES: Final = 1 << 13
+"""So much is read at once where a frame begins: its header and table, and all of it if it is small."""
 MAX_QUEUED_BYTES: Final = 1 << 26
 """Who sends more than this ahead of the link waits."""
 _MOST_VIEWS: Final = 512
@@ -40,6 +42,8 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: BoardId | None) -> None:
         self.sock = sock
         self.peer = peer
+        self._ahead = b""
+        """What was read of the stream and not asked for yet."""
         self.told_s = -math.inf
         """When the peer was last told how fast its tensors come."""
         self._state = threading.Condition()
@@ -124,12 +128,25 @@ class Connection:
 
     def receive(self, size_bytes: int) -> bytes:
         """Return exactly so many bytes; ConnectionError if the peer closes before."""
-        buffer = bytearray(size_bytes)
-        self.receive_into(memoryview(buffer))
-        return bytes(buffer)
+        while len(self._ahead) < size_bytes:
+            came = self.sock.recv(AHEAD_BYTES)
+            if not came:
+                raise ConnectionResetError("closed by the peer")
+            self._ahead = self._ahead + came if self._ahead else came
+        found, self._ahead = self._ahead[:size_bytes], self._ahead[size_bytes:]
+        return found
+
+    def _from_ahead(self, view: memoryview) -> memoryview:
+        """Take what was read ahead, and return what is still to be filled."""
+        count = min(len(view), len(self._ahead))
+        if count:
+            view[:count] = self._ahead[:count]
+            self._ahead = self._ahead[count:]
+        return view[count:]
 
     def receive_into(self, view: memoryview) -> None:
         """Fill `view`; ConnectionError if the peer closes before."""
+        view = self._from_ahead(view)
         while len(view):
             count = self.sock.recv_into(view, 0, socket.MSG_WAITALL)
             if not count:
@@ -142,8 +159,8 @@ class Connection:
         Time runs from the first piece on: what lies before it is waiting.  A transfer that takes long is
         told in parts, about one each `PART_S`.
         """
-        left = view
-        begun_s: float | None = None
+        left = self._from_ahead(view)
+        begun_s = time.perf_counter() if len(left) < len(view) else None
         came = 0
         while len(left):
             flags = socket.MSG_WAITALL if begun_s is not None else 0

@@ -66,12 +66,10 @@ def row(example: Example, folder: Path, export: object) -> dict[str, object]:
             session.run(example.inputs[0])
             taken_s[precision].append(time.process_time() - begun_s)
     fp32 = taken_s["fp32"]
+    smaller: dict[str, int] = {p: manifest.in_precision(p).whole.weight_bytes for p in PRECISIONS}
     return {
         "model": example.name,
-        "weight_bytes": {
-            "fp32": manifest.whole.weight_bytes,
-            **{p: manifest.in_precision(p).whole.weight_bytes for p in PRECISIONS},
-        },
+        "weight_bytes": {"fp32": manifest.whole.weight_bytes, **smaller},
         "deviations": {
             variant.precision: {
                 one.strategy: {"max_rel_err": one.max_rel_err, "top1": one.top1} for one in variant.deviations

@@ -23,6 +23,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -152,16 +153,28 @@ def unpack(fixed: bytes) -> Header:
     )
 
 
-def layout(header: Header, table: bytes) -> list[Laid]:
+def layout(header: Header, table: bytes) -> Sequence[Laid]:
     """Return where the tensors of a frame lie in its payload.
 
     Raises WireError if the table contradicts itself or the header.
     """
+    laid, size, length = _layout(header.count, bytes(table))
+    if size != len(table) or length != header.length:
+        raise WireError(
+            f"frame: expected {length} bytes of {header.count} tensors in a table of {size}, got "
+            f"{header.length} in one of {len(table)}"
+        )
+    return laid
+
+
+@lru_cache(maxsize=1024)
+def _layout(count: int, table: bytes) -> tuple[Sequence[Laid], int, int]:
+    """Return where tensors lie, and how large their table and their payload should be."""
     found: list[Laid] = []
     at = begin = 0
-    for _ in range(header.count):
+    for _ in range(count):
         if at + 2 > len(table) or at + 2 + 8 * table[at + 1] > len(table):
-            raise WireError(f"frame: expected a table of {header.count} tensors, got {len(table)} bytes")
+            raise WireError(f"frame: expected a table of {count} tensors, got {len(table)} bytes")
         kind, ndim = table[at], table[at + 1]
         if not 0 < kind < len(DTYPES) or ndim > MAX_DIMS:
             raise WireError(f"frame: expected a known type and at most {MAX_DIMS} sizes, got {kind}, {ndim}")
@@ -172,12 +185,7 @@ def layout(header: Header, table: bytes) -> list[Laid]:
         end = begin + math.prod(shape) * ITEM_BYTES[DTYPES[kind]]
         found.append(Laid(DTYPES[kind], shape, begin, end))
         begin = end + -end % ALIGNED
-    if at != len(table) or begin != header.length:
-        raise WireError(
-            f"frame: expected {begin} bytes of {header.count} tensors in a table of {at}, got "
-            f"{header.length} in one of {len(table)}"
-        )
-    return found
+    return tuple(found), at, begin
 
 
 def arrays(laid: Sequence[Laid], payload: Array) -> list[Array]:
@@ -196,17 +204,17 @@ def tensors(
     chunk: int = 0,
 ) -> list[bytes | memoryview]:
     """Return the buffers of one exchange, ready for one gathering write; nothing is copied."""
-    table = bytearray()
+    table = b"".join([_row(array.dtype.name, array.shape) for array in given])
     buffers: list[bytes | memoryview] = []
     length = 0
     for array in given:
-        table += struct.pack(f"<BB{array.ndim}Q", DTYPES.index(array.dtype.name), array.ndim, *array.shape)
-        if array.nbytes:
-            buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        fill = -array.nbytes % ALIGNED
+        size_bytes = array.nbytes
+        if size_bytes:
+            buffers.append(np.ascontiguousarray(array).data.cast("B"))
+        fill = -size_bytes % ALIGNED
         if fill:
             buffers.append(bytes(fill))
-        length += array.nbytes + fill
+        length += size_bytes + fill
     header = Header(
         kind=Kind.TENSORS,
         attempt=attempt,
@@ -220,6 +228,12 @@ def tensors(
         length=length,
     )
     return [pack(header) + table, *buffers]
+
+
+@lru_cache(maxsize=1024)
+def _row(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return what stands of a tensor in the table."""
+    return struct.pack(f"<BB{len(shape)}Q", DTYPES.index(dtype), len(shape), *shape)
 
 
 def text(kind: Kind, words: str, *, attempt: bytes = NO_ATTEMPT, epoch: int = 0) -> list[bytes | memoryview]:
