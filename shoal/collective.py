@@ -62,6 +62,8 @@ def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[Boar
 def ranges(step: Collective, rows: int) -> list[tuple[int, int]]:
     """Return which of the rows of a board with `rows` of them cross in each message, start and stop."""
     count = max(1, min(step.chunks, rows))
+    if count == 1:
+        return [(0, rows)]
     return list(pairwise(bounds(rows, (1 / count,) * count)))
 
 

@@ -9,6 +9,7 @@ ways to make programs; a board does not know that strategies exist.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
@@ -133,6 +134,11 @@ def bounds(units: int, shares: Sequence[float]) -> tuple[int, ...]:
     >>> bounds(10, (0.5, 0.25, 0.25))
     (0, 6, 8, 10)
     """
+    return _bounds(units, tuple(shares))
+
+
+@lru_cache(maxsize=1024)
+def _bounds(units: int, shares: tuple[float, ...]) -> tuple[int, ...]:
     counts = [0] * len(shares)
     wanting = [index for index, share in enumerate(shares) if share > 0]
     for index in wanting[:units]:
