@@ -143,6 +143,10 @@ class Board:
         if serving is None or serving.lead == self.name:
             self._world.serve(self.name, serving)
 
+    def ready(self, epoch: int) -> bool:
+        """Say whether it is ready for a plan."""
+        return epoch in self._epochs and self._epochs[epoch].phase == "ready"
+
     def report(self) -> None:
         """Say how far it is with its plans."""
         epochs = tuple(self._epochs[epoch] for epoch in sorted(self._epochs))

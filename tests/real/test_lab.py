@@ -83,12 +83,18 @@ def test_nothing_is_left_of_a_lab_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_scenario_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "CALM_S", 1.0)
-    text = SCENARIO.replace("duration = 6", 'duration = 6\nbroker = "embedded"')
-    found = summary(run.run(parse(text, "x.toml"), tmp_path, lambda _line: None, loopback=True))
+    text = SCENARIO.replace("duration = 6", 'duration = 4\nbroker = "embedded"\nbaselines = ["pipeline"]')
+    found: dict[str, Any] = {
+        **summary(run.run(parse(text, "x.toml"), tmp_path, lambda _: None, loopback=True))
+    }
     assert found["how"] == "measured on loopback"
     assert (found["failed"], found["wrong"]) == (0, 0)
     assert found["bytes_per_inference"] is None
-    assert isinstance(found["requests"], int)
+    (pipeline,) = found["baselines"]
+    assert sorted(pipeline["boards"]) == ["a", "b"]
+    assert pipeline["rate_per_s"] > 1
+    assert pipeline["failed"] == 0
+    assert found["plans"][0]["strategy"] == "replicate"
     assert found["requests"] > 20
 
 
