@@ -23,7 +23,7 @@ from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest
 from shoal.program import Exchange, Lane, Program, Run
-from tests.build import BUNDLE, A, B, chain
+from tests.build import BUNDLE, A, B, C, chain
 
 SECOND = 1.0
 
@@ -199,6 +199,15 @@ def test_messages_on_one_cable_queue_and_on_two_do_not() -> None:
     assert traffic.send(A, DESK, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)  # after the first, on a's cable
     assert traffic.send(B, A, size, 0.0) == pytest.approx(0.1 + MESSAGE_S)  # the other direction is free
     assert traffic.send(A, B, size, 1.0) == pytest.approx(1.1 + MESSAGE_S)
+
+
+def test_a_cable_goes_on_while_the_receivers_is_taken() -> None:
+    cables = dict.fromkeys((A, B, C), Shape(rate_bits_per_s=8e6 / PAYLOAD_SHARE))
+    traffic = Traffic(Wiring(numbers={A: 1, B: 2, C: 3}, cables=cables))
+    size = 100_000 - FRAME_BYTES  # a tenth of a second
+    assert traffic.send(C, B, size, 0.0) == pytest.approx(0.1 + MESSAGE_S)
+    assert traffic.send(A, B, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)  # it waits before b's cable
+    assert traffic.send(A, C, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)  # and a's is free after 0.1 s
 
 
 def test_in_the_air_all_messages_queue() -> None:
