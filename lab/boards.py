@@ -254,9 +254,9 @@ class Board:
 
     def _prepare(self, plan: Plan) -> None:
         """Load a plan's segments and run each once."""
-        manifest, segments = self._world.setting.manifest, plan.segments_of(self.name)
-        weights = sum(manifest.by_name[segment].weight_bytes for segment in segments)
-        warm_s = sum(self.worker.seconds(segment) for segment in segments)
+        manifest, runs = self._world.setting.manifest, plan.runs_of(self.name)
+        weights = sum(manifest.by_name[run.segment].held_bytes(run.part) for run in runs)
+        warm_s = sum(self.worker.seconds(run.segment) for run in runs)
         epoch = plan.epoch
         self._epochs[epoch] = Readiness(epoch=epoch, phase="preparing", detail="")
 
