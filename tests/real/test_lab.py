@@ -131,7 +131,10 @@ def test_what_loopback_cannot_do_is_refused_with_its_line(tmp_path: Path, text: 
     [
         ('model = "nosuch"\n[[board]]\nname = "a"\n', "x.toml:1: model: expected one of"),
         ('bundle = "nosuch"\n[[board]]\nname = "a"\n', "x.toml:1: bundle: expected a folder"),
-        ('[[board]]\nname = "a"\n[workload]\ninputs = "no.npz"\n', "x.toml:4: workload.inputs: expected an"),
+        (
+            'model = "encoder-tiny"\n[[board]]\nname = "a"\n[workload]\ninputs = "no.npz"\n',
+            "x.toml:5: workload.inputs: expected an",
+        ),
         ('[[board]]\nname = "a"\narch = "arm64"\n', "x.toml:1: arch: a needs --arm64-root"),
     ],
 )
