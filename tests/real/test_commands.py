@@ -44,10 +44,10 @@ def shoal(trial: Trial, command: str, *arguments: str, expect: int = 0) -> str:
     return found.stdout if expect == 0 else found.stderr
 
 
-def at_once(trial: Trial, *commands: tuple[str, ...]) -> list[str]:
+def at_once(trial: Trial, *commands: tuple[str, ...], expect: int = 0) -> list[str]:
     """Return what commands say that change nothing, run beside one another."""
     with ThreadPoolExecutor(len(commands)) as pool:
-        return list(pool.map(lambda words: shoal(trial, *words), commands))
+        return list(pool.map(lambda words: shoal(trial, *words, expect=expect), commands))
 
 
 def test_status_names_boards_model_and_plan(running: Trial) -> None:
@@ -93,9 +93,11 @@ def test_infer_with_tensors_from_a_file(running: Trial, pictures: Pictures, tmp_
 def test_infer_says_what_is_wrong(running: Trial, tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", wrong=np.zeros(3, np.float32))
     assert "pixel_values" in shoal(running, "infer", str(tmp_path / "bad.npz"), expect=3)
-    (tmp_path / "text.npz").write_text("no tensors")
-    assert "text.npz" in shoal(running, "infer", str(tmp_path / "text.npz"), expect=2)
-    assert "nowhere" in shoal(running, "infer", "--board", "nowhere", expect=2)
+    file = tmp_path / "text.npz"
+    file.write_text("no tensors")
+    spoilt, nowhere = at_once(running, ("infer", str(file)), ("infer", "--board", "nowhere"), expect=2)
+    assert "text.npz" in spoilt
+    assert "nowhere" in nowhere
 
 
 def test_watch_prints_what_happens(running: Trial) -> None:
