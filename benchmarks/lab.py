@@ -21,13 +21,15 @@ from shoal.lab.simulate import simulate
 PLOTS = Path(__file__).parents[1] / "docs" / "plots"
 PLOTTED = ("power-cut", "hot-lead", "wifi", "too-big-for-one")
 
-HOUR = """
+BUSY = """
 model = "encoder"
 objective = "throughput"
-duration = 3600
-workload.clients = 6
 network.rate = "100mbit"
 network.delay = "0.5ms"
+"""
+HOUR = f"""{BUSY}
+duration = 3600
+workload.clients = 6
 [[board]]
 name = "pi"
 count = 4
@@ -40,15 +42,11 @@ kill = "pi-2"
 at = 2000
 restart = "pi-2"
 """
-MANY = """
-model = "encoder"
-objective = "throughput"
+MANY = f"""{BUSY}
 max_boards = 8
 duration = 60
 baseline = 0
 workload.clients = 8
-network.rate = "100mbit"
-network.delay = "0.5ms"
 [[board]]
 name = "pi"
 count = 1000

@@ -143,6 +143,10 @@ class Board:
         if serving is None or serving.lead == self.name:
             self._world.serve(self.name, serving)
 
+    def ready(self, epoch: int) -> bool:
+        """Say whether it is ready for a plan."""
+        return epoch in self._epochs and self._epochs[epoch].phase == "ready"
+
     def report(self) -> None:
         """Say how far it is with its plans."""
         epochs = tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
@@ -250,9 +254,9 @@ class Board:
 
     def _prepare(self, plan: Plan) -> None:
         """Load a plan's segments and run each once."""
-        manifest, segments = self._world.setting.manifest, plan.segments_of(self.name)
-        weights = sum(manifest.by_name[segment].weight_bytes for segment in segments)
-        warm_s = sum(self.worker.seconds(segment) for segment in segments)
+        manifest, runs = self._world.setting.manifest, plan.runs_of(self.name)
+        weights = sum(manifest.by_name[run.segment].held_bytes(run.part) for run in runs)
+        warm_s = sum(self.worker.seconds(run.segment) for run in runs)
         epoch = plan.epoch
         self._epochs[epoch] = Readiness(epoch=epoch, phase="preparing", detail="")
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from shoal.encoding import Json, to_json
 from shoal.lab.calibration import Calibration
+from shoal.program import Plan
 from shoal.records import BoardId
 from shoal.text import table
 
@@ -45,6 +46,18 @@ class Switch:
     """The lead first."""
     predicted_s: float
     reason: str
+
+    @classmethod
+    def of(cls, at_s: float, plan: Plan) -> "Switch":
+        """Return the switch to `plan`, so long after the begin of the load; 0 if it was before."""
+        return cls(
+            at_s=max(0.0, at_s),
+            epoch=plan.epoch,
+            strategy=plan.strategy,
+            boards=_lead_first(plan),
+            predicted_s=plan.predicted.latency_s,
+            reason=plan.reason,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +96,21 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The best plan of a strategy, in force while nothing happened to the cluster."""
+
+    strategy: str
+    boards: tuple[BoardId, ...]
+    """The lead first; none: the planner has no plan of this strategy here."""
+    requests: tuple[Request, ...]
+
+    @classmethod
+    def of(cls, strategy: str, plan: Plan | None, requests: Sequence[Request]) -> "Baseline":
+        """Return what came of a plan; None: there is none."""
+        return cls(strategy=strategy, boards=_lead_first(plan) if plan else (), requests=tuple(requests))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """All that is known of one run of a scenario."""
 
@@ -99,6 +127,8 @@ class Outcome:
     """Of the best single board, before the load."""
     single: BoardId | None
     """Which one that was; None: no board can run it alone, or it was not asked."""
+    baselines: tuple[Baseline, ...]
+    """Those that the scenario names, beside the single board."""
     switches: tuple[Switch, ...]
     happenings: tuple[Happening, ...]
     usage: tuple[Usage, ...]
@@ -108,6 +138,10 @@ class Outcome:
     """Measured in the same run."""
     steps: int = 0
     """Steps of programs that a simulation played."""
+
+
+def _lead_first(plan: Plan) -> tuple[BoardId, ...]:
+    return (plan.lead, *sorted(plan.boards - {plan.lead}))
 
 
 def quantile_s(requests: Sequence[Request], share: float) -> float | None:
@@ -178,10 +212,10 @@ def calm(outcome: Outcome) -> list[Request]:
     return [request for request in outcome.requests if request.ended_s < until_s]
 
 
-def speed_ups(outcome: Outcome, requests: Sequence[Request]) -> tuple[float | None, float | None]:
-    """Return by what `requests` were quicker than those of the single board: by latency, and by rate."""
-    alone, divided = quantile_s(outcome.baseline, 0.5), quantile_s(requests, 0.5)
-    alone_rate, rate = rate_per_s(outcome.baseline), rate_per_s(requests)
+def speed_ups(requests: Sequence[Request], baseline: Sequence[Request]) -> tuple[float | None, float | None]:
+    """Return by what `requests` were quicker than those of a baseline: by latency, and by rate."""
+    alone, divided = quantile_s(baseline, 0.5), quantile_s(requests, 0.5)
+    alone_rate, rate = rate_per_s(baseline), rate_per_s(requests)
     by_latency = alone / divided if alone and divided else None
     return by_latency, rate / alone_rate if rate and alone_rate else None
 
@@ -189,14 +223,15 @@ def speed_ups(outcome: Outcome, requests: Sequence[Request]) -> tuple[float | No
 def summary(outcome: Outcome) -> dict[str, Json]:
     """Return the figures, in milliseconds, bytes and counts."""
     answered = [request for request in outcome.requests if request.fate != "failed"]
-    latency_gain, rate_gain = speed_ups(outcome, outcome.requests)
-    calm_latency_gain, calm_rate_gain = speed_ups(outcome, calm(outcome))
+    latency_gain, rate_gain = speed_ups(outcome.requests, outcome.baseline)
+    calm_latency_gain, calm_rate_gain = speed_ups(calm(outcome), outcome.baseline)
+    every = (outcome.requests, outcome.baseline, *(each.requests for each in outcome.baselines))
     return {
         "scenario": outcome.scenario,
         "how": outcome.how,
         "requests": len(outcome.requests),
         "failed": sum(request.fate == "failed" for request in outcome.requests),
-        "wrong": sum(request.fate == "wrong" for request in (*outcome.requests, *outcome.baseline)),
+        "wrong": sum(request.fate == "wrong" for requests in every for request in requests),
         **{f"p{int(100 * q)}_ms": _ms(quantile_s(outcome.requests, q)) for q in QUANTILES},
         "rate_per_s": rate_per_s(outcome.requests),
         "single_board": outcome.single,
@@ -207,6 +242,7 @@ def summary(outcome: Outcome) -> dict[str, Json]:
         "calm_p50_ms": _ms(quantile_s(calm(outcome), 0.5)),
         "calm_latency_speed_up": calm_latency_gain,
         "calm_rate_speed_up": calm_rate_gain,
+        "baselines": [_against(outcome, each) for each in outcome.baselines],
         "cpu_s": sum(usage.cpu_s for usage in outcome.usage),
         "bytes_per_inference": _per_inference(outcome, len(answered)),
         "up_s": outcome.up_s,
@@ -238,6 +274,20 @@ QUANTILES: Final = (0.5, 0.95, 0.99)
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1e3
+
+
+def _against(outcome: Outcome, baseline: Baseline) -> Json:
+    """Return a baseline's figures, and how the cluster did against it before the first event."""
+    latency_gain, rate_gain = speed_ups(calm(outcome), baseline.requests)
+    return {
+        "strategy": baseline.strategy,
+        "boards": list(baseline.boards),
+        "failed": sum(request.fate == "failed" for request in baseline.requests),
+        "p50_ms": _ms(quantile_s(baseline.requests, 0.5)),
+        "rate_per_s": rate_per_s(baseline.requests),
+        "calm_latency_speed_up": latency_gain,
+        "calm_rate_speed_up": rate_gain,
+    }
 
 
 def _per_inference(outcome: Outcome, answered: int) -> Json:
@@ -295,6 +345,8 @@ def _latencies(outcome: Outcome) -> str:
     rows = [row("the cluster", outcome.requests)]
     if outcome.baseline:
         rows.append(row(f"best single board ({outcome.single})", outcome.baseline))
+    for each in outcome.baselines:
+        rows.append(row(f"{each.strategy} ({_names(each.boards) or 'no such plan'})", each.requests))
     head = ("", "REQUESTS", "p50 ms", "p95 ms", "p99 ms", "ANSWERS/s", "FAILED", "WRONG")
     return table(head, rows, numbers_from=1)
 
@@ -304,17 +356,19 @@ def _cell(value: float | None, words: Callable[[float], str]) -> str:
 
 
 def _verdict(outcome: Outcome) -> list[str]:
-    if not outcome.baseline:
-        return ["no single board to compare with"]
     spans = [("over all of the run", outcome.requests)]
     if outcome.happenings:
         spans.insert(0, ("before the first event", tuple(calm(outcome))))
-    lines = []
-    for span, requests in spans:
-        latency, rate = speed_ups(outcome, requests)
-        words = [_cell(latency, lambda r: f"{r:.2f} times its speed by median latency")]
-        words.append(_cell(rate, lambda r: f"{r:.2f} by answers a second"))
-        lines.append(f"against the best single board, {span}: {', '.join(words)}")
+    lines = [] if outcome.baseline else ["no single board to compare with"]
+    for name, baseline in (
+        ("the best single board", outcome.baseline),
+        *((f"the best {each.strategy}", each.requests) for each in outcome.baselines),
+    ):
+        for span, requests in spans if baseline else ():
+            latency, rate = speed_ups(requests, baseline)
+            words = [_cell(latency, lambda r: f"{r:.2f} times its speed by median latency")]
+            words.append(_cell(rate, lambda r: f"{r:.2f} by answers a second"))
+            lines.append(f"against {name}, {span}: {', '.join(words)}")
     return lines
 
 

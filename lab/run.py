@@ -5,30 +5,29 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 import numpy as np
-import psutil
 
-from shoal.agent.emulation import Settings as Emulated
 from shoal.agent.hardware import usable_cores
 from shoal.coordinator import client
-from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.cost import memory_bytes
-from shoal.encoding import to_json
 from shoal.errors import ConfigError, ShoalError
-from shoal.lab import arm64, subject
+from shoal.lab import subject
 from shoal.lab.calibration import Calibration
+from shoal.lab.fixed import fixed_plans
 from shoal.lab.load import Load, running
 from shoal.lab.places import Place, place_for
-from shoal.lab.processes import Process
-from shoal.lab.report import Carried, Fate, Happening, Outcome, Request, Switch, Usage
-from shoal.lab.scenario import BoardSpec, Event, Scenario
+from shoal.lab.report import Baseline, Carried, Fate, Happening, Outcome, Request, Switch, Usage
+from shoal.lab.rig import Rig
+from shoal.lab.scenario import BoardSpec, Scenario
+from shoal.lab.standin import StandIn
 from shoal.lab.subject import Subject
 from shoal.manifest import WHOLE
-from shoal.messages import Decision, Deployment
+from shoal.messages import Birth, Decision, Deployment
 from shoal.program import Plan
 from shoal.records import BoardId, Law, Profile, scaled
 
@@ -73,20 +72,10 @@ def run(
         network_s = time.monotonic() - begun_s
         say("the network, asked and got:")
         place.check(say)
-        lab = Lab(scenario, folder, say, place, found, calibration)
-        lab.arm64_root = arm64_root
-        with lab:
-            return asyncio.run(lab.play(network_s))
-
-
-@dataclass(slots=True, kw_only=True)
-class _Spent:
-    """Processor time of a board, over all its processes."""
-
-    before_s: float = 0.0
-    """When the load began."""
-    ended_s: float = 0.0
-    """Of processes that have ended."""
+        started_s = time.monotonic() - network_s
+        with Rig(scenario, folder, place, found, calibration, arm64_root) as rig:
+            experiment = Experiment(scenario, folder, say, place, rig, found, calibration)
+            return asyncio.run(experiment.play(started_s))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +84,7 @@ class _Notes:
 
     requests: list[Request] = field(default_factory=list)
     baseline: list[Request] = field(default_factory=list)
+    baselines: list[Baseline] = field(default_factory=list)
     switches: list[tuple[float, Plan]] = field(default_factory=list)
     happenings: list[Happening] = field(default_factory=list)
     speeds: dict[BoardId, float] = field(default_factory=dict)
@@ -103,8 +93,8 @@ class _Notes:
     single: BoardId | None = None
 
 
-class Lab:
-    """The processes of a scenario; use it as a context manager."""
+class Experiment:
+    """Asks the cluster, does to it what the scenario says, and writes down what comes of it."""
 
     def __init__(
         self,
@@ -112,106 +102,34 @@ class Lab:
         folder: Path,
         say: Callable[[str], None],
         place: Place,
+        rig: Rig,
         found: Subject,
         calibration: Calibration,
     ) -> None:
-        self.arm64_root: Path | None = None
         self._scenario = scenario
         self._folder = folder
         self._say = say
         self._place = place
+        self._rig = rig
         self._subject = found
         self._calibration = calibration
-        self._speeds = subject.speeds(scenario, found, calibration)
-        asked = sum(speed or 1.0 for speed in self._speeds.values())
+        asked = sum(speed or 1.0 for speed in rig.speeds.values())
         if asked > MOST_OF_THE_MACHINE * usable_cores():
             words = f"{asked:.2f} cores, and this machine has {usable_cores()}: they get less"
             place.notes.append(f"the boards together ask for {words}")
-        self._entries = {board.name: place.enter(board.name) for board in scenario.boards}
-        self._boards: dict[BoardId, Process] = {}
-        self._spent = {board.name: _Spent() for board in scenario.boards}
-        self._broker: BrokerProcess | None = None
-        self._coordinator: Process | None = None
         self._notes = _Notes()
         self._following = False
         self._begun_s = 0.0
         """Of the load, by time.monotonic; 0 before."""
+        self._into = self._notes.baseline
+        """Where requests are written down just now."""
         self._operator: client.Operator
 
-    @property
-    def url(self) -> str:
-        """Return the broker's URL."""
-        return f"mqtt://{self._place.desk}:{self._place.port}"
-
-    def __enter__(self) -> "Lab":
-        self._started_s = time.monotonic()
-        try:
-            self._start_broker()
-            self._start_coordinator()
-            for board in self._scenario.boards:
-                if not board.joins:
-                    self._start(board.name)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for process in (*self._boards.values(), self._coordinator):
-            if process is not None and process.running:
-                process.kill()
-        if self._broker is not None:
-            self._broker.kill()
-
-    def _start_broker(self) -> None:
-        kind = self._scenario.broker
-        state_dir = self._folder / "broker" if kind == "mosquitto" else None
-        log = self._folder / "broker.log"
-        self._broker = BrokerProcess.start(kind, self._place.port, state_dir, bind=self._place.desk, log=log)
-
-    def _start_coordinator(self) -> None:
-        command = ["coordinator", "--broker", self.url, "--host", self._place.desk, "--verbose"]
-        command += ["--state-dir", str(self._folder / "coordinator")]
-        command += ["--margin", str(self._scenario.margin), "--dwell", str(self._scenario.dwell_s)]
-        self._coordinator = Process(command, self._folder / "coordinator.log")
-
-    def _start(self, board: BoardId) -> None:
-        spec = self._scenario.board[board]
-        self._emulate(board)
-        command = ["agent", "--broker", self.url, "--name", board, "--verbose"]
-        command += ["--host", self._place.address(board), "--threads", str(spec.cores)]
-        command += ["--memory", str(subject.offered_bytes(spec) / 1e6)]
-        command += ["--state-dir", str(self._folder / board), "--emulate", str(self._file(board))]
-        log, entry = self._folder / f"{board}.log", self._entries[board]
-        if spec.arch == "arm64" and self.arm64_root is not None:
-            self._boards[board] = Process(command, log, entry, arm64.runner(self.arm64_root, self._folder))
-        else:
-            self._boards[board] = Process(command, log, entry)
-
-    def _file(self, board: BoardId) -> Path:
-        return self._folder / f"{board}.json"
-
-    def _emulate(self, board: BoardId) -> None:
-        """Write what the board's agent reads of how slow it is to be."""
-        speed = self._speeds[board]
-        slow = speed is not None and speed < 1
-        known, parts = self._calibration.seconds, self._subject.parts
-        said = Emulated(
-            speed=speed or 1.0,
-            seconds={name: each for name, each in known.items() if name not in parts} if slow else {},
-            sizes=subject.input_bytes(self._subject.manifest),
-            links=self._place.narrow(board),
-            shared=self._place.shared,
-        )
-        fresh = self._file(board).with_suffix(".new")
-        fresh.write_bytes(to_json(said))
-        fresh.replace(self._file(board))
-
-    async def play(self, network_s: float) -> Outcome:
+    async def play(self, started_s: float) -> Outcome:
         """Deploy, measure the best single board, ask, do what the scenario says, and return all of it."""
         connector = aiohttp.TCPConnector(limit=0)
         async with (
-            client.Operator(self.url, "default") as operator,
+            client.Operator(self._rig.url, "default") as operator,
             aiohttp.ClientSession(connector=connector) as http,
         ):
             self._operator = operator
@@ -219,7 +137,7 @@ class Lab:
             emulated = any(board.arch for board in self._scenario.boards)
             patience_s = HEARD_EMULATED_S if emulated else HEARD_S
             await self._until("every board's heartbeat", lambda: self._all_heard(expected), patience_s)
-            up_s = network_s + time.monotonic() - self._started_s
+            up_s = time.monotonic() - started_s
             self._say(f"{len(expected)} boards up in {up_s:.1f} s")
             url = await client.find_coordinator(operator)
             source = await client.upload(http, url, self._subject.bundle)
@@ -239,6 +157,9 @@ class Lab:
                     await self._baseline(load)
                 await operator.publish(replace(deployment, max_boards=self._scenario.max_boards))
                 await self._settle()
+                if self._scenario.baselines:
+                    await self._fixed(load)
+                    await self._settle()
                 before, waited_s = self._place.sent_bytes(), _waited_s()
                 self._begin()
                 async with running(self._events()):
@@ -250,11 +171,7 @@ class Lab:
 
     def _all_heard(self, expected: set[BoardId]) -> bool:
         """Say whether all boards were heard.  Raises ShoalError if one has ended before it was."""
-        for board, process in self._boards.items():
-            if not process.running:
-                log = self._folder / f"{board}.log"
-                words = log.read_text(errors="replace").strip().splitlines()
-                raise ShoalError(f"{board} ended at its start: {words[-1] if words else 'it said nothing'}")
+        self._rig.check()
         return self._operator.view.alive >= expected
 
     def _single_possible(self) -> bool:
@@ -291,13 +208,39 @@ class Lab:
         assert plan is not None
         self._say(f"plan: {plan.strategy} on {', '.join(sorted(plan.boards))}")
 
+    async def _fixed(self, load: Load) -> None:
+        """Measure the best plan of each strategy that is asked for, and put the cluster's own back."""
+        view = self._operator.view
+        own, coordinator = view.plan, view.coordinator
+        assert own is not None
+        profiles = {
+            board: found
+            for board, said in view.boards.items()
+            if board in view.alive and isinstance(found := said.get(Profile), Profile)
+        }
+        births = {board: said[Birth] for board, said in view.boards.items() if Birth in said}
+        addresses = {board: birth.address for board, birth in births.items() if isinstance(birth, Birth)}
+        plans = fixed_plans(self._scenario, self._subject.manifest, profiles, addresses, own)
+        self._rig.serve_coordinator(up=False)
+        async with StandIn(self._rig.url, view, partial(self._until, timeout_s=PLAN_S)) as stand:
+            for strategy, plan in plans.items():
+                self._say(f"{strategy}: {', '.join(sorted(plan.boards)) if plan else 'no such plan'}")
+                self._into = []
+                if plan is not None:
+                    await stand.put_in_force(plan)
+                    await self._ask(load, self._scenario.baseline_s)
+                self._notes.baselines.append(Baseline.of(strategy, plan, self._into))
+            await stand.put_in_force(own)
+        self._rig.serve_coordinator(up=True)
+        await self._until("another coordinator", lambda: view.coordinator != coordinator, PLAN_S)
+
     def _begin(self) -> None:
         self._begun_s = time.monotonic()
+        self._into = self._notes.requests
         plan = self._operator.view.plan
         if plan is not None:
             self._notes.switches = [(self._begun_s, plan)]
-        for board, process in self._boards.items():
-            self._spent[board].before_s = _cpu_s(process)
+        self._rig.begin_counting()
 
     async def _ask(self, load: Load, duration_s: float) -> None:
         """Ask for so long, and return once all that was asked is answered or has failed."""
@@ -322,7 +265,7 @@ class Lab:
 
     def _ended(self, asked_s: float, took_s: float, fate: Fate) -> None:
         request = Request(asked_s=asked_s - self._begun_s, took_s=took_s, fate=fate)
-        (self._notes.requests if self._begun_s else self._notes.baseline).append(request)
+        self._into.append(request)
 
     async def _follow(self) -> None:
         """Note each plan as it comes into force, and each board's first profile."""
@@ -340,7 +283,7 @@ class Lab:
                 if board not in self._notes.speeds and isinstance(profile, Profile):
                     self._notes.speeds[board] = self._speed_got(profile)
                 if isinstance(profile, Profile) and profile.laws:
-                    self._notes.laws |= scaled(profile.laws, self._speeds[board] or 1.0)
+                    self._notes.laws |= scaled(profile.laws, self._rig.speeds[board] or 1.0)
 
     def _speed_got(self, profile: Profile) -> float:
         """Return by the board's own measurement what share of this machine's core it is."""
@@ -355,52 +298,7 @@ class Lab:
             self._log(f"--- {event.describe()}")
             happening = Happening(at_s=time.monotonic() - self._begun_s, what=event.describe())
             self._notes.happenings.append(happening)
-            await self._do(event)
-
-    async def _do(self, event: Event) -> None:
-        board = event.boards[0] if event.boards else BoardId("")
-        if event.action == "shape":
-            await asyncio.to_thread(self._place.shape, event.boards, event.shape)
-            for each in self._boards:
-                self._emulate(each)
-        elif event.action in ("partition", "heal"):
-            apart = frozenset(event.boards) if event.action == "partition" else frozenset[BoardId]()
-            await asyncio.to_thread(self._place.part, apart)
-        elif event.action == "speed":
-            self._speeds[board] = event.speed
-            self._emulate(board)
-        elif event.action in ("kill", "restart"):
-            self._kill(board)
-            if event.action == "restart":
-                self._start(board)
-        elif event.action == "join":
-            self._start(board)
-        elif event.action in ("freeze", "thaw"):
-            process = self._boards[board]
-            (process.freeze if event.action == "freeze" else process.thaw)()
-        elif event.action == "coordinator":
-            self._serve_coordinator(up=event.up)
-        else:
-            self._serve_broker(up=event.up)
-
-    def _kill(self, board: BoardId) -> None:
-        process = self._boards.get(board)
-        if process is not None and process.running:
-            self._spent[board].ended_s += _cpu_s(process)
-            process.kill()
-
-    def _serve_coordinator(self, *, up: bool) -> None:
-        if self._coordinator is not None and self._coordinator.running:
-            self._coordinator.kill()
-        if up:
-            self._start_coordinator()
-
-    def _serve_broker(self, *, up: bool) -> None:
-        if self._broker is not None:
-            self._broker.kill()
-            self._broker = None
-        if up:
-            self._start_broker()
+            await self._rig.do(event)
 
     async def _until(self, what: str, holds: Callable[[], bool], timeout_s: float) -> None:
         """Listen until it holds.  Raises ShoalError after `timeout_s`, with where to look."""
@@ -450,8 +348,9 @@ class Lab:
             up_s=up_s,
             requests=tuple(notes.requests),
             baseline=tuple(notes.baseline),
+            baselines=tuple(notes.baselines),
             single=notes.single,
-            switches=tuple(_switch(at_s - self._begun_s, plan) for at_s, plan in notes.switches),
+            switches=tuple(Switch.of(at_s - self._begun_s, plan) for at_s, plan in notes.switches),
             happenings=tuple(notes.happenings),
             usage=tuple(self._usage(board, took_s) for board in self._scenario.boards),
             carried=carried,
@@ -459,13 +358,10 @@ class Lab:
         )
 
     def _usage(self, board: BoardSpec, took_s: float) -> Usage:
-        spent = self._spent[board.name]
-        process = self._boards.get(board.name)
-        now_s = _cpu_s(process) if process is not None and process.running else 0.0
-        cpu_s = max(0.0, spent.ended_s + now_s - spent.before_s)
+        cpu_s = self._rig.cpu_s(board.name)
         return Usage(
             board=board.name,
-            speed_asked=self._speeds[board.name],
+            speed_asked=self._rig.speeds[board.name],
             speed_got=self._notes.speeds.get(board.name),
             quota=board.quota,
             cpu_s=cpu_s,
@@ -479,21 +375,3 @@ def _waited_s() -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/pressure/cpu").read_text().split("total=")[1].split()[0]) / 1e6
     return 0.0
-
-
-def _cpu_s(process: Process) -> float:
-    with contextlib.suppress(psutil.Error):
-        times = psutil.Process(process.pid).cpu_times()
-        return float(times.user + times.system)
-    return 0.0
-
-
-def _switch(at_s: float, plan: Plan) -> Switch:
-    return Switch(
-        at_s=max(0.0, at_s),
-        epoch=plan.epoch,
-        strategy=plan.strategy,
-        boards=(plan.lead, *sorted(plan.boards - {plan.lead})),
-        predicted_s=plan.predicted.latency_s,
-        reason=plan.reason,
-    )

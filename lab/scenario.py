@@ -8,6 +8,7 @@ from shoal.lab.lines import Lines
 from shoal.records import BoardId
 
 Objective = Literal["latency", "throughput"]
+Strategy = Literal["local", "replicate", "pipeline", "sequence", "tensor"]
 Action = Literal[
     "shape",
     "speed",
@@ -137,6 +138,8 @@ class Scenario:
     broker: Literal["mosquitto", "embedded"]
     baseline_s: float
     """So long the best single board is measured before the load begins; 0: it is not."""
+    baselines: tuple[Strategy, ...]
+    """The best plans of these strategies are measured for as long."""
     air_bits_per_s: float | None
     """All boards share one Wi-Fi cell with so much goodput between two of them; None: they are wired."""
     boards: tuple[BoardSpec, ...]

@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, NoReturn, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar, get_args
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,6 +50,7 @@ from shoal.lab.scenario import (
     Objective,
     Scenario,
     Shape,
+    Strategy,
     Workload,
     over,
 )
@@ -170,6 +171,7 @@ def _scenario(top: _Table, file: str, kinds: Sequence[str]) -> Scenario:
         dwell_s=top.take("dwell", read_number(0.0), "seconds, 0 or more", 5.0),
         broker=top.take("broker", read_choice(_BROKERS), f"one of {list(_BROKERS)}", "mosquitto"),
         baseline_s=top.take("baseline", read_number(0.0), "seconds, 0 or more", 6.0),
+        baselines=top.take("baselines", _read_strategies, f"some of {list(_STRATEGIES)}, each once", ()),
         air_bits_per_s=air,
         boards=tuple(replace(board, joins=board.name in coming) for board in boards),
         links=tuple(links),
@@ -187,11 +189,22 @@ def _scenario(top: _Table, file: str, kinds: Sequence[str]) -> Scenario:
 
 _OBJECTIVES: Final[tuple[Objective, ...]] = ("latency", "throughput")
 _BROKERS: Final[tuple[Literal["mosquitto", "embedded"], ...]] = ("mosquitto", "embedded")
+_STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 _ARCHES: Final[tuple[Literal["arm64"], ...]] = ("arm64",)
 _NAME: Final = "letters, digits, '.', '_' or '-'"
 _RATE: Final = 'a rate like "5mbit"'
 _SPEED: Final = "a share of one core of this machine, above 0, at most 1"
 _MEMORY: Final = 'memory like "512MB"'
+
+
+def _read_strategies(value: object) -> tuple[Strategy, ...]:
+    """Return strategies in the order in which they are named, each once."""
+    if not isinstance(value, list):
+        raise TypeError(value)
+    found = tuple(read_choice(_STRATEGIES)(each) for each in value)
+    if len(set(found)) != len(found):
+        raise ValueError(value)
+    return found
 
 
 def _boards(table: _Table, common: Shape, kinds: Sequence[str], known: set[BoardId]) -> list[BoardSpec]:

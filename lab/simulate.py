@@ -4,7 +4,8 @@ What decides is what decides in a real cluster: `controller.heard` and `controll
 cost model, the drift of a board's speed.  What is simulated is what those talk to: boards that boot, profile,
 prepare and run one segment at a time, links that carry one message at a time, clients, and events.
 
-Not simulated: a delay that varies, TCP's slow start and its time-outs, the coordinator's own processor time.
+Not simulated: a delay that varies, TCP's slow start and its time-outs, the coordinator's own processor time,
+what codecs take to encode.
 """
 
 import math
@@ -20,8 +21,10 @@ from shoal.coordinator.cost import memory_bytes
 from shoal.coordinator.weigh import Settings
 from shoal.lab import shaping
 from shoal.lab.boards import BOOT_S, Board, Setting, World
-from shoal.lab.report import Carried, Fate, Happening, Outcome, Request, Switch, Usage
-from shoal.lab.requests import Ask, Dispatcher
+from shoal.lab.clients import Clients
+from shoal.lab.fixed import desired_of, fixed_plans
+from shoal.lab.report import Baseline, Carried, Happening, Outcome, Request, Switch, Usage
+from shoal.lab.requests import Dispatcher
 from shoal.lab.scenario import Event, Scenario
 from shoal.lab.shaping import DESK
 from shoal.lab.traffic import Traffic
@@ -38,8 +41,6 @@ WILL_S: Final = 0.02
 DEPLOY_S: Final = 2.0
 LINK_PERIOD_S: Final = 10.0
 """Agents measure each link so often."""
-SERVE_S: Final = 1.2e-3
-"""What HTTP takes of a request, at both ends; measured in the lab."""
 HEARD_S: Final = 0.2
 """Heartbeats are taken in as often."""
 BUSY_TICK_S: Final = 0.05
@@ -87,11 +88,10 @@ class Cluster:
         self._heard_s = -math.inf
         self._requests: list[Request] = []
         self._baseline: list[Request] = []
+        self._baselines: list[Baseline] = []
         self._switches: list[tuple[float, Plan]] = []
         self._happenings: list[Happening] = []
         self._begun_s: float | None = None
-        self._open = 0
-        """Requests under way."""
         self._dispatcher = Dispatcher(
             self._timeline,
             self._traffic,
@@ -100,6 +100,9 @@ class Cluster:
             {name: board.worker for name, board in self._boards.items()},
             lambda name, segment, share, took_s: self._boards[name].ran(segment, share, took_s),
             self._resortable,
+        )
+        self._clients = Clients(
+            self._timeline, self._dispatcher, scenario.workload, setting, self._chance, self._baseline
         )
 
     # --- the course of it ----------------------------------------------------------------------------
@@ -120,11 +123,15 @@ class Cluster:
             timeline.run(lambda: self._dispatcher.plan is not None, timeline.now_s + 600)
             if self._dispatcher.plan is not None:
                 single = self._dispatcher.plan.lead
-                self._ask(scenario.baseline_s)
+                self._clients.ask(scenario.baseline_s)
         self._deploy(scenario.max_boards)
         timeline.run(lambda: False, timeline.now_s + 1.0)
         timeline.run(self._settled, timeline.now_s + 600)
+        if scenario.baselines and self._dispatcher.plan is not None:
+            self._fixed(self._dispatcher.plan)
+            timeline.run(self._settled, timeline.now_s + 600)
         self._begun_s = begun_s = timeline.now_s
+        self._clients.into, self._clients.begun_s = self._requests, begun_s
         steps = self._dispatcher.steps
         if self._dispatcher.plan is not None:
             self._switches = [(begun_s, self._dispatcher.plan)]
@@ -132,7 +139,7 @@ class Cluster:
         sent = dict(self._traffic.sent_bytes)
         for event in scenario.events:
             timeline.at(begun_s + event.at_s, self._doer(event))
-        self._ask(scenario.duration_s)
+        self._clients.ask(scenario.duration_s)
         took_s = timeline.now_s - begun_s
         return Outcome(
             scenario=scenario.name,
@@ -142,8 +149,9 @@ class Cluster:
             up_s=BOOT_S,
             requests=tuple(self._requests),
             baseline=tuple(self._baseline),
+            baselines=tuple(self._baselines),
             single=single,
-            switches=tuple(_switch(at_s - begun_s, plan) for at_s, plan in self._switches),
+            switches=tuple(Switch.of(at_s - begun_s, plan) for at_s, plan in self._switches),
             happenings=tuple(self._happenings),
             usage=tuple(self._usage(name, busy_s[name], took_s) for name in self._boards),
             carried=tuple(
@@ -153,6 +161,39 @@ class Cluster:
             steps=self._dispatcher.steps - steps,
             calibration=self._setting.calibration,
         )
+
+    def _fixed(self, own: Plan) -> None:
+        """Measure the best plan of each strategy that is asked for, and put the cluster's own back."""
+        scenario, manifest = self._scenario, self._setting.manifest
+        known = self._state.fleet.boards
+        profiles = {name: said.profile for name, said in known.items() if said.profile is not None}
+        addresses = {name: said.birth.address for name, said in known.items() if said.birth is not None}
+        self._down.add("coordinator")
+        for strategy, plan in fixed_plans(scenario, manifest, profiles, addresses, own).items():
+            self._clients.into = []
+            if plan is not None:
+                self._put_in_force(plan)
+                self._clients.ask(scenario.baseline_s)
+            self._baselines.append(Baseline.of(strategy, plan, self._clients.into))
+        self._put_in_force(own)
+        self._come_back("coordinator")
+
+    def _put_in_force(self, plan: Plan) -> None:
+        """Have all boards drop what they have, get ready for `plan` and run it, as a new epoch."""
+        timeline = self._timeline
+        plan = replace(plan, epoch=self._state.epoch + 1)
+        self._state = replace(self._state, epoch=plan.epoch, serving=plan)
+        for committed in (False, True):
+            said = self._state.desired
+            desired = {name: desired_of(each, plan, committed=committed) for name, each in said.items()}
+            self._state = replace(self._state, desired=desired)
+            for name, each in desired.items():
+                self._deliver(name, each)
+            if not committed:
+                timeline.run(
+                    lambda: all(self._boards[b].ready(plan.epoch) for b in plan.boards), timeline.now_s + 600
+                )
+        timeline.run(lambda: self._dispatcher.plan == plan, timeline.now_s + 600)
 
     def _usage(self, name: BoardId, before_s: float, took_s: float) -> Usage:
         worker, spec = self._boards[name].worker, self._scenario.board[name]
@@ -171,49 +212,6 @@ class Cluster:
         if plan is None or decision is None or self._state.pending is not None:
             return False
         return "the last switch was less than" not in decision.reason and self._dispatcher.plan == plan
-
-    # --- clients -------------------------------------------------------------------------------------
-
-    def _ask(self, duration_s: float) -> None:
-        """Ask for so long, and go on until all is answered or has failed."""
-        timeline, workload = self._timeline, self._scenario.workload
-        until_s = timeline.now_s + duration_s
-        if workload.rate_per_s is None:
-
-            def again() -> None:
-                if timeline.now_s < until_s:
-                    self._submit(again)
-
-            for _ in range(workload.clients):
-                again()
-        else:
-            due_s = timeline.now_s
-            while (due_s := due_s + float(self._chance.exponential(1 / workload.rate_per_s))) < until_s:
-                timeline.at(due_s, lambda: self._submit(lambda: None))
-        timeline.run(lambda: False, until_s)
-        timeline.run(lambda: not self._open, until_s + 60)
-
-    def _submit(self, then: Callable[[], None]) -> None:
-        """Ask the lead of the plan in force, and call `then` when there is an answer."""
-        asked_s = self._timeline.now_s
-        self._open += 1
-
-        def ended(fate: Fate) -> None:
-            self._open -= 1
-            begun_s = self._begun_s or 0.0
-            took_s = self._timeline.now_s - asked_s
-            into = self._baseline if self._begun_s is None else self._requests
-            into.append(Request(asked_s=asked_s - begun_s, took_s=took_s, fate=fate))
-            then()
-
-        ask = Ask(
-            asked_s=asked_s,
-            input_bytes=self._setting.input_bytes,
-            output_bytes=self._setting.output_bytes,
-            rows=self._scenario.workload.batch,
-            ended=ended,
-        )
-        self._dispatcher.submit(ask, SERVE_S)
 
     # --- the coordinator -----------------------------------------------------------------------------
 
@@ -349,7 +347,11 @@ class Cluster:
         if not event.up:
             self._down.add(event.action)
             return
-        self._down.discard(event.action)
+        self._come_back(event.action)
+
+    def _come_back(self, service: str) -> None:
+        """Have broker or coordinator serve again, and hear what all boards say of themselves."""
+        self._down.discard(service)
         now_s = self._timeline.now_s
         self._state = replace(self._state, fleet=fleet.reconnected(self._state.fleet, now_s))
         for board in self._boards.values():
@@ -370,14 +372,3 @@ _EVENTS: Final[Mapping[str, Callable[[Cluster, Event], None]]] = {
     "broker": Cluster._do_service,  # noqa: SLF001
     "coordinator": Cluster._do_service,  # noqa: SLF001
 }
-
-
-def _switch(at_s: float, plan: Plan) -> Switch:
-    return Switch(
-        at_s=max(0.0, at_s),
-        epoch=plan.epoch,
-        strategy=plan.strategy,
-        boards=(plan.lead, *sorted(plan.boards - {plan.lead})),
-        predicted_s=plan.predicted.latency_s,
-        reason=plan.reason,
-    )

@@ -19,7 +19,7 @@ from shoal.coordinator import client
 from shoal.coordinator.client import Operator
 from shoal.lab.load import compare
 from shoal.lab.processes import Cluster
-from shoal.messages import Alarm, Birth, Desired
+from shoal.messages import Alarm, Birth, Desired, Message
 from shoal.mqtt import Mqtt
 from shoal.records import Address, Array, BoardId
 from tests.real.client import MODEL, Pictures, Trial, Watch
@@ -128,19 +128,24 @@ def test_a_body_that_is_no_request_is_refused(lead: Address, body: bytes) -> Non
     assert json.loads(text)["error"]
 
 
+async def refused(birth: Message | None, garbage: bytes) -> None:
+    """Send garbage to a board's data port and see the connection closed."""
+    assert isinstance(birth, Birth)
+    reader, writer = await asyncio.open_connection(birth.address.host, birth.address.data_port)
+    writer.write(garbage)
+    await writer.drain()
+    assert await reader.read() == b""
+    writer.close()
+
+
 def test_hostile_bytes_end_no_board(pair: Trial) -> None:
     """Random bytes on the data port, and messages to MQTT topics that are not what they should be."""
 
     async def attack(watch: Watch) -> None:
         births = [said[Birth] for said in watch.view.boards.values()]
-        for birth in births:
-            assert isinstance(birth, Birth)
-            for garbage in (os.urandom(4096), b"SHL1" + b"\xff" * 200, b"GET / HTTP/1.1\r\n\r\n"):
-                reader, writer = await asyncio.open_connection(birth.address.host, birth.address.data_port)
-                writer.write(garbage)
-                await writer.drain()
-                assert await reader.read() == b""
-                writer.close()
+        assert len(births) == len(BOARDS)
+        rubbish = (os.urandom(4096), b"SHL1" + b"\xff" * 200, b"GET / HTTP/1.1\r\n\r\n")
+        await asyncio.gather(*(refused(birth, garbage) for birth in births for garbage in rubbish))
         import paho.mqtt.client as paho
         from paho.mqtt.enums import CallbackAPIVersion
 
@@ -250,13 +255,14 @@ def test_a_board_waits_for_its_broker(tmp_path: Path) -> None:
             cluster.broker.stop()
 
 
-def test_no_broker_is_a_clear_error_for_the_operator() -> None:
+def test_no_broker_is_a_clear_error_for_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
     from shoal.cli import cli
     from shoal.errors import ConfigError
     from shoal.lab.processes import free_port
 
+    monkeypatch.setattr(client, "TIMEOUT_S", 1.0)
     url = f"mqtt://127.0.0.1:{free_port()}"
     found = CliRunner().invoke(cli, ["status", "--broker", url])
     assert isinstance(found.exception, ConfigError)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,17 @@ def shoal(trial: Trial, command: str, *arguments: str, expect: int = 0) -> str:
     return found.stdout if expect == 0 else found.stderr
 
 
+def at_once(trial: Trial, *commands: tuple[str, ...], expect: int = 0) -> list[str]:
+    """Return what commands say that change nothing, run beside one another."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(lambda words: shoal(trial, *words, expect=expect), commands))
+
+
 def test_status_names_boards_model_and_plan(running: Trial) -> None:
-    text = shoal(running, "status")
+    text, told = at_once(running, ("status",), ("status", "--json"))
     for word in ("desk", "shelf", "alive", MODEL, "pipeline", "s00"):
         assert word in text, text
-    found = json.loads(shoal(running, "status", "--json"))
+    found = json.loads(told)
     assert found["boards"].keys() == set(BOARDS)
     assert found["plan"]["strategy"] == "pipeline"
     assert found["boards"]["desk"]["birth"]["hardware"]["cores"] >= 1
@@ -55,8 +62,9 @@ def test_status_names_boards_model_and_plan(running: Trial) -> None:
 
 def test_plan_weighs_without_changing_anything(running: Trial) -> None:
     before = json.loads(shoal(running, "status", "--json"))["plan"]["epoch"]
-    assert "pipeline" in shoal(running, "plan", "--dry-run")
-    ranked = json.loads(shoal(running, "plan", "--json", "--objective", "throughput"))
+    dry, told = at_once(running, ("plan", "--dry-run"), ("plan", "--json", "--objective", "throughput"))
+    assert "pipeline" in dry
+    ranked = json.loads(told)
     assert ranked[0]["strategy"] == "pipeline"
     assert ranked[0]["predicted"]["throughput_per_s"] > 0
     assert "no plan fits the memory limits" in shoal(running, "plan", "--without", "desk", expect=4)
@@ -65,10 +73,10 @@ def test_plan_weighs_without_changing_anything(running: Trial) -> None:
 
 
 def test_explain_gives_the_reason_and_the_alternatives(running: Trial) -> None:
-    text = shoal(running, "explain")
+    text, told = at_once(running, ("explain",), ("explain", "--json"))
     assert "why: " in text
     assert "pipeline" in text
-    assert json.loads(shoal(running, "explain", "--json"))["alternatives"]
+    assert json.loads(told)["alternatives"]
 
 
 def test_infer_with_tensors_from_a_file(running: Trial, pictures: Pictures, tmp_path: Path) -> None:
@@ -85,9 +93,11 @@ def test_infer_with_tensors_from_a_file(running: Trial, pictures: Pictures, tmp_
 def test_infer_says_what_is_wrong(running: Trial, tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", wrong=np.zeros(3, np.float32))
     assert "pixel_values" in shoal(running, "infer", str(tmp_path / "bad.npz"), expect=3)
-    (tmp_path / "text.npz").write_text("no tensors")
-    assert "text.npz" in shoal(running, "infer", str(tmp_path / "text.npz"), expect=2)
-    assert "nowhere" in shoal(running, "infer", "--board", "nowhere", expect=2)
+    file = tmp_path / "text.npz"
+    file.write_text("no tensors")
+    spoilt, nowhere = at_once(running, ("infer", str(file)), ("infer", "--board", "nowhere"), expect=2)
+    assert "text.npz" in spoilt
+    assert "nowhere" in nowhere
 
 
 def test_watch_prints_what_happens(running: Trial) -> None:

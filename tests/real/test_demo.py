@@ -12,7 +12,7 @@ from tests.real.conftest import DATA
 
 def test_the_demo_ends_well(tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CALM_S", 1.5)
-    monkeypatch.setattr(demo, "SWITCH_S", 10.0)
+    monkeypatch.setattr(demo, "SWITCH_S", 6.0)
     example = Example(
         name=MODEL,
         model=DATA / "vit-fashion-mnist.onnx",

@@ -83,12 +83,18 @@ def test_nothing_is_left_of_a_lab_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_scenario_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "CALM_S", 1.0)
-    text = SCENARIO.replace("duration = 6", 'duration = 6\nbroker = "embedded"')
-    found = summary(run.run(parse(text, "x.toml"), tmp_path, lambda _line: None, loopback=True))
+    more = 'duration = 4\nbroker = "embedded"\nbaselines = ["pipeline"]\nmargin = 0.9'
+    text, said = SCENARIO.replace("duration = 6", more), list[str]()
+    found: dict[str, Any] = {**summary(run.run(parse(text, "x.toml"), tmp_path, said.append, loopback=True))}
     assert found["how"] == "measured on loopback"
     assert (found["failed"], found["wrong"]) == (0, 0)
     assert found["bytes_per_inference"] is None
-    assert isinstance(found["requests"], int)
+    (pipeline,) = found["baselines"]
+    assert sorted(pipeline["boards"]) == ["a", "b"]
+    assert pipeline["rate_per_s"] > 1
+    assert pipeline["failed"] == 0
+    before, after = (line for line in said if line.startswith("plan: "))
+    assert before == after  # the cluster's own plan is back
     assert found["requests"] > 20
 
 
@@ -125,7 +131,10 @@ def test_what_loopback_cannot_do_is_refused_with_its_line(tmp_path: Path, text: 
     [
         ('model = "nosuch"\n[[board]]\nname = "a"\n', "x.toml:1: model: expected one of"),
         ('bundle = "nosuch"\n[[board]]\nname = "a"\n', "x.toml:1: bundle: expected a folder"),
-        ('[[board]]\nname = "a"\n[workload]\ninputs = "no.npz"\n', "x.toml:4: workload.inputs: expected an"),
+        (
+            'model = "encoder-tiny"\n[[board]]\nname = "a"\n[workload]\ninputs = "no.npz"\n',
+            "x.toml:5: workload.inputs: expected an",
+        ),
         ('[[board]]\nname = "a"\narch = "arm64"\n', "x.toml:1: arch: a needs --arm64-root"),
     ],
 )

@@ -1,12 +1,14 @@
 """The figures of a run, against what one can work out by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shoal.lab.calibration import Calibration
 from shoal.lab.plot import draw
 from shoal.lab.report import (
+    Baseline,
     Carried,
     Fate,
     Happening,
@@ -33,9 +35,15 @@ def switch(at_s: float, epoch: int) -> Switch:
     return Switch(at_s=at_s, epoch=epoch, strategy="pipeline", boards=(A, B), predicted_s=0.1, reason="why")
 
 
+BASELINE = tuple(request(float(t), 0.2) for t in range(5))
+
 # One request a second: 100 ms each until b dies at 10 s; then 600 ms for two, and 200 ms from 12 s on.
 OUTCOME = Outcome(
     calibration=Calibration(seconds={}),
+    baselines=(
+        Baseline(strategy="pipeline", boards=(B, A), requests=BASELINE),
+        Baseline(strategy="replicate", boards=(), requests=()),
+    ),
     scenario="s",
     how="measured",
     notes=("a note",),
@@ -115,3 +123,16 @@ def test_a_person_finds_the_same_figures() -> None:
         "a -> b",
     ):
         assert expected in words
+
+
+def test_each_baseline_stands_beside_the_cluster() -> None:
+    found: dict[str, Any] = {**summary(OUTCOME)}
+    pipeline, replicate = found["baselines"]
+    assert pipeline["boards"] == ["b", "a"]
+    assert pipeline["p50_ms"] == pytest.approx(200.0)
+    assert pipeline["calm_latency_speed_up"] == pytest.approx(2.0)
+    assert replicate["p50_ms"] is None
+    words = render(OUTCOME)
+    assert "against the best pipeline, before the first event: 2.00 times its speed" in words
+    assert "replicate (no such plan)" in words
+    assert "against the best replicate" not in words

@@ -64,6 +64,9 @@ def test_a_board_that_joins_is_not_there_at_first() -> None:
 MISTAKES = {
     'modle = "x"\n' + TWO: (1, "unknown key 'modle'"),
     "seed = -1\n" + TWO: (1, "seed"),
+    'baselines = ["magic"]\n' + TWO: (1, "some of ['local'"),
+    'baselines = ["local", "local"]\n' + TWO: (1, "each once"),
+    'baselines = "local"\n' + TWO: (1, "some of"),
     TWO + "speed = 0\n": (5, "speed"),
     TWO + "speed = 1.5\n": (5, "speed"),
     TWO + 'memory = "12"\n': (5, "memory"),

@@ -12,17 +12,18 @@ from shoal.agent import dispatch
 from shoal.lab import load, requests
 from shoal.lab.boards import Setting
 from shoal.lab.calibration import Calibration
+from shoal.lab.clients import SERVE_S
 from shoal.lab.report import Outcome, quantile_s, reactions
 from shoal.lab.scenario import Shape
 from shoal.lab.scenario_file import parse
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
-from shoal.lab.simulate import SERVE_S, simulate
+from shoal.lab.simulate import simulate
 from shoal.lab.steps import Await, Hand, Work, moves_of
 from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest
 from shoal.program import Exchange, Lane, Program, Run
-from tests.build import BUNDLE, A, B, chain
+from tests.build import BUNDLE, A, B, C, chain
 
 SECOND = 1.0
 
@@ -165,6 +166,23 @@ def test_every_request_ends_and_work_is_conserved(
     assert sum(usage.cpu_s for usage in found.usage) >= 0.06 * (len(found.requests) - clients) - 1e-6
 
 
+def test_the_best_plan_of_each_strategy_stands_beside_the_planners_choice() -> None:
+    # One request at a time: local wins, and the others are put in force all the same.
+    text = 'duration = 10\nbaselines = ["pipeline", "replicate", "tensor"]\n[[board]]\nname = "a"\n'
+    found = played(text + '[[board]]\nname = "b"\nspeed = 0.5\n')
+    own = 0.3 + 2 * MESSAGE_S + SERVE_S
+    pipeline, replicate, tensor = found.baselines
+    assert (found.switches[0].strategy, found.switches[0].boards) == ("local", (A,))
+    assert quantile_s(found.requests, 0.5) == pytest.approx(own, abs=1e-6)
+    assert set(pipeline.boards) == set(replicate.boards) == {A, B}
+    # At best two segments on a and one on b, which takes twice as long; two messages more.
+    assert quantile_s(pipeline.requests, 0.5) == pytest.approx(own + 0.1 + 2 * MESSAGE_S, abs=1e-5)
+    assert {request.fate for request in (*pipeline.requests, *replicate.requests)} == {"right"}
+    assert (tensor.boards, tensor.requests) == ((), ())
+    without = played(text.replace("baselines", "#") + '[[board]]\nname = "b"\nspeed = 0.5\n')
+    assert len(found.requests) == len(without.requests)
+
+
 # --- its parts --------------------------------------------------------------------------------------
 
 
@@ -181,6 +199,15 @@ def test_messages_on_one_cable_queue_and_on_two_do_not() -> None:
     assert traffic.send(A, DESK, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)  # after the first, on a's cable
     assert traffic.send(B, A, size, 0.0) == pytest.approx(0.1 + MESSAGE_S)  # the other direction is free
     assert traffic.send(A, B, size, 1.0) == pytest.approx(1.1 + MESSAGE_S)
+
+
+def test_a_cable_goes_on_while_the_receivers_is_taken() -> None:
+    cables = dict.fromkeys((A, B, C), Shape(rate_bits_per_s=8e6 / PAYLOAD_SHARE))
+    traffic = Traffic(Wiring(numbers={A: 1, B: 2, C: 3}, cables=cables))
+    size = 100_000 - FRAME_BYTES  # a tenth of a second
+    assert traffic.send(C, B, size, 0.0) == pytest.approx(0.1 + MESSAGE_S)
+    assert traffic.send(A, B, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)  # it waits before b's cable
+    assert traffic.send(A, C, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)  # and a's is free after 0.1 s
 
 
 def test_in_the_air_all_messages_queue() -> None:
