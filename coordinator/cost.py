@@ -16,7 +16,7 @@ from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s
 from shoal.errors import PlanError
 from shoal.manifest import Manifest, ShardCollective, Sharding
-from shoal.program import Collective, Exchange, Lane, Prediction, Run
+from shoal.program import Collective, Exchange, Lane, Prediction, Run, serving
 from shoal.records import BoardId, LinkProfile, Profile
 from shoal.sizes import sizes_at
 from shoal.traffic import Flow, flows
@@ -53,7 +53,13 @@ def predict(
     lanes: tuple[Lane, ...],
     cells: Cells = SWITCHED,
 ) -> Prediction:
-    """Return what a plan of these lanes costs.  Raises PlanError if a board or link cannot do it."""
+    """Return what a request of the sample sizes costs in a plan of these lanes.
+
+    Raises PlanError if a board or link cannot do it, or if none of the lanes is for it.
+    """
+    lanes = tuple(lanes[index] for index in serving(lanes, manifest.sample_sizes))
+    if not lanes:
+        raise PlanError("plan: no lane is for requests of the sample sizes")
     path = partial(link, profiles, barred)
     busy_s: dict[BoardId, float] = defaultdict(float)
     carried_bytes: dict[tuple[BoardId, BoardId], float] = defaultdict(float)

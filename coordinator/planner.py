@@ -13,6 +13,7 @@ import numpy as np
 
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator import partition, sharded
+from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.partition import Instance, Stage
 from shoal.coordinator.work import segment_s
@@ -233,7 +234,10 @@ def _sharded(
                     continue
                 found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))
             if found:
-                yield min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
+                best = min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
+                lane, latency_s = best.lanes[0], best.predicted.latency_s
+                lanes = by_size(manifest, profiles, barred, sharding, best.lead, lane, latency_s)
+                yield replace(best, lanes=lanes)
 
 
 def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from shoal.codec import Codec, Number
 from shoal.manifest import Manifest
 from shoal.program import Run
-from shoal.records import Profile
+from shoal.records import LEAST_S, Profile, Timing
 from shoal.sizes import rows_of
 
 MESSAGE_S: Final = 3e-4
@@ -44,6 +45,21 @@ def run_s(manifest: Manifest, profile: Profile, run: Run, sizes: Mapping[str, in
     if law is not None:
         return law.seconds(rows, attended)
     return segment_s(profile, segment.name) * rows / rows_of(manifest, segment, manifest.sizes)[0]
+
+
+def timings_at(manifest: Manifest, other: Manifest, profile: Profile) -> dict[str, Timing]:
+    """Return what a board's timings would be at the sample sizes of `other`, the same bundle resized."""
+    found = {}
+    for name, timing in profile.segments.items():
+        segment = manifest.by_name[name]
+        rows, attended = rows_of(other, segment, other.sizes)
+        law = profile.laws.get(name)
+        if law is not None:
+            seconds = law.seconds(rows, attended)
+        else:
+            seconds = timing.median_s * rows / rows_of(manifest, segment, manifest.sizes)[0]
+        found[name] = replace(timing, median_s=max(LEAST_S, seconds))
+    return found
 
 
 def encode_s(codec: Codec, size_bytes: float) -> float:

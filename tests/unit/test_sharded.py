@@ -57,7 +57,7 @@ def shared(
 
 def counts(candidate: Candidate) -> dict[BoardId, float]:
     """Return how many of 10 tokens each board has."""
-    steps = candidate.lanes[0].programs[candidate.lead].steps
+    steps = candidate.lanes[-1].programs[candidate.lead].steps
     scatter = next(step for step in steps if isinstance(step, Collective) and step.kind == "scatter")
     return {each: round(10 * share) for each, share in zip(scatter.boards, scatter.shares, strict=True)}
 
@@ -155,11 +155,11 @@ def test_heads_are_whole_and_fit_the_memory() -> None:
     manifest = by_heads()
     profiles = {A: board(1.0), B: board(1.0)}
     found = shared(profiles, manifest=manifest)
-    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[0].programs.items()}
+    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[-1].programs.items()}
     assert sorted(parts.values(), key=str) == [{(0, 2)}, {(2, 4)}]
     tight = {A: replace(profiles[A], memory_bytes=200), B: profiles[B]}
     found = shared(tight, manifest=manifest)
-    held = {name: held_bytes(manifest, each.runs) for name, each in found.lanes[0].programs.items()}
+    held = {name: held_bytes(manifest, each.runs) for name, each in found.lanes[-1].programs.items()}
     assert held == {A: 200, B: 600}
 
 
