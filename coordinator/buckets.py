@@ -30,7 +30,8 @@ def by_size(
 ) -> tuple[Lane, ...]:
     """Return the lanes of a plan in which boards share requests that are long enough for `shared`.
 
-    `latency_s` is what one of the sample sizes takes there.  Where the lead has no memory for the whole model besides, they share all that can be divided.
+    `latency_s` is what one of the sample sizes takes there.  Where the lead has no memory for the whole model
+    besides, they share all that can be divided.
     """
     dim = _tokens(manifest, sharding)
     if dim is None:
