@@ -63,11 +63,12 @@ def predict(
     path = partial(link, profiles, barred)
     busy_s: dict[BoardId, float] = defaultdict(float)
     carried_bytes: dict[tuple[BoardId, BoardId], float] = defaultdict(float)
-    latency_s = compute_s = waits = 0.0
+    latency_s = compute_s = exchange_s = waits = 0.0
     for lane in lanes:
         played = _played(manifest, profiles, path, cells, lead, lane)
         latency_s += lane.weight * played.latency_s
         compute_s += lane.weight * played.compute_s
+        exchange_s += lane.weight * (played.busy_s[lead] - played.compute_s)
         waits += lane.weight * played.waits
         for board, seconds in played.busy_s.items():
             busy_s[board] += lane.weight * seconds
@@ -81,6 +82,7 @@ def predict(
         latency_s=latency_s,
         throughput_per_s=1.0 / busiest,
         compute_s=compute_s,
+        exchange_s=exchange_s,
         carried_bytes=sum(carried_bytes.values()),
         waits=waits,
     )

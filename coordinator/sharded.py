@@ -7,6 +7,7 @@ comes of it are lanes, which the planner prices like any other.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -16,12 +17,14 @@ from shoal.coordinator.shares import Load, water_fill
 from shoal.coordinator.teams import Task, best_teams
 from shoal.coordinator.work import decode_s, encode_s, run_s, segment_s
 from shoal.errors import PlanError
-from shoal.manifest import COLUMNS, Manifest, Segment, ShardCollective, Sharding, ShardRun
+from shoal.manifest import COLUMNS, WHOLE, Manifest, Segment, ShardCollective, Sharding, ShardRun
 from shoal.program import Collective, Lane, Run
 from shoal.records import BoardId, Profile
 from shoal.sharding import programs
 from shoal.sizes import dims_of, rows_of, sizes_at
 from shoal.traffic import flows
+
+MAX_BOARDS: Final = 64
 
 
 def lanes(
@@ -35,7 +38,7 @@ def lanes(
     latency: bool,
 ) -> Iterator[tuple[BoardId, Lane]]:
     """Yield the most promising lanes of two to `limit` boards, and the lead of each."""
-    boards = sorted(profiles)
+    boards = _quickest(profiles)
     task = _task(manifest, profiles, barred, boards, sharding, codec)
     for team in best_teams(task, limit, latency=latency):
         counts = water_fill(team.loads, task.units, causal=task.causal)
@@ -49,6 +52,15 @@ def lanes(
             continue  # too few of other units for these shares
         if all(held_bytes(manifest, told[board].runs) <= profiles[board].memory_bytes for board in members):
             yield members[0], Lane(programs=told, weight=1.0)
+
+
+def _quickest(profiles: Profiles) -> list[BoardId]:
+    """Return the boards to search over, in order of their names: the quickest, if there are very many."""
+
+    def pace_s(board: BoardId) -> tuple[float, BoardId]:
+        return segment_s(profiles[board], WHOLE), board
+
+    return sorted(sorted(profiles, key=pace_s)[:MAX_BOARDS])
 
 
 def _task(
@@ -182,8 +194,15 @@ def _load(manifest: Manifest, profile: Profile, sharding: Sharding, parts: Seque
     for part in parts:
         segment, count = part.segment, part.count
         if segment.units:
-            whole = run_s(manifest, profile, Run(segment=segment.name, part=(0, segment.units)), {})
-            unit_s += count * whole / sharding.units
+            one_s, all_s = (
+                run_s(manifest, profile, Run(segment=segment.name, part=(0, units)), manifest.sizes)
+                for units in (1, segment.units)
+            )
+            each_s = (all_s - one_s) / max(1, segment.units - 1)
+            fixed_s, unit_s = (
+                fixed_s + count * (one_s - each_s),
+                unit_s + count * each_s * segment.units / sharding.units,
+            )
             continue
         law = profile.laws.get(segment.name)
         if law is None:

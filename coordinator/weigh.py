@@ -144,6 +144,7 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             latency_s=candidate.predicted.latency_s,
             throughput_per_s=candidate.predicted.throughput_per_s,
             compute_s=candidate.predicted.compute_s,
+            exchange_s=candidate.predicted.exchange_s,
             wait_s=wait_s(candidate.predicted),
             carried_bytes=candidate.predicted.carried_bytes,
             note=_against(candidate, cost_s(candidate.predicted, objective) / best_s),
@@ -180,8 +181,8 @@ def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
 
 
 def wait_s(predicted: Prediction) -> float:
-    """Return the part of the latency in which the lead does not run segments."""
-    return max(0.0, predicted.latency_s - predicted.compute_s)
+    """Return the part of the latency in which the lead waits for others."""
+    return max(0.0, predicted.latency_s - predicted.compute_s - predicted.exchange_s)
 
 
 def _exchanges(predicted: Prediction) -> str:
@@ -189,7 +190,7 @@ def _exchanges(predicted: Prediction) -> str:
     count = round(predicted.waits)
     if not count:
         return ""
-    each_s = wait_s(predicted) / count
+    each_s = (predicted.exchange_s + wait_s(predicted)) / count
     return f": {count} exchange{'s' if count > 1 else ''} x {each_s * 1e3:.3g} ms"
 
 

@@ -31,17 +31,20 @@ def segment_s(profile: Profile, segment: str) -> float:
 def run_s(manifest: Manifest, profile: Profile, run: Run, sizes: Mapping[str, int]) -> float:
     """Return the seconds of a run of a sharding's segment where the named dimensions have `sizes`.
 
-    Without a law it is the timing, in proportion to the rows.  A segment of which a board holds a range of
-    the weights has no timing: its operations, counted for half of the units, take as long as those of the
-    whole model on average.  Infinite if there is no figure to start from.
+    Without a law it is the timing, in proportion to the rows.  Where a board holds a range of the weights
+    its units stand for rows; without a law, the operations, which are counted for half of the units, take as
+    long as those of the whole model on average.  Infinite if there is no figure to start from.
     """
     segment = manifest.by_name[run.segment]
+    law = profile.laws.get(segment.name)
     if run.part:
+        held = run.part[1] - run.part[0]
+        if law is not None:
+            return law.seconds(held * sizes.get(manifest.batch or "", 1), 1)
         whole = manifest.whole
-        share = (run.part[1] - run.part[0]) / ((segment.units + 1) // 2)
+        share = held / ((segment.units + 1) // 2)
         return segment_s(profile, whole.name) * share * segment.flops / max(1, whole.flops)
     rows, attended = rows_of(manifest, segment, sizes)
-    law = profile.laws.get(segment.name)
     if law is not None:
         return law.seconds(rows, attended)
     return segment_s(profile, segment.name) * rows / rows_of(manifest, segment, manifest.sizes)[0]

@@ -116,6 +116,7 @@ def test_each_message_beyond_the_first_costs_a_board_time() -> None:
     found = together(fast, (0.4, 0.3, 0.3))
     # scatter and gather have two messages out, the gathers of k and y two in
     assert found.latency_s == pytest.approx(4 * 0.3 + 4 * MESSAGE_S, abs=5e-6)
+    assert found.exchange_s == pytest.approx(4 * MESSAGE_S, abs=TINY)
 
 
 def test_a_causal_board_waits_for_those_before_it_only() -> None:
@@ -172,6 +173,10 @@ def test_a_range_of_the_weights_takes_as_long_as_its_operations() -> None:
     profile = build.profile(manifest, 5.0)
     assert run_s(manifest, profile, Run(segment="q0", part=(1, 2)), {}) == pytest.approx(0.25)
     assert run_s(manifest, profile, Run(segment="q0", part=(0, 4)), {}) == pytest.approx(1.0)
+    ruled = replace(profile, laws={"q0": law(0.1, base_s=0.3)})
+    assert run_s(manifest, ruled, Run(segment="q0", part=(1, 3)), {"batch": 2}) == pytest.approx(
+        0.3 + 4 * 0.1
+    )
 
 
 # --- the network ----------------------------------------------------------------------------------

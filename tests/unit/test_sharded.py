@@ -9,6 +9,7 @@ from itertools import combinations
 import pytest
 
 from shoal.codec import codec_of
+from shoal.coordinator import sharded
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
 from shoal.manifest import WHOLE, Manifest, Slice, Verification
@@ -100,6 +101,11 @@ def test_the_number_of_boards_can_be_limited() -> None:
     assert len(shared(profiles, max_boards=3).boards) == 3
 
 
+def test_of_very_many_boards_the_quickest_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "MAX_BOARDS", 2)
+    assert shared({A: board(3.0), B: board(1.0), C: board(1.0)}).boards == (B, C)
+
+
 def test_no_more_boards_than_tokens() -> None:
     names = [BoardId(f"b{number:02}") for number in range(12)]
     links = {each: build.link(1e-6, 1e9) for each in names}
@@ -161,6 +167,18 @@ def test_heads_are_whole_and_fit_the_memory() -> None:
     found = shared(tight, manifest=manifest)
     held = {name: held_bytes(manifest, each.runs) for name, each in found.lanes[-1].programs.items()}
     assert held == {A: 200, B: 600}
+
+
+def test_heads_go_to_boards_by_their_laws() -> None:
+    """q0 and q1: 0.1 s a head on a, 0.3 s on b, so 3 heads and 1."""
+    manifest = by_heads()
+    profiles = {
+        name: replace(board(1.0), laws={"q0": law(row_s), "q1": law(row_s)})
+        for name, row_s in ((A, 0.1), (B, 0.3))
+    }
+    found = shared(profiles, manifest=manifest)
+    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[-1].programs.items()}
+    assert {name: sum(stop - start for start, stop in part) for name, part in parts.items()} == {A: 3, B: 1}
 
 
 # --- every way ------------------------------------------------------------------------------------
