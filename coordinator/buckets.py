@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
+from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import segment_s, timings_at
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding
@@ -23,6 +24,7 @@ def by_size(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     sharding: Sharding,
     lead: BoardId,
     shared: Lane,
@@ -49,7 +51,7 @@ def by_size(
         if few >= many:
             break
         tokens = (few + many) // 2
-        if _better(manifest, profiles, barred, lead, shared, {dim: tokens}):
+        if _better(manifest, profiles, barred, cells, lead, shared, {dim: tokens}):
             many = tokens
         else:
             few = tokens + 1
@@ -69,6 +71,7 @@ def _better(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     lead: BoardId,
     shared: Lane,
     sizes: Mapping[str, int],
@@ -80,7 +83,7 @@ def _better(
         for board in shared.programs
     }
     try:
-        together = predict(other, timed, barred, lead, (shared,))
+        together = predict(other, timed, barred, lead, (shared,), cells)
     except PlanError:
         return False
     return together.latency_s < segment_s(timed[lead], WHOLE)

@@ -16,6 +16,7 @@ from shoal.coordinator import partition, sharded
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.wires import Cells, cells_of
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
@@ -63,11 +64,12 @@ def propose(
     that binds, if nothing fits.
     """
     limit = max_boards or len(profiles)
+    cells = cells_of(profiles)
     found = [
-        *_local(manifest, profiles, barred),
-        *(_replicate(manifest, profiles, barred, limit) if limit > 1 else ()),
-        *(_pipeline(manifest, profiles, barred, objective, limit) if limit > 1 else ()),
-        *(_sharded(manifest, profiles, barred, objective, limit, codecs) if limit > 1 else ()),
+        *_local(manifest, profiles, barred, cells),
+        *(_replicate(manifest, profiles, barred, cells, limit) if limit > 1 else ()),
+        *(_pipeline(manifest, profiles, barred, cells, objective, limit) if limit > 1 else ()),
+        *(_sharded(manifest, profiles, barred, cells, objective, limit, codecs) if limit > 1 else ()),
     ]
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
@@ -107,7 +109,7 @@ def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
     return sorted(able, key=lambda board: (segment_s(profiles[board], WHOLE), board))
 
 
-def _local(manifest: Manifest, profiles: Profiles, barred: Barred) -> Iterator[Candidate]:
+def _local(manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells) -> Iterator[Candidate]:
     """Yield the whole model on each board that can hold it."""
     for board in _holds_whole(manifest, profiles):
         lanes = (Lane(programs={board: _WHOLE}, weight=1.0),)
@@ -115,14 +117,16 @@ def _local(manifest: Manifest, profiles: Profiles, barred: Barred) -> Iterator[C
             strategy="local",
             lead=board,
             lanes=lanes,
-            predicted=predict(manifest, profiles, barred, board, lanes),
+            predicted=predict(manifest, profiles, barred, board, lanes, cells),
         )
 
 
 _WHOLE = Program(steps=(Run(segment=WHOLE),))
 
 
-def _replicate(manifest: Manifest, profiles: Profiles, barred: Barred, limit: int) -> Iterator[Candidate]:
+def _replicate(
+    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, limit: int
+) -> Iterator[Candidate]:
     """Yield, for each lead, the whole model on several boards among which requests are divided."""
     if not manifest.verified("local"):
         return
@@ -157,7 +161,7 @@ def _replicate(manifest: Manifest, profiles: Profiles, barred: Barred, limit: in
                 strategy="replicate",
                 lead=lead,
                 lanes=lanes,
-                predicted=predict(manifest, profiles, barred, lead, lanes),
+                predicted=predict(manifest, profiles, barred, lead, lanes, cells),
             )
 
 
@@ -185,7 +189,7 @@ def _remote(manifest: Manifest, lead: BoardId, board: BoardId) -> Mapping[BoardI
 
 
 def _pipeline(
-    manifest: Manifest, profiles: Profiles, barred: Barred, objective: Objective, limit: int
+    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, objective: Objective, limit: int
 ) -> Iterator[Candidate]:
     """Yield the best pipeline over two boards or more; the first board leads."""
     if not manifest.verified("pipeline") or len(manifest.segments) < 2:
@@ -200,7 +204,7 @@ def _pipeline(
         lead = boards[stages[0].board]
         lanes = (Lane(programs=_chain(manifest, [(boards[s.board], s) for s in stages]), weight=1.0),)
         try:
-            predicted = predict(manifest, profiles, barred, lead, lanes)
+            predicted = predict(manifest, profiles, barred, lead, lanes, cells)
         except PlanError:
             continue
         yield Candidate(strategy="pipeline", lead=lead, lanes=lanes, predicted=predicted)
@@ -216,6 +220,7 @@ def _sharded(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     objective: Objective,
     limit: int,
     codecs: Sequence[Codec],
@@ -226,17 +231,17 @@ def _sharded(
             strategy = sharding.name if codec.exact else f"{sharding.name} {codec}"
             found = []
             for lead, lane in sharded.lanes(
-                manifest, profiles, barred, sharding, codec, limit, latency=objective == "latency"
+                manifest, profiles, barred, cells, sharding, codec, limit, latency=objective == "latency"
             ):
                 try:
-                    predicted = predict(manifest, profiles, barred, lead, (lane,))
+                    predicted = predict(manifest, profiles, barred, lead, (lane,), cells)
                 except PlanError:
                     continue
                 found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))
             if found:
                 best = min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
                 lane, latency_s = best.lanes[0], best.predicted.latency_s
-                lanes = by_size(manifest, profiles, barred, sharding, best.lead, lane, latency_s)
+                lanes = by_size(manifest, profiles, barred, cells, sharding, best.lead, lane, latency_s)
                 yield replace(best, lanes=lanes)
 
 

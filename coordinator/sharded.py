@@ -15,6 +15,7 @@ from shoal.codec import Codec
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, link
 from shoal.coordinator.shares import Load, water_fill
 from shoal.coordinator.teams import Task, best_teams
+from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import decode_s, encode_s, run_s, segment_s
 from shoal.errors import PlanError
 from shoal.manifest import COLUMNS, WHOLE, Manifest, Segment, ShardCollective, Sharding, ShardRun
@@ -31,6 +32,7 @@ def lanes(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     sharding: Sharding,
     codec: Codec,
     limit: int,
@@ -39,7 +41,7 @@ def lanes(
 ) -> Iterator[tuple[BoardId, Lane]]:
     """Yield the most promising lanes of two to `limit` boards, and the lead of each."""
     boards = _quickest(profiles)
-    task = _task(manifest, profiles, barred, boards, sharding, codec)
+    task = _task(manifest, profiles, barred, cells, boards, sharding, codec)
     for team in best_teams(task, limit, latency=latency):
         counts = water_fill(team.loads, task.units, causal=task.causal)
         if counts is None:
@@ -67,6 +69,7 @@ def _task(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     boards: Sequence[BoardId],
     sharding: Sharding,
     codec: Codec,
@@ -85,6 +88,10 @@ def _task(
             found = link(profiles, barred, source, target) if i != j else None
             if found is not None:
                 rate[i, j], half_rtt_s[i, j] = found.goodput_bytes_per_s, found.rtt_s / 2
+    members = [np.isin(boards, sorted(cell)) for cell in cells]
+    on_air = np.zeros_like(rate, bool)
+    for each in members:
+        on_air |= each[:, None] | each[None, :]
     return Task(
         units=units,
         causal=sharding.causal,
@@ -101,6 +108,7 @@ def _task(
         exchanges=exchanges,
         rate=rate,
         half_rtt_s=half_rtt_s,
+        on_air=on_air & (rate > 0),
     )
 
 

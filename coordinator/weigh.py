@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.coordinator.wires import cells_of
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.messages import Alternative
@@ -90,7 +91,8 @@ def reason_to_stay(
     time that things should stay as they are, loss in seconds of service that the switch costs.
     """
     try:
-        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes)
+        cells = cells_of(question.profiles)
+        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes, cells)
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     gain = 1 - cost_s(new.predicted, question.objective) / cost_s(kept, question.objective)

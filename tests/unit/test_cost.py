@@ -8,7 +8,7 @@ import pytest
 
 from shoal.codec import PLAIN, Codec, codec_of
 from shoal.coordinator.cost import predict
-from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
+from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s, cells_of
 from shoal.coordinator.work import COPY_BYTES_PER_S, MESSAGE_S, decode_s, encode_s, run_s
 from shoal.errors import PlanError
 from shoal.manifest import ROWS, Manifest, ShardRun, Slice
@@ -16,9 +16,10 @@ from shoal.program import Exchange, Lane, Prediction, Program, Run
 from shoal.records import BoardId, Law, LinkProfile, Profile, TensorSpec
 from shoal.sharding import programs
 from tests import build
-from tests.build import A, B, C
+from tests.build import A, B, C, D
 
 TOKENS = build.sharded()
+E = BoardId("e")
 ROW = 32
 """Bytes of a token's k, y or x."""
 TINY = 1e-6
@@ -234,6 +235,14 @@ def test_on_the_air_all_wait_for_all() -> None:
     cable = together(profiles, (0.4, 0.3, 0.3))
     assert air.latency_s > cable.latency_s + 0.2
     assert air.throughput_per_s == pytest.approx(1000 / air.carried_bytes)
+
+
+def test_cells_are_found_by_the_marks_of_links() -> None:
+    air, cable = replace(build.link(0.01, 1e6), shared=True), build.link(0.01, 1e6)
+    links = {A: {B: air, D: cable}, B: {C: air, D: cable}, C: {E: air}, D: {A: cable}}
+    profiles = {name: board(TOKENS, each) for name, each in links.items()}
+    assert cells_of(profiles) == {frozenset({A, B, C})}
+    assert cells_of({A: profiles[A], D: profiles[D]}) == frozenset()
 
 
 def test_the_busiest_part_of_a_network() -> None:
