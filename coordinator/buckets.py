@@ -1,18 +1,20 @@
 """A request is better answered by one board if it is short: from which size on several boards take it.
 
 Several boards share a request of the sample sizes; what follows for other sizes, laws tell.  The lanes that
-come of it are a performance map over the number of tokens: the lead alone below, all boards from there on.
+come of it are a performance map over the number of tokens: one board below, all boards from there on.
 """
 
-from collections.abc import Mapping
+import contextlib
+import math
 from dataclasses import replace
 
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
+from shoal.coordinator.whole import ALONE, on
 from shoal.coordinator.wires import Cells
-from shoal.coordinator.work import segment_s, timings_at
+from shoal.coordinator.work import timings_at
 from shoal.errors import PlanError
-from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding
-from shoal.program import Lane, Program, Run
+from shoal.manifest import Manifest, ShardCollective, Sharding
+from shoal.program import Lane
 from shoal.records import BoardId
 from shoal.sizes import resized
 
@@ -32,30 +34,50 @@ def by_size(
 ) -> tuple[Lane, ...]:
     """Return the lanes of a plan in which boards share requests that are long enough for `shared`.
 
-    `latency_s` is what one of the sample sizes takes there.  Where the lead has no memory for the whole model
-    besides, they share all that can be divided.
+    `latency_s` is what one of the sample sizes takes there.  Shorter ones run on the board of these that is
+    quickest alone; where none has memory for the whole model besides, all that can be divided is shared.
     """
     dim = _tokens(manifest, sharding)
     if dim is None:
         return (shared,)
     boards = len(shared.programs)
-    alone = Lane(programs={lead: Program(steps=(Run(segment=WHOLE),))}, weight=1.0)
-    runs = shared.programs[lead].runs | alone.programs[lead].runs
-    profile = profiles[lead]
-    if WHOLE not in profile.segments or held_bytes(manifest, runs) > profile.memory_bytes:
+    alone = _alone(manifest, profiles, barred, cells, lead, shared)
+    if alone is None:
         return (replace(shared, least={dim: boards}),) if sharding.strategy == "sequence" else (shared,)
     few = many = manifest.sample_sizes[dim]
-    if latency_s < segment_s(profile, WHOLE):
+    if latency_s < predict(manifest, profiles, barred, lead, (alone,), cells).latency_s:
         few = boards
     for _ in range(STEPS):
         if few >= many:
             break
         tokens = (few + many) // 2
-        if _better(manifest, profiles, barred, cells, lead, shared, {dim: tokens}):
+        other = resized(manifest, {dim: tokens})
+        timed = {
+            board: replace(profiles[board], segments=timings_at(manifest, other, profiles[board]))
+            for board in shared.programs
+        }
+        shared_s, alone_s = (
+            predict(other, timed, barred, lead, (lane,), cells).latency_s for lane in (shared, alone)
+        )
+        if shared_s < alone_s:
             many = tokens
         else:
             few = tokens + 1
     return (alone, replace(shared, least={dim: many}))
+
+
+def _alone(
+    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, lead: BoardId, shared: Lane
+) -> Lane | None:
+    """Return the quickest way to run the whole model on one board that has the memory for both."""
+    found: list[tuple[float, Lane]] = []
+    for board, program in shared.programs.items():
+        profile = profiles[board]
+        if held_bytes(manifest, program.runs | ALONE.runs) <= profile.memory_bytes:
+            lane = Lane(programs=on(manifest, lead, board), weight=1.0)
+            with contextlib.suppress(PlanError):  # the board has no timing of it, or no link
+                found.append((predict(manifest, profiles, barred, lead, (lane,), cells).latency_s, lane))
+    return min(found, key=lambda one: one[0], default=(math.inf, None))[1]
 
 
 def _tokens(manifest: Manifest, sharding: Sharding) -> str | None:
@@ -65,25 +87,3 @@ def _tokens(manifest: Manifest, sharding: Sharding) -> str | None:
     asked = {dim for spec in manifest.inputs for dim in spec.shape if isinstance(dim, str)}
     found = sorted((asked & handed) - {manifest.batch})
     return str(found[0]) if len(found) == 1 else None
-
-
-def _better(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    lead: BoardId,
-    shared: Lane,
-    sizes: Mapping[str, int],
-) -> bool:
-    """Say whether the boards are done with a request of such sizes before the lead alone would be."""
-    other = resized(manifest, sizes)
-    timed = {
-        board: replace(profiles[board], segments=timings_at(manifest, other, profiles[board]))
-        for board in shared.programs
-    }
-    try:
-        together = predict(other, timed, barred, lead, (shared,), cells)
-    except PlanError:
-        return False
-    return together.latency_s < segment_s(timed[lead], WHOLE)

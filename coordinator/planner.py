@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from shoal.codec import PLAIN, Codec
-from shoal.coordinator import partition, sharded
+from shoal.coordinator import partition, sharded, whole
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.partition import Instance, Stage
@@ -112,16 +112,13 @@ def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
 def _local(manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells) -> Iterator[Candidate]:
     """Yield the whole model on each board that can hold it."""
     for board in _holds_whole(manifest, profiles):
-        lanes = (Lane(programs={board: _WHOLE}, weight=1.0),)
+        lanes = (Lane(programs={board: whole.ALONE}, weight=1.0),)
         yield Candidate(
             strategy="local",
             lead=board,
             lanes=lanes,
             predicted=predict(manifest, profiles, barred, board, lanes, cells),
         )
-
-
-_WHOLE = Program(steps=(Run(segment=WHOLE),))
 
 
 def _replicate(
@@ -154,7 +151,7 @@ def _replicate(
         if len(rates) > 1:
             total = sum(rates.values())
             lanes = tuple(
-                Lane(programs=_remote(manifest, lead, board), weight=rate / total)
+                Lane(programs=whole.on(manifest, lead, board), weight=rate / total)
                 for board, rate in rates.items()
             )
             yield Candidate(
@@ -163,29 +160,6 @@ def _replicate(
                 lanes=lanes,
                 predicted=predict(manifest, profiles, barred, lead, lanes, cells),
             )
-
-
-def _remote(manifest: Manifest, lead: BoardId, board: BoardId) -> Mapping[BoardId, Program]:
-    """Return the programs of a lane that runs the whole model on `board` for `lead`."""
-    if board == lead:
-        return {lead: _WHOLE}
-    inputs = tuple(spec.name for spec in manifest.inputs)
-    outputs = tuple(spec.name for spec in manifest.outputs)
-    return {
-        lead: Program(
-            steps=(
-                Exchange(kind="send", tag=0, tensors=inputs, peer=board),
-                Exchange(kind="recv", tag=1, tensors=outputs, peer=board),
-            )
-        ),
-        board: Program(
-            steps=(
-                Exchange(kind="recv", tag=0, tensors=inputs, peer=lead),
-                Run(segment=WHOLE),
-                Exchange(kind="send", tag=1, tensors=outputs, peer=lead),
-            )
-        ),
-    }
 
 
 def _pipeline(

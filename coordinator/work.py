@@ -17,7 +17,7 @@ trip already: sockets, copies, waking a thread.  Measured: 2 ms for the six of o
 COPY_BYTES_PER_S: Final = 2.5e9
 """Memory copied by one thread of a Raspberry Pi 4 (sbc-bench: 2.3 to 2.8 GB/s); a guess for other boards."""
 COPIES: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0, "i8": 4.0}
-"""Passes of `shoal.codec.encode` over the floats, each as long as copying them; `decode` makes one."""
+"""Passes over the floats to encode them, each as long as copying them; decoding makes one."""
 FLOATS: Final[Mapping[Number, float]] = {"f32": 1.0, "f16": 2.0, "i8": 4.0}
 """Bytes of floats for each byte on the wire, about."""
 

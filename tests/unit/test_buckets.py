@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import predict
 from shoal.coordinator.planner import propose
+from shoal.coordinator.wires import SWITCHED
 from shoal.coordinator.work import timings_at
 from shoal.errors import PlanError
-from shoal.manifest import COLUMNS, ROWS, WHOLE, ShardCollective
+from shoal.manifest import COLUMNS, ROWS, WHOLE, ShardCollective, ShardRun
 from shoal.program import Lane, serving
 from shoal.records import Law, Profile, TensorSpec
+from shoal.sharding import programs
 from shoal.sizes import resized, sizes_at
 from tests import build
 from tests.build import A, B
@@ -38,6 +41,26 @@ def test_a_request_is_shared_from_the_size_on_at_which_that_is_faster() -> None:
     assert set(together.programs) == {A, B}
     both = (alone, together)
     assert [serving(both, {"tokens": size}) for size in (1, 5, 6, 99)] == [(0,), (0,), (1,), (1,)]
+
+
+def test_short_requests_run_on_the_quickest_board_though_another_leads() -> None:
+    """Only a has the memory to lead; b is ten times as fast."""
+    sharding = TOKENS.shardings[0]
+    ahead = replace(TOKENS.whole, name="ahead", weights=(build.blob(8, 500),), kind="ahead")
+    steps = (ShardRun(segment="ahead", lead_only=True), *sharding.steps)
+    led = replace(sharding, steps=steps, segments=(ahead, *sharding.segments))
+    manifest = replace(TOKENS, shardings=(led,))
+    slow = replace(board(), laws={**board().laws, "ahead": law(1e-6)})
+    quick = {name: law(each.row_s / 10) for name, each in slow.laws.items()}
+    timed = {**slow.segments, WHOLE: build.timing(0.1)}
+    fast = replace(slow, laws=quick, segments=timed, memory_bytes=499)
+    alone, together = by_size(
+        manifest, {A: slow, B: fast}, frozenset(), SWITCHED, led, A,
+        Lane(programs=programs(led, [A, B], A, (0.1, 0.9)), weight=1.0), 0.2,
+    )  # fmt: skip
+    assert alone.programs[B].segments == {WHOLE}
+    assert alone.programs[A].segments == frozenset()
+    assert together.least == {"tokens": 10}
 
 
 def test_no_request_has_fewer_tokens_than_boards() -> None:

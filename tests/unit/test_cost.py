@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal.codec import PLAIN, Codec, codec_of
 from shoal.coordinator.cost import predict
@@ -149,6 +151,36 @@ def test_boards_that_cannot_talk_or_have_no_figures_are_no_plan() -> None:
     mixed = {**told, A: Program(steps=(*told[A].steps, *stray.steps))}
     with pytest.raises(PlanError, match="expected collectives only"):
         predict(TOKENS, fleet(A, B), frozenset(), A, (Lane(programs=mixed, weight=1.0),))
+
+
+@given(
+    paces=st.lists(st.sampled_from([0.1, 0.5, 1.0, 3.0]), min_size=2, max_size=4),
+    goodput=st.sampled_from([100.0, 1e3, 1e5]),
+    rtt_s=st.sampled_from([1e-3, 0.1]),
+    causal=st.booleans(),
+    number=st.sampled_from(["f32", "f16", "i8"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_better_links_never_make_a_request_slower(
+    paces: list[float], goodput: float, rtt_s: float, causal: bool, number: str
+) -> None:
+    manifest = build.sharded(causal=causal)
+    shares = [1 / len(paces)] * len(paces)
+
+    def found(goodput: float, rtt_s: float) -> Prediction:
+        links = {each: build.link(rtt_s, goodput) for each in (A, B, C, D)}
+        profiles = {
+            name: board(manifest, links, pace) for name, pace in zip((A, B, C, D), paces, strict=False)
+        }
+        return together(profiles, shares, manifest=manifest, codec=codec_of(number))
+
+    slow = found(goodput, rtt_s)
+    assert slow.compute_s + slow.exchange_s <= slow.latency_s * (1 + 1e-9)
+    assert slow.throughput_per_s * slow.compute_s <= 1 + 1e-9
+    for better in (found(2 * goodput, rtt_s), found(goodput, rtt_s / 2)):
+        assert better.latency_s <= slow.latency_s * (1 + 1e-9)
+        assert better.throughput_per_s >= slow.throughput_per_s * (1 - 1e-9)
+        assert better.carried_bytes == slow.carried_bytes
 
 
 # --- seconds of a run -----------------------------------------------------------------------------
