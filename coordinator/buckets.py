@@ -1,25 +1,27 @@
-"""A request is better answered by one board if it is short: from which size on several boards take it.
+"""The performance map of a plan in which boards share requests: for which sizes which lanes are best.
 
-Several boards share a request of the sample sizes; what follows for other sizes, laws tell.  The lanes that
-come of it are a performance map over the number of tokens: one board below, all boards from there on.
+Short requests are better answered by one board, and of a large batch each board does better to answer some
+rows in one piece: nobody waits for anybody.  What happens at other sizes than those of the sample, laws tell.
 """
 
-import contextlib
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 
-from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
+from shoal.coordinator.cost import Barred, Profiles, held_bytes, link, predict, sharding_of
 from shoal.coordinator.whole import ALONE, on
 from shoal.coordinator.wires import Cells
-from shoal.coordinator.work import timings_at
+from shoal.coordinator.work import segment_s, timings_at
 from shoal.errors import PlanError
-from shoal.manifest import Manifest, ShardCollective, Sharding
-from shoal.program import Lane
+from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding
+from shoal.program import Lane, bounds
 from shoal.records import BoardId
 from shoal.sizes import resized
 
-STEPS = 6
-"""So often the range in which the size lies is halved."""
+HALVINGS: Final = 6
+"""So often the range is halved in which the number of tokens lies from which on boards share a request."""
+BATCHES: Final = (2, 4, 8, 16, 32)
 
 
 def by_size(
@@ -27,57 +29,54 @@ def by_size(
     profiles: Profiles,
     barred: Barred,
     cells: Cells,
-    sharding: Sharding,
     lead: BoardId,
     shared: Lane,
-    latency_s: float,
+    *,
+    closely: bool = True,
 ) -> tuple[Lane, ...]:
-    """Return the lanes of a plan in which boards share requests that are long enough for `shared`.
+    """Return the lanes of a plan in which boards share requests by `shared`, where that is best.
 
-    `latency_s` is what one of the sample sizes takes there.  Shorter ones run on the board of these that is
-    quickest alone; where none has memory for the whole model besides, all that can be divided is shared.
+    Shorter requests run on the board of these that is quickest alone, and the rows of larger batches on all
+    boards apart.  Only boards with memory for the whole model besides can do that; without any, all that can
+    be divided is shared.  Not `closely`: the sizes at which lanes change are not looked for, and requests
+    smaller than the sample are not shared.
     """
+    sharding = sharding_of(manifest, shared)
+    assert sharding is not None
+    prices = _Prices(manifest, profiles, barred, cells, lead)
     dim = _tokens(manifest, sharding)
-    if dim is None:
-        return (shared,)
-    boards = len(shared.programs)
-    alone = _alone(manifest, profiles, barred, cells, lead, shared)
-    if alone is None:
-        return (replace(shared, least={dim: boards}),) if sharding.strategy == "sequence" else (shared,)
-    few = many = manifest.sample_sizes[dim]
-    if latency_s < predict(manifest, profiles, barred, lead, (alone,), cells).latency_s:
-        few = boards
-    for _ in range(STEPS):
-        if few >= many:
-            break
-        tokens = (few + many) // 2
-        other = resized(manifest, {dim: tokens})
-        timed = {
-            board: replace(profiles[board], segments=timings_at(manifest, other, profiles[board]))
-            for board in shared.programs
-        }
-        shared_s, alone_s = (
-            predict(other, timed, barred, lead, (lane,), cells).latency_s for lane in (shared, alone)
+    apart = prices.apart(shared)
+    if not apart:
+        least = {dim: len(shared.programs)} if dim and sharding.strategy == "sequence" else {}
+        return (replace(shared, least=least),)
+    alone = replace(min(apart, key=prices.seconds), weight=1.0)
+    better = closely and prices.seconds(shared) < prices.seconds(alone)
+    found: tuple[Lane, ...] = (shared,)
+    if dim is not None:
+        few = many = manifest.sample_sizes[dim]
+        if better:
+            few = len(shared.programs)
+        for _ in range(HALVINGS):
+            if few >= many:
+                break
+            middle = {dim: (few + many) // 2}
+            if prices.seconds(shared, middle) < prices.seconds(alone, middle):
+                many = middle[dim]
+            else:
+                few = middle[dim] + 1
+        found = (alone, replace(shared, least={dim: many}))
+    batch = manifest.batch
+    tokens = sharding.strategy == "sequence"  # else boards may hold ranges of the weights for want of memory
+    if batch is not None and better and tokens and len(apart) > 1 and manifest.verified("replicate"):
+        larger = (size for size in BATCHES if size > manifest.sample_sizes[batch])
+        enough = (
+            s for s in larger if prices.together_s(apart, batch, s) < prices.seconds(shared, {batch: s})
         )
-        if shared_s < alone_s:
-            many = tokens
-        else:
-            few = tokens + 1
-    return (alone, replace(shared, least={dim: many}))
-
-
-def _alone(
-    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, lead: BoardId, shared: Lane
-) -> Lane | None:
-    """Return the quickest way to run the whole model on one board that has the memory for both."""
-    found: list[tuple[float, Lane]] = []
-    for board, program in shared.programs.items():
-        profile = profiles[board]
-        if held_bytes(manifest, program.runs | ALONE.runs) <= profile.memory_bytes:
-            lane = Lane(programs=on(manifest, lead, board), weight=1.0)
-            with contextlib.suppress(PlanError):  # the board has no timing of it, or no link
-                found.append((predict(manifest, profiles, barred, lead, (lane,), cells).latency_s, lane))
-    return min(found, key=lambda one: one[0], default=(math.inf, None))[1]
+        size = next(enough, None)
+        if size is not None:
+            least = {**found[-1].least, batch: size}
+            found = (*found, *(replace(lane, least=least) for lane in apart))
+    return found
 
 
 def _tokens(manifest: Manifest, sharding: Sharding) -> str | None:
@@ -87,3 +86,62 @@ def _tokens(manifest: Manifest, sharding: Sharding) -> str | None:
     asked = {dim for spec in manifest.inputs for dim in spec.shape if isinstance(dim, str)}
     found = sorted((asked & handed) - {manifest.batch})
     return str(found[0]) if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    """What requests of any sizes cost in lanes with one lead."""
+
+    manifest: Manifest
+    profiles: Profiles
+    barred: Barred
+    cells: Cells
+    lead: BoardId
+
+    def seconds(self, lane: Lane, sizes: Mapping[str, int] | None = None) -> float:
+        """Return the latency of a request of the sample sizes but for these; infinite if it cannot be."""
+        manifest, profiles = self.manifest, self.profiles
+        if sizes:
+            manifest = resized(manifest, sizes)
+            timed = {board: timings_at(self.manifest, manifest, profiles[board]) for board in lane.programs}
+            profiles = {board: replace(profiles[board], segments=found) for board, found in timed.items()}
+        anyhow = replace(lane, least={}, weight=1.0)
+        try:
+            predicted = predict(manifest, profiles, self.barred, self.lead, (anyhow,), self.cells)
+        except PlanError:
+            return math.inf
+        return predicted.latency_s
+
+    def apart(self, shared: Lane) -> tuple[Lane, ...]:
+        """Return lanes of the whole model on each board of `shared` that has memory for both."""
+        rates = {
+            board: 1 / segment_s(self.profiles[board], WHOLE)
+            for board, program in shared.programs.items()
+            if held_bytes(self.manifest, program.runs | ALONE.runs) <= self.profiles[board].memory_bytes
+        }
+        able = {board: rate for board, rate in rates.items() if rate > 0}
+        total = sum(able.values())
+        return tuple(
+            Lane(programs=on(self.manifest, self.lead, board), weight=rate / total)
+            for board, rate in able.items()
+        )
+
+    def together_s(self, lanes: tuple[Lane, ...], batch: str, size: int) -> float:
+        """Return the latency of a batch whose rows are divided among lanes of the whole model.
+
+        The lead's uplink hands the inputs out one after the other; the last board has to wait for all.
+        """
+        edges = bounds(size, [lane.weight for lane in lanes])
+        latest_s, sent_s, row_bytes = 0.0, 0.0, sum(self._bytes(spec.name) for spec in self.manifest.inputs)
+        for index, lane in enumerate(lanes):
+            rows = edges[index + 1] - edges[index]
+            others = [board for board in lane.programs if board != self.lead]
+            path = link(self.profiles, self.barred, self.lead, others[0]) if others else None
+            sent_s += rows * row_bytes / path.goodput_bytes_per_s if path else 0.0
+            latest_s = max(latest_s, self.seconds(lane, {batch: rows}))
+        return latest_s + sent_s
+
+    def _bytes(self, name: str) -> float:
+        """Return the bytes of one row of an input."""
+        batch = self.manifest.batch
+        return self.manifest.tensor_bytes[name] / (self.manifest.sample_sizes[batch] if batch else 1)

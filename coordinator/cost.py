@@ -95,7 +95,7 @@ def _played(
     manifest: Manifest, profiles: Profiles, path: Path, cells: Cells, lead: BoardId, lane: Lane
 ) -> Played:
     boards = tuple(lane.programs)
-    sharding = _sharding_of(manifest, lane)
+    sharding = sharding_of(manifest, lane)
     words = _plain(manifest, profiles) if sharding is None else _divided(manifest, profiles, sharding, lane)
     return play(lead, lane, Wires(boards, path, cells), words)
 
@@ -114,7 +114,7 @@ def _inputs(manifest: Manifest, segment: str) -> tuple[str, ...]:
     return tuple(spec.name for spec in manifest.by_name[segment].inputs)
 
 
-def _sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
+def sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
     """Return the sharding from which the lane's programs were made; None: from none."""
     if not any(isinstance(step, Collective) for program in lane.programs.values() for step in program.steps):
         return None

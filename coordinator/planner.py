@@ -14,7 +14,7 @@ import numpy as np
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator import partition, sharded, whole
 from shoal.coordinator.buckets import by_size
-from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
+from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
 from shoal.coordinator.partition import Instance, Stage
 from shoal.coordinator.wires import Cells, cells_of
 from shoal.coordinator.work import segment_s
@@ -83,18 +83,22 @@ def propose(
         clear = len(candidate.boards) == 1 or seconds <= (1 - margin) * alone_s
         return seconds if clear else max(seconds, alone_s)
 
+    ranked = sorted(
+        found,
+        key=lambda c: (
+            rank_s(c),
+            len(c.boards),
+            cost_s(c.predicted, objective),
+            cost_s(c.predicted, other),
+            c.strategy,
+            c.boards,
+        ),
+    )
     return tuple(
-        sorted(
-            found,
-            key=lambda c: (
-                rank_s(c),
-                len(c.boards),
-                cost_s(c.predicted, objective),
-                cost_s(c.predicted, other),
-                c.strategy,
-                c.boards,
-            ),
-        )
+        replace(c, lanes=by_size(manifest, profiles, barred, cells, c.lead, c.lanes[0], closely=index == 0))
+        if sharding_of(manifest, c.lanes[0])
+        else c
+        for index, c in enumerate(ranked)
     )
 
 
@@ -213,10 +217,7 @@ def _sharded(
                     continue
                 found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))
             if found:
-                best = min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
-                lane, latency_s = best.lanes[0], best.predicted.latency_s
-                lanes = by_size(manifest, profiles, barred, cells, sharding, best.lead, lane, latency_s)
-                yield replace(best, lanes=lanes)
+                yield min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
 
 
 def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:

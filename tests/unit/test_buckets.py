@@ -17,7 +17,7 @@ from shoal.sharding import programs
 from shoal.sizes import resized, sizes_at
 from tests import build
 from tests.build import A, B
-from tests.unit.test_sharded import TOKENS, law, shared
+from tests.unit.test_sharded import TOKENS, law, shared, verified
 
 EVEN = build.link(0.01, 1e6)
 
@@ -55,12 +55,36 @@ def test_short_requests_run_on_the_quickest_board_though_another_leads() -> None
     timed = {**slow.segments, WHOLE: build.timing(0.1)}
     fast = replace(slow, laws=quick, segments=timed, memory_bytes=499)
     alone, together = by_size(
-        manifest, {A: slow, B: fast}, frozenset(), SWITCHED, led, A,
-        Lane(programs=programs(led, [A, B], A, (0.1, 0.9)), weight=1.0), 0.2,
+        manifest, {A: slow, B: fast}, frozenset(), SWITCHED, A,
+        Lane(programs=programs(led, [A, B], A, (0.1, 0.9)), weight=1.0),
     )  # fmt: skip
     assert alone.programs[B].segments == {WHOLE}
     assert alone.programs[A].segments == frozenset()
-    assert together.least == {"tokens": 10}
+    assert together.least["tokens"] > 2
+
+
+def test_rows_of_large_batches_are_answered_apart() -> None:
+    """Shared, b requests take 0.2 + b * 0.5 s, apart (b + 1) // 2 * 1 s: from 2 on that is less."""
+    manifest = verified(TOKENS, "local", "replicate", "sequence")
+    profile = board(base_s=0.1)
+    alone, together, *apart = shared({A: profile, B: profile}, manifest=manifest).lanes
+    assert together.least == {"tokens": 6}
+    assert [each.least for each in apart] == [{"tokens": 6, "batch": 2}] * 2
+    assert [each.weight for each in apart] == [0.5, 0.5]
+    assert {frozenset(each.programs) for each in apart} == {frozenset({A}), frozenset({A, B})}
+    lanes = (alone, together, *apart)
+    assert serving(lanes, {"tokens": 10, "batch": 1}) == (1,)
+    assert serving(lanes, {"tokens": 10, "batch": 2}) == (2, 3)
+    assert serving(lanes, {"tokens": 5, "batch": 9}) == (0,)
+
+
+def test_where_sharing_does_not_pay_nothing_smaller_than_the_sample_is_shared() -> None:
+    """A row of x, 320 bytes, takes 3.2 s to the other board."""
+    manifest = verified(TOKENS, "local", "replicate", "sequence")
+    slow = {peer: build.link(0.01, 100.0) for peer in (A, B)}
+    profile = replace(board(), links=slow)
+    found = shared({A: profile, B: profile}, manifest=manifest).lanes
+    assert [each.least for each in found] == [{}, {"tokens": 10}]
 
 
 def test_no_request_has_fewer_tokens_than_boards() -> None:
