@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
@@ -13,6 +14,9 @@ from shoal.manifest import Manifest
 from shoal.messages import Alternative
 from shoal.program import Lane, Plan, Prediction, Run
 from shoal.records import BoardId
+
+TOLD: Final = 12
+"""So many alternatives are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +138,13 @@ def load_bytes(manifest: Manifest, lanes: tuple[Lane, ...]) -> int:
 
 
 def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
-    """Return the candidates as a person may read them, best first."""
+    """Return candidates as a person may read them, best first: at least the best of each strategy."""
     if not ranking.candidates:
         return ()
+    best = {candidate.strategy: candidate for candidate in reversed(ranking.candidates)}
+    room = max(0, TOLD - len(best))
+    others = [c for c in ranking.candidates if c is not best[c.strategy]][:room]
+    told = [c for c in ranking.candidates if c is best[c.strategy] or any(c is other for other in others)]
     objective = ranking.question.objective
     best_s = cost_s(ranking.candidates[0].predicted, objective)
     return tuple(
@@ -151,7 +159,7 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             carried_bytes=candidate.predicted.carried_bytes,
             note=_against(candidate, cost_s(candidate.predicted, objective) / best_s),
         )
-        for candidate in ranking.candidates[:12]
+        for candidate in told
     )
 
 

@@ -176,6 +176,16 @@ def test_where_there_is_one_board_there_is_nothing_to_say() -> None:
     assert why_not_more(alone_only, alone_only.candidates[0]) == ""
 
 
+def test_the_best_of_each_strategy_is_told_however_many_boards_there_are() -> None:
+    many = tuple(candidate(BoardId(f"b{number:02}"), 0.1 + number / 100) for number in range(20))
+    last = replace(many[0], strategy="sequence", predicted=Prediction(latency_s=9.0, throughput_per_s=1.0))
+    found = alternatives(replace(rank(question(ROOMY)), candidates=(*many, last)))
+    assert [(a.strategy, a.boards) for a in found] == [
+        *(("local", (BoardId(f"b{number:02}"),)) for number in range(11)),
+        ("sequence", (BoardId("b00"),)),
+    ]
+
+
 def test_alternatives_say_where_the_time_goes() -> None:
     first = alternatives(rank(question(ROOMY, s00_s=0.2, s01_s=0.3)))[0]
     # over a and b: a computes 0.1 s of 0.204 s, and 100 bytes go each way
