@@ -186,7 +186,7 @@ def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
     if ratio < 1:
         verdict = f"better by {1 - ratio:.0%} only, less than the margin of {ranking.question.margin:.0%}"
     else:
-        verdict = f"{ratio:.1f}x slower"
+        verdict = f"{ratio:.1f}x slower" if ratio >= 1.15 else f"slower by {ratio - 1:.0%}"
     return f"{len(best.boards)} boards would be {verdict}{_exchanges(best.predicted)}"
 
 
@@ -201,7 +201,9 @@ def _exchanges(predicted: Prediction) -> str:
     if not count:
         return ""
     each_s = (predicted.exchange_s + wait_s(predicted)) / count
-    return f": {count} exchange{'s' if count > 1 else ''} x {each_s * 1e3:.3g} ms"
+    return (
+        f": {count} exchanges x {each_s * 1e3:.3g} ms" if count > 1 else f": {each_s * 1e3:.3g} ms of waiting"
+    )
 
 
 def _against(candidate: Candidate, ratio: float) -> str:

@@ -165,8 +165,9 @@ def weighed(latency_s: float, several_s: float, *, waits: float = 12.0, compute_
 
 def test_why_not_more_boards() -> None:
     assert weighed(0.05, 0.068) == "2 boards would be 1.4x slower: 12 exchanges x 4 ms"
-    assert weighed(0.05, 0.068, waits=1) == "2 boards would be 1.4x slower: 1 exchange x 48 ms"
+    assert weighed(0.05, 0.068, waits=1) == "2 boards would be 1.4x slower: 48 ms of waiting"
     assert weighed(0.05, 0.068, waits=0) == "2 boards would be 1.4x slower"
+    assert weighed(0.05, 0.052, waits=0) == "2 boards would be slower by 4%"
     assert weighed(0.1, 0.095, waits=0) == "2 boards would be better by 5% only, less than the margin of 10%"
 
 
