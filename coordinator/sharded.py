@@ -40,6 +40,8 @@ def lanes(
     latency: bool,
 ) -> Iterator[tuple[BoardId, Lane]]:
     """Yield the most promising lanes of two to `limit` boards, and the lead of each."""
+    if sharding.units < 2:
+        return
     boards = _quickest(profiles)
     task = _task(manifest, profiles, barred, cells, boards, sharding, codec)
     for team in best_teams(task, limit, latency=latency):
@@ -79,7 +81,6 @@ def _task(
     parts = _parts(manifest, sharding)
     loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
     sizes = sizes_at(manifest, sharding, _halves(sharding), codec)[0]
-    coding_s = encode_s(codec, crossing.unit_bytes) - decode_s(codec, crossing.unit_bytes)
     joining_s = encode_s(codec, crossing.board_bytes) + decode_s(codec, crossing.unit_bytes * units)
     rate = np.zeros((len(boards), len(boards)))
     half_rtt_s = np.zeros_like(rate)
@@ -88,16 +89,16 @@ def _task(
             found = link(profiles, barred, source, target) if i != j else None
             if found is not None:
                 rate[i, j], half_rtt_s[i, j] = found.goodput_bytes_per_s, found.rtt_s / 2
-    members = [np.isin(boards, sorted(cell)) for cell in cells]
     on_air = np.zeros_like(rate, bool)
-    for each in members:
-        on_air |= each[:, None] | each[None, :]
+    for cell in cells:
+        member = np.isin(boards, sorted(cell))
+        on_air |= member[:, None] | member[None, :]
     return Task(
         units=units,
         causal=sharding.causal,
         fixed_s=np.array([load.fixed_s for load in loads]) + joining_s,
         column_s=np.array([load.column_s for load in loads]),
-        unit_s=np.array([load.unit_s for load in loads]) + coding_s,
+        unit_s=np.array([load.unit_s for load in loads]) + encode_s(codec, crossing.unit_bytes),
         pair_s=np.array([load.pair_s for load in loads]),
         most=np.array([load.most for load in loads], np.int64),
         lead_s=np.array([_lead_s(manifest, profiles[board], sharding, sizes) for board in boards]),
@@ -207,15 +208,14 @@ def _load(manifest: Manifest, profile: Profile, sharding: Sharding, parts: Seque
                 for units in (1, segment.units)
             )
             each_s = (all_s - one_s) / max(1, segment.units - 1)
-            fixed_s, unit_s = (
-                fixed_s + count * (one_s - each_s),
-                unit_s + count * each_s * segment.units / sharding.units,
-            )
+            fixed_s += count * (one_s - each_s)
+            unit_s += count * each_s * segment.units / sharding.units
             continue
         law = profile.laws.get(segment.name)
         if law is None:
             row_s = segment_s(profile, segment.name) / part.sample_rows
-            fixed_s, unit_s = fixed_s + count * row_s * part.rows, unit_s + count * row_s * part.unit_rows
+            fixed_s += count * row_s * part.rows
+            unit_s += count * row_s * part.unit_rows
         elif part.attended is None:
             fixed_s += count * (law.base_s + law.row_s * part.rows)
             column_s += count * (law.column_s + law.pair_s * part.rows)

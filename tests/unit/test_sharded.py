@@ -135,6 +135,13 @@ def test_what_is_not_verified_or_has_no_figures_is_not_shared() -> None:
     assert {c.strategy for c in propose(TOKENS, profiles, barred, "latency")} <= {"local", "replicate"}
 
 
+def test_what_is_one_unit_is_not_shared() -> None:
+    sharding = replace(TOKENS.shardings[0], units=1)
+    one = replace(TOKENS, shardings=(sharding,), sample_sizes={"batch": 1, "tokens": 1})
+    found = propose(one, {A: board(1.0), B: board(1.0)}, frozenset(), "latency")
+    assert {c.strategy for c in found} <= {"local", "replicate"}
+
+
 def test_codecs_that_lose_something_are_used_only_where_that_is_allowed() -> None:
     profiles = {A: board(1.0, goodput=1e3), B: board(1.0, goodput=1e3)}
     exact = propose(TOKENS, profiles, frozenset(), "latency")
