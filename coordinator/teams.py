@@ -19,7 +19,8 @@ from shoal.coordinator.work import MESSAGE_S
 
 EXACT: Final = 6
 KEPT: Final = 3
-"""So many sets are worth playing."""
+NEAR: Final = 1.2
+"""So many sets at most are worth playing, whose estimates are no more times that of the best."""
 STEPS: Final = 8
 """So often at most one board is taken in or left out."""
 HALVINGS: Final = 40
@@ -126,6 +127,7 @@ class _Known:
         """Return the best few."""
         possible = [team for team, seconds in self._found.items() if np.isfinite(seconds)]
         possible.sort(key=lambda team: self._found[team])
+        possible = [team for team in possible if self._found[team] <= NEAR * self._found[possible[0]]]
         return [self._team(team) for team in possible[:KEPT]]
 
     def _estimate(self, teams: Sequence[tuple[int, ...]]) -> Floats:
