@@ -172,18 +172,24 @@ def heads(length: int) -> Sharding:
     )
 
 
-def fleet(count: int, manifest: Manifest, *, memory_bytes: int) -> dict[BoardId, Profile]:
-    """Return profiles of `count` boards of different speeds, on 100 Mbit/s with 1 ms round trips."""
+SLOW = LinkProfile(rtt_s=1e-3, goodput_bytes_per_s=12e6)
+FAST = LinkProfile(rtt_s=1e-4, goodput_bytes_per_s=1.2e9)
+
+
+def fleet(
+    count: int, manifest: Manifest, *, memory_bytes: int, way: LinkProfile = SLOW, slowness: float = 1.0
+) -> dict[BoardId, Profile]:
+    """Return profiles of `count` boards of different speeds, by default on 100 Mbit/s."""
     chance = np.random.default_rng(1)
     names = [BoardId(f"board-{number}") for number in range(count)]
     profiles = {}
     for name in names:
-        pace = float(chance.uniform(0.5, 2.0))
+        pace = slowness * float(chance.uniform(0.5, 2.0))
         timings = {
             segment.name: Timing(median_s=0.01 * pace * len(segment.weights), spread_s=0.0, runs=5)
             for segment in manifest.by_name.values()
         }
-        links = {other: LinkProfile(rtt_s=1e-3, goodput_bytes_per_s=12e6) for other in names if other != name}
+        links = {other: way for other in names if other != name}
         profiles[name] = Profile(
             incarnation=1,
             bundle=Sha256("0" * 64),
@@ -213,8 +219,11 @@ def main() -> None:
     objectives: tuple[Objective, ...] = ("latency", "throughput")
     for boards, segments in ((3, 24), (8, 24), (8, 48), (64, 96)):
         manifest = chain(segments)
-        large = boards * segments > 8 * 48
-        profiles = fleet(boards, manifest, memory_bytes=2_000_000_000 if large else 120_000_000)
+        large = boards > 8
+        if large:  # slow boards on fast links, so that many share a request
+            profiles = fleet(boards, manifest, memory_bytes=4_000_000_000, way=FAST, slowness=20)
+        else:
+            profiles = fleet(boards, manifest, memory_bytes=120_000_000)
         for objective in objectives:
             seconds = []
             for _ in range(3 if large else REPEATS):

@@ -16,7 +16,7 @@ from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s
 from shoal.errors import PlanError
 from shoal.manifest import Manifest, ShardCollective, Sharding
-from shoal.program import Collective, Exchange, Lane, Prediction, Run
+from shoal.program import Collective, Exchange, Lane, Prediction, Run, serving
 from shoal.records import BoardId, LinkProfile, Profile
 from shoal.sizes import sizes_at
 from shoal.traffic import Flow, flows
@@ -53,15 +53,22 @@ def predict(
     lanes: tuple[Lane, ...],
     cells: Cells = SWITCHED,
 ) -> Prediction:
-    """Return what a plan of these lanes costs.  Raises PlanError if a board or link cannot do it."""
+    """Return what a request of the sample sizes costs in a plan of these lanes.
+
+    Raises PlanError if a board or link cannot do it, or if none of the lanes is for it.
+    """
+    lanes = tuple(lanes[index] for index in serving(lanes, manifest.sample_sizes))
+    if not lanes:
+        raise PlanError("plan: no lane is for requests of the sample sizes")
     path = partial(link, profiles, barred)
     busy_s: dict[BoardId, float] = defaultdict(float)
     carried_bytes: dict[tuple[BoardId, BoardId], float] = defaultdict(float)
-    latency_s = compute_s = waits = 0.0
+    latency_s = compute_s = exchange_s = waits = 0.0
     for lane in lanes:
         played = _played(manifest, profiles, path, cells, lead, lane)
         latency_s += lane.weight * played.latency_s
         compute_s += lane.weight * played.compute_s
+        exchange_s += lane.weight * (played.busy_s[lead] - played.compute_s)
         waits += lane.weight * played.waits
         for board, seconds in played.busy_s.items():
             busy_s[board] += lane.weight * seconds
@@ -75,6 +82,7 @@ def predict(
         latency_s=latency_s,
         throughput_per_s=1.0 / busiest,
         compute_s=compute_s,
+        exchange_s=exchange_s,
         carried_bytes=sum(carried_bytes.values()),
         waits=waits,
     )
@@ -87,7 +95,7 @@ def _played(
     manifest: Manifest, profiles: Profiles, path: Path, cells: Cells, lead: BoardId, lane: Lane
 ) -> Played:
     boards = tuple(lane.programs)
-    sharding = _sharding_of(manifest, lane)
+    sharding = sharding_of(manifest, lane)
     words = _plain(manifest, profiles) if sharding is None else _divided(manifest, profiles, sharding, lane)
     return play(lead, lane, Wires(boards, path, cells), words)
 
@@ -106,7 +114,7 @@ def _inputs(manifest: Manifest, segment: str) -> tuple[str, ...]:
     return tuple(spec.name for spec in manifest.by_name[segment].inputs)
 
 
-def _sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
+def sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
     """Return the sharding from which the lane's programs were made; None: from none."""
     if not any(isinstance(step, Collective) for program in lane.programs.values() for step in program.steps):
         return None

@@ -12,9 +12,11 @@ from typing import Literal
 import numpy as np
 
 from shoal.codec import PLAIN, Codec
-from shoal.coordinator import partition, sharded
-from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
+from shoal.coordinator import partition, sharded, whole
+from shoal.coordinator.buckets import by_size
+from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
 from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.wires import Cells, cells_of
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
@@ -62,11 +64,12 @@ def propose(
     that binds, if nothing fits.
     """
     limit = max_boards or len(profiles)
+    cells = cells_of(profiles)
     found = [
-        *_local(manifest, profiles, barred),
-        *(_replicate(manifest, profiles, barred, limit) if limit > 1 else ()),
-        *(_pipeline(manifest, profiles, barred, objective, limit) if limit > 1 else ()),
-        *(_sharded(manifest, profiles, barred, objective, limit, codecs) if limit > 1 else ()),
+        *_local(manifest, profiles, barred, cells),
+        *(_replicate(manifest, profiles, barred, cells, limit) if limit > 1 else ()),
+        *(_pipeline(manifest, profiles, barred, cells, objective, limit) if limit > 1 else ()),
+        *(_sharded(manifest, profiles, barred, cells, objective, limit, codecs) if limit > 1 else ()),
     ]
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
@@ -80,18 +83,22 @@ def propose(
         clear = len(candidate.boards) == 1 or seconds <= (1 - margin) * alone_s
         return seconds if clear else max(seconds, alone_s)
 
+    ranked = sorted(
+        found,
+        key=lambda c: (
+            rank_s(c),
+            len(c.boards),
+            cost_s(c.predicted, objective),
+            cost_s(c.predicted, other),
+            c.strategy,
+            c.boards,
+        ),
+    )
     return tuple(
-        sorted(
-            found,
-            key=lambda c: (
-                rank_s(c),
-                len(c.boards),
-                cost_s(c.predicted, objective),
-                cost_s(c.predicted, other),
-                c.strategy,
-                c.boards,
-            ),
-        )
+        replace(c, lanes=by_size(manifest, profiles, barred, cells, c.lead, c.lanes[0], closely=index == 0))
+        if sharding_of(manifest, c.lanes[0])
+        else c
+        for index, c in enumerate(ranked)
     )
 
 
@@ -106,29 +113,31 @@ def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
     return sorted(able, key=lambda board: (segment_s(profiles[board], WHOLE), board))
 
 
-def _local(manifest: Manifest, profiles: Profiles, barred: Barred) -> Iterator[Candidate]:
+def _local(manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells) -> Iterator[Candidate]:
     """Yield the whole model on each board that can hold it."""
     for board in _holds_whole(manifest, profiles):
-        lanes = (Lane(programs={board: _WHOLE}, weight=1.0),)
+        lanes = (Lane(programs={board: whole.ALONE}, weight=1.0),)
         yield Candidate(
             strategy="local",
             lead=board,
             lanes=lanes,
-            predicted=predict(manifest, profiles, barred, board, lanes),
+            predicted=predict(manifest, profiles, barred, board, lanes, cells),
         )
 
 
-_WHOLE = Program(steps=(Run(segment=WHOLE),))
+def _replicate(
+    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, limit: int
+) -> Iterator[Candidate]:
+    """Yield, for each lead, the whole model on several boards among which requests are divided.
 
-
-def _replicate(manifest: Manifest, profiles: Profiles, barred: Barred, limit: int) -> Iterator[Candidate]:
-    """Yield, for each lead, the whole model on several boards among which requests are divided."""
+    Of very many boards only the quickest are tried as the lead, which hardly matters.
+    """
     if not manifest.verified("local"):
         return
     able = _holds_whole(manifest, profiles)
     asked = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
     given = sum(manifest.tensor_bytes[spec.name] for spec in manifest.outputs)
-    for lead in able:
+    for lead in able[:_LEADS]:
         rates = {lead: 1.0 / segment_s(profiles[lead], WHOLE)}
         room = math.inf  # requests per second that the lead's interface still has room for
         for board in (b for b in able if b != lead):
@@ -149,42 +158,22 @@ def _replicate(manifest: Manifest, profiles: Profiles, barred: Barred, limit: in
         if len(rates) > 1:
             total = sum(rates.values())
             lanes = tuple(
-                Lane(programs=_remote(manifest, lead, board), weight=rate / total)
+                Lane(programs=whole.on(manifest, lead, board), weight=rate / total)
                 for board, rate in rates.items()
             )
             yield Candidate(
                 strategy="replicate",
                 lead=lead,
                 lanes=lanes,
-                predicted=predict(manifest, profiles, barred, lead, lanes),
+                predicted=predict(manifest, profiles, barred, lead, lanes, cells),
             )
 
 
-def _remote(manifest: Manifest, lead: BoardId, board: BoardId) -> Mapping[BoardId, Program]:
-    """Return the programs of a lane that runs the whole model on `board` for `lead`."""
-    if board == lead:
-        return {lead: _WHOLE}
-    inputs = tuple(spec.name for spec in manifest.inputs)
-    outputs = tuple(spec.name for spec in manifest.outputs)
-    return {
-        lead: Program(
-            steps=(
-                Exchange(kind="send", tag=0, tensors=inputs, peer=board),
-                Exchange(kind="recv", tag=1, tensors=outputs, peer=board),
-            )
-        ),
-        board: Program(
-            steps=(
-                Exchange(kind="recv", tag=0, tensors=inputs, peer=lead),
-                Run(segment=WHOLE),
-                Exchange(kind="send", tag=1, tensors=outputs, peer=lead),
-            )
-        ),
-    }
+_LEADS = 8
 
 
 def _pipeline(
-    manifest: Manifest, profiles: Profiles, barred: Barred, objective: Objective, limit: int
+    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, objective: Objective, limit: int
 ) -> Iterator[Candidate]:
     """Yield the best pipeline over two boards or more; the first board leads."""
     if not manifest.verified("pipeline") or len(manifest.segments) < 2:
@@ -199,7 +188,7 @@ def _pipeline(
         lead = boards[stages[0].board]
         lanes = (Lane(programs=_chain(manifest, [(boards[s.board], s) for s in stages]), weight=1.0),)
         try:
-            predicted = predict(manifest, profiles, barred, lead, lanes)
+            predicted = predict(manifest, profiles, barred, lead, lanes, cells)
         except PlanError:
             continue
         yield Candidate(strategy="pipeline", lead=lead, lanes=lanes, predicted=predicted)
@@ -215,6 +204,7 @@ def _sharded(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     objective: Objective,
     limit: int,
     codecs: Sequence[Codec],
@@ -225,10 +215,10 @@ def _sharded(
             strategy = sharding.name if codec.exact else f"{sharding.name} {codec}"
             found = []
             for lead, lane in sharded.lanes(
-                manifest, profiles, barred, sharding, codec, limit, latency=objective == "latency"
+                manifest, profiles, barred, cells, sharding, codec, limit, latency=objective == "latency"
             ):
                 try:
-                    predicted = predict(manifest, profiles, barred, lead, (lane,))
+                    predicted = predict(manifest, profiles, barred, lead, (lane,), cells)
                 except PlanError:
                     continue
                 found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))

@@ -179,6 +179,7 @@ def candidates(ranked: Sequence[Candidate]) -> str:
                 candidate.boards,
                 candidate.predicted.latency_s,
                 candidate.predicted.compute_s,
+                candidate.predicted.exchange_s,
                 candidate.predicted.carried_bytes,
                 candidate.predicted.throughput_per_s,
             )
@@ -187,7 +188,7 @@ def candidates(ranked: Sequence[Candidate]) -> str:
     )
 
 
-_COSTS_HEAD = ("STRATEGY", "BOARDS", "LATENCY", "COMPUTE", "EXCHANGE+WAIT", "SENT", "THROUGHPUT")
+_COSTS_HEAD = ("STRATEGY", "BOARDS", "LATENCY", "COMPUTE", "EXCHANGE", "WAIT", "SENT", "THROUGHPUT")
 
 
 def _costs(
@@ -195,16 +196,18 @@ def _costs(
     boards: Sequence[BoardId],
     latency_s: float,
     compute_s: float,
+    exchange_s: float,
     carried_bytes: float,
     throughput_per_s: float,
 ) -> tuple[str, ...]:
-    """Return the cells of one plan that was weighed: of the latency, what the lead computes and what not."""
+    """Return the cells of one plan that was weighed; wait is what the lead neither computes nor exchanges."""
     return (
         strategy,
         ", ".join(boards),
         f"{latency_s * 1e3:.1f} ms",
         f"{compute_s * 1e3:.1f} ms",
-        f"{max(0.0, latency_s - compute_s) * 1e3:.1f} ms",
+        f"{exchange_s * 1e3:.1f} ms",
+        f"{max(0.0, latency_s - compute_s - exchange_s) * 1e3:.1f} ms",
         f"{carried_bytes / 1e3:.1f} kB",
         f"{throughput_per_s:.2f}/s",
     )
@@ -226,6 +229,7 @@ def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
                     alternative.boards,
                     alternative.latency_s,
                     alternative.compute_s,
+                    alternative.exchange_s,
                     alternative.carried_bytes,
                     alternative.throughput_per_s,
                 ),

@@ -7,6 +7,7 @@ comes of it are lanes, which the planner prices like any other.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -14,20 +15,24 @@ from shoal.codec import Codec
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, link
 from shoal.coordinator.shares import Load, water_fill
 from shoal.coordinator.teams import Task, best_teams
+from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import decode_s, encode_s, run_s, segment_s
 from shoal.errors import PlanError
-from shoal.manifest import COLUMNS, Manifest, Segment, ShardCollective, Sharding, ShardRun
+from shoal.manifest import COLUMNS, WHOLE, Manifest, Segment, ShardCollective, Sharding, ShardRun
 from shoal.program import Collective, Lane, Run
 from shoal.records import BoardId, Profile
 from shoal.sharding import programs
 from shoal.sizes import dims_of, rows_of, sizes_at
 from shoal.traffic import flows
 
+MAX_BOARDS: Final = 64
+
 
 def lanes(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     sharding: Sharding,
     codec: Codec,
     limit: int,
@@ -35,8 +40,10 @@ def lanes(
     latency: bool,
 ) -> Iterator[tuple[BoardId, Lane]]:
     """Yield the most promising lanes of two to `limit` boards, and the lead of each."""
-    boards = sorted(profiles)
-    task = _task(manifest, profiles, barred, boards, sharding, codec)
+    if sharding.units < 2:
+        return
+    boards = _quickest(profiles)
+    task = _task(manifest, profiles, barred, cells, boards, sharding, codec)
     for team in best_teams(task, limit, latency=latency):
         counts = water_fill(team.loads, task.units, causal=task.causal)
         if counts is None:
@@ -51,10 +58,20 @@ def lanes(
             yield members[0], Lane(programs=told, weight=1.0)
 
 
+def _quickest(profiles: Profiles) -> list[BoardId]:
+    """Return the boards to search over, in order of their names: the quickest, if there are very many."""
+
+    def pace_s(board: BoardId) -> tuple[float, BoardId]:
+        return segment_s(profiles[board], WHOLE), board
+
+    return sorted(sorted(profiles, key=pace_s)[:MAX_BOARDS])
+
+
 def _task(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
+    cells: Cells,
     boards: Sequence[BoardId],
     sharding: Sharding,
     codec: Codec,
@@ -64,7 +81,6 @@ def _task(
     parts = _parts(manifest, sharding)
     loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
     sizes = sizes_at(manifest, sharding, _halves(sharding), codec)[0]
-    coding_s = encode_s(codec, crossing.unit_bytes) - decode_s(codec, crossing.unit_bytes)
     joining_s = encode_s(codec, crossing.board_bytes) + decode_s(codec, crossing.unit_bytes * units)
     rate = np.zeros((len(boards), len(boards)))
     half_rtt_s = np.zeros_like(rate)
@@ -73,12 +89,16 @@ def _task(
             found = link(profiles, barred, source, target) if i != j else None
             if found is not None:
                 rate[i, j], half_rtt_s[i, j] = found.goodput_bytes_per_s, found.rtt_s / 2
+    on_air = np.zeros_like(rate, bool)
+    for cell in cells:
+        member = np.isin(boards, sorted(cell))
+        on_air |= member[:, None] | member[None, :]
     return Task(
         units=units,
         causal=sharding.causal,
         fixed_s=np.array([load.fixed_s for load in loads]) + joining_s,
         column_s=np.array([load.column_s for load in loads]),
-        unit_s=np.array([load.unit_s for load in loads]) + coding_s,
+        unit_s=np.array([load.unit_s for load in loads]) + encode_s(codec, crossing.unit_bytes),
         pair_s=np.array([load.pair_s for load in loads]),
         most=np.array([load.most for load in loads], np.int64),
         lead_s=np.array([_lead_s(manifest, profiles[board], sharding, sizes) for board in boards]),
@@ -89,6 +109,7 @@ def _task(
         exchanges=exchanges,
         rate=rate,
         half_rtt_s=half_rtt_s,
+        on_air=on_air & (rate > 0),
     )
 
 
@@ -182,13 +203,19 @@ def _load(manifest: Manifest, profile: Profile, sharding: Sharding, parts: Seque
     for part in parts:
         segment, count = part.segment, part.count
         if segment.units:
-            whole = run_s(manifest, profile, Run(segment=segment.name, part=(0, segment.units)), {})
-            unit_s += count * whole / sharding.units
+            one_s, all_s = (
+                run_s(manifest, profile, Run(segment=segment.name, part=(0, units)), manifest.sizes)
+                for units in (1, segment.units)
+            )
+            each_s = (all_s - one_s) / max(1, segment.units - 1)
+            fixed_s += count * (one_s - each_s)
+            unit_s += count * each_s * segment.units / sharding.units
             continue
         law = profile.laws.get(segment.name)
         if law is None:
             row_s = segment_s(profile, segment.name) / part.sample_rows
-            fixed_s, unit_s = fixed_s + count * row_s * part.rows, unit_s + count * row_s * part.unit_rows
+            fixed_s += count * row_s * part.rows
+            unit_s += count * row_s * part.unit_rows
         elif part.attended is None:
             fixed_s += count * (law.base_s + law.row_s * part.rows)
             column_s += count * (law.column_s + law.pair_s * part.rows)

@@ -19,7 +19,8 @@ from shoal.coordinator.work import MESSAGE_S
 
 EXACT: Final = 6
 KEPT: Final = 3
-"""So many sets are worth playing."""
+NEAR: Final = 1.2
+"""So many sets at most are worth playing, whose estimates are no more times that of the best."""
 STEPS: Final = 8
 """So often at most one board is taken in or left out."""
 HALVINGS: Final = 40
@@ -56,6 +57,8 @@ class Task:
     rate: Floats
     """Bytes per second from one board to another; 0: there is no link, or it is the same board."""
     half_rtt_s: Floats
+    on_air: Sets
+    """What one board sends another goes through a medium that others use too."""
 
     @property
     def boards(self) -> int:
@@ -124,6 +127,7 @@ class _Known:
         """Return the best few."""
         possible = [team for team, seconds in self._found.items() if np.isfinite(seconds)]
         possible.sort(key=lambda team: self._found[team])
+        possible = [team for team in possible if self._found[team] <= NEAR * self._found[possible[0]]]
         return [self._team(team) for team in possible[:KEPT]]
 
     def _estimate(self, teams: Sequence[tuple[int, ...]]) -> Floats:
@@ -144,7 +148,7 @@ class _Known:
             edge_s = (counts * task.unit_edge_bytes + task.edge_bytes) / task.rate[leads]
             edge_s = np.where(sets & (np.arange(task.boards) != leads[:, None]), edge_s, 0).sum(axis=1)
             sent_s[np.arange(len(teams)), leads] += edge_s
-            sent_s = sent_s.max(axis=1)
+            sent_s = np.maximum(sent_s.max(axis=1), self._air_s(sets))
         return np.where(np.isfinite(level_s), np.maximum(level_s, sent_s), np.inf)
 
     def _terms(self, sets: Sets, leads: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
@@ -164,9 +168,19 @@ class _Known:
             # The lead's interface has the edges of all others.
             edge_s = np.where(sets & ~leading, others / task.rate[leads], 0)
             if self._latency:
-                fixed_s = fixed_s + task.board_bytes * out_s + task.edge_bytes * edge_s
-                return fixed_s, price_s + task.unit_bytes * out_s + task.unit_edge_bytes * edge_s, out_s
+                air_s = self._air_s(sets)[:, None]
+                own_s = np.where(air_s > 0, 0, out_s)  # on the air, all wait for what all send
+                fixed_s = fixed_s + air_s + task.board_bytes * own_s + task.edge_bytes * edge_s
+                return fixed_s, price_s + task.unit_bytes * own_s + task.unit_edge_bytes * edge_s, out_s
         return fixed_s + np.where(leading, task.lead_s, 0), np.broadcast_to(price_s, sets.shape), out_s
+
+    def _air_s(self, sets: Sets) -> Floats:
+        """Return, for each set, how long a medium that it shares is taken in all exchanges together."""
+        task = self._task
+        with np.errstate(divide="ignore"):
+            byte_s = np.where(task.on_air, 1 / task.rate, 0)
+        pairs_s = np.einsum("ti,ij,tj->t", sets, byte_s, sets)
+        return np.asarray((task.unit_bytes * task.units / sets.sum(axis=1) + task.board_bytes) * pairs_s)
 
     def _team(self, team: tuple[int, ...]) -> Team:
         """Return a team with the terms of the estimate."""

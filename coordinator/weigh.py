@@ -3,15 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.coordinator.wires import cells_of
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.messages import Alternative
 from shoal.program import Lane, Plan, Prediction, Run
 from shoal.records import BoardId
+
+TOLD: Final = 12
+"""So many alternatives are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,8 @@ def reason_to_stay(
     time that things should stay as they are, loss in seconds of service that the switch costs.
     """
     try:
-        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes)
+        cells = cells_of(question.profiles)
+        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes, cells)
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     gain = 1 - cost_s(new.predicted, question.objective) / cost_s(kept, question.objective)
@@ -132,9 +138,13 @@ def load_bytes(manifest: Manifest, lanes: tuple[Lane, ...]) -> int:
 
 
 def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
-    """Return the candidates as a person may read them, best first."""
+    """Return candidates as a person may read them, best first: at least the best of each strategy."""
     if not ranking.candidates:
         return ()
+    best = {candidate.strategy: candidate for candidate in reversed(ranking.candidates)}
+    room = max(0, TOLD - len(best))
+    others = [c for c in ranking.candidates if c is not best[c.strategy]][:room]
+    told = [c for c in ranking.candidates if c is best[c.strategy] or any(c is other for other in others)]
     objective = ranking.question.objective
     best_s = cost_s(ranking.candidates[0].predicted, objective)
     return tuple(
@@ -144,11 +154,12 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             latency_s=candidate.predicted.latency_s,
             throughput_per_s=candidate.predicted.throughput_per_s,
             compute_s=candidate.predicted.compute_s,
+            exchange_s=candidate.predicted.exchange_s,
             wait_s=wait_s(candidate.predicted),
             carried_bytes=candidate.predicted.carried_bytes,
             note=_against(candidate, cost_s(candidate.predicted, objective) / best_s),
         )
-        for candidate in ranking.candidates[:12]
+        for candidate in told
     )
 
 
@@ -175,13 +186,13 @@ def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
     if ratio < 1:
         verdict = f"better by {1 - ratio:.0%} only, less than the margin of {ranking.question.margin:.0%}"
     else:
-        verdict = f"{ratio:.1f}x slower"
+        verdict = f"{ratio:.1f}x slower" if ratio >= 1.15 else f"slower by {ratio - 1:.0%}"
     return f"{len(best.boards)} boards would be {verdict}{_exchanges(best.predicted)}"
 
 
 def wait_s(predicted: Prediction) -> float:
-    """Return the part of the latency in which the lead does not run segments."""
-    return max(0.0, predicted.latency_s - predicted.compute_s)
+    """Return the part of the latency in which the lead waits for others."""
+    return max(0.0, predicted.latency_s - predicted.compute_s - predicted.exchange_s)
 
 
 def _exchanges(predicted: Prediction) -> str:
@@ -189,8 +200,10 @@ def _exchanges(predicted: Prediction) -> str:
     count = round(predicted.waits)
     if not count:
         return ""
-    each_s = wait_s(predicted) / count
-    return f": {count} exchange{'s' if count > 1 else ''} x {each_s * 1e3:.3g} ms"
+    each_s = (predicted.exchange_s + wait_s(predicted)) / count
+    return (
+        f": {count} exchanges x {each_s * 1e3:.3g} ms" if count > 1 else f": {each_s * 1e3:.3g} ms of waiting"
+    )
 
 
 def _against(candidate: Candidate, ratio: float) -> str:

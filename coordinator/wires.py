@@ -6,19 +6,31 @@ Boards of one *cell* share a medium, so each byte from or to one of them takes i
 (of two in the cell, the measured goodput has both hops through the access point in it already).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import PlanError
-from shoal.records import BoardId, LinkProfile
+from shoal.records import BoardId, LinkProfile, Profile
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Cells = frozenset[frozenset[BoardId]]
 """Boards that share a medium, by medium; boards in none are on a switch."""
 SWITCHED: Cells = frozenset()
+
+
+def cells_of(profiles: Mapping[BoardId, Profile]) -> Cells:
+    """Return which boards share a medium: those between which links are marked so, directly or by others."""
+    cells: list[frozenset[BoardId]] = []
+    for board in sorted(profiles):
+        for peer, found in profiles[board].links.items():
+            if found.shared and peer in profiles:
+                joined = [cell for cell in cells if not cell.isdisjoint((board, peer))]
+                cells = [cell for cell in cells if cell not in joined]
+                cells.append(frozenset((board, peer)).union(*joined))
+    return frozenset(cells)
 
 
 class Wires:

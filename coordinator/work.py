@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from shoal.codec import Codec, Number
 from shoal.manifest import Manifest
 from shoal.program import Run
-from shoal.records import Profile
+from shoal.records import LEAST_S, Profile, Timing
 from shoal.sizes import rows_of
 
 MESSAGE_S: Final = 3e-4
@@ -16,7 +17,7 @@ trip already: sockets, copies, waking a thread.  Measured: 2 ms for the six of o
 COPY_BYTES_PER_S: Final = 2.5e9
 """Memory copied by one thread of a Raspberry Pi 4 (sbc-bench: 2.3 to 2.8 GB/s); a guess for other boards."""
 COPIES: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0, "i8": 4.0}
-"""Passes of `shoal.codec.encode` over the floats, each as long as copying them; `decode` makes one."""
+"""Passes over the floats to encode them, each as long as copying them; decoding makes one."""
 FLOATS: Final[Mapping[Number, float]] = {"f32": 1.0, "f16": 2.0, "i8": 4.0}
 """Bytes of floats for each byte on the wire, about."""
 
@@ -30,20 +31,38 @@ def segment_s(profile: Profile, segment: str) -> float:
 def run_s(manifest: Manifest, profile: Profile, run: Run, sizes: Mapping[str, int]) -> float:
     """Return the seconds of a run of a sharding's segment where the named dimensions have `sizes`.
 
-    Without a law it is the timing, in proportion to the rows.  A segment of which a board holds a range of
-    the weights has no timing: its operations, counted for half of the units, take as long as those of the
-    whole model on average.  Infinite if there is no figure to start from.
+    Without a law it is the timing, in proportion to the rows.  Where a board holds a range of the weights
+    its units stand for rows; without a law, the operations, which are counted for half of the units, take as
+    long as those of the whole model on average.  Infinite if there is no figure to start from.
     """
     segment = manifest.by_name[run.segment]
+    law = profile.laws.get(segment.name)
     if run.part:
+        held = run.part[1] - run.part[0]
+        if law is not None:
+            return law.seconds(held * sizes.get(manifest.batch or "", 1), 1)
         whole = manifest.whole
-        share = (run.part[1] - run.part[0]) / ((segment.units + 1) // 2)
+        share = held / ((segment.units + 1) // 2)
         return segment_s(profile, whole.name) * share * segment.flops / max(1, whole.flops)
     rows, attended = rows_of(manifest, segment, sizes)
-    law = profile.laws.get(segment.name)
     if law is not None:
         return law.seconds(rows, attended)
     return segment_s(profile, segment.name) * rows / rows_of(manifest, segment, manifest.sizes)[0]
+
+
+def timings_at(manifest: Manifest, other: Manifest, profile: Profile) -> dict[str, Timing]:
+    """Return what a board's timings would be at the sample sizes of `other`, the same bundle resized."""
+    found = {}
+    for name, timing in profile.segments.items():
+        segment = manifest.by_name[name]
+        rows, attended = rows_of(other, segment, other.sizes)
+        law = profile.laws.get(name)
+        if law is not None:
+            seconds = law.seconds(rows, attended)
+        else:
+            seconds = timing.median_s * rows / rows_of(manifest, segment, manifest.sizes)[0]
+        found[name] = replace(timing, median_s=max(LEAST_S, seconds))
+    return found
 
 
 def encode_s(codec: Codec, size_bytes: float) -> float:

@@ -247,9 +247,11 @@ class Alternative:
     throughput_per_s: float
     note: str
     compute_s: float = 0.0
-    """Of the latency, what the lead computes."""
+    """Of the latency, in which the lead runs segments ..."""
+    exchange_s: float = 0.0
+    """... or prepares, hands over and joins tensors ..."""
     wait_s: float = 0.0
-    """The rest of it: exchanges, and waiting for others."""
+    """... or waits for others."""
     carried_bytes: float = 0.0
     """Between boards for one request."""
 

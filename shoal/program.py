@@ -210,7 +210,9 @@ class Prediction:
     throughput_per_s: float
     """Requests per second when there are always some waiting."""
     compute_s: float = 0.0
-    """Of the latency, what the lead computes itself; the rest is exchange and wait."""
+    """Of the latency, in which the lead runs segments."""
+    exchange_s: float = 0.0
+    """Of it, in which the lead prepares, hands over and joins tensors; the rest is wait."""
     carried_bytes: float = 0.0
     """Between boards for one request, headers of frames not counted."""
     waits: float = 0.0

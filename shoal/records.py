@@ -210,6 +210,9 @@ class LinkProfile:
     goodput_bytes_per_s: float
     rtt_p95_s: float | None = None
     """Time within which 95 of 100 small messages are there and back; None: not known."""
+    shared: bool | None = None
+    """Both ways share one medium, with all other such links of these boards: the air of a Wi-Fi cell; False:
+    each way has its own, as on a switch; None: not known."""
 
     def __post_init__(self) -> None:
         if not LEAST_S <= self.rtt_s <= LONGEST_S:

@@ -7,11 +7,12 @@ board has, `shoal.rows64` how many of 64 units, `shoal.rows4*24` the same with 2
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
 from shoal.codec import PLAIN, Codec
-from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, Sharding
+from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, ShardCollective, Sharding
 from shoal.program import bounds
 from shoal.records import TensorSpec
 
@@ -40,6 +41,30 @@ def sizes_at(
                 count += sum(codec.rows(other) for other in others)
             found[index][word] = count * packed
     return tuple(found)
+
+
+def resized(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
+    """Return the manifest as if its sample had had these sizes of named dimensions of the inputs.
+
+    A sharding that divides one of them has as many units; operations and work memory stay as they are.
+    """
+    shardings = []
+    for sharding in manifest.shardings:
+        divided = [
+            spec.shape[axis]
+            for step in sharding.steps
+            if isinstance(step, ShardCollective)
+            and step.kind == "scatter"
+            and sharding.strategy == "sequence"
+            for spec, axis in zip(step.tensors, step.axes, strict=True)
+        ]
+        units = next((sizes[dim] for dim in divided if isinstance(dim, str) and dim in sizes), sharding.units)
+        changed = replace(sharding, units=units)
+        own = (units + 1) // 2 / units
+        local = sizes_at(manifest, changed, (own, 1 - own))[0]
+        shardings.append(replace(changed, sizes={word: local[word] for word in sharding.sizes}))
+    sample_sizes = {**manifest.sample_sizes, **sizes}
+    return replace(manifest, sample_sizes=sample_sizes, shardings=tuple(shardings))
 
 
 def rows_of(manifest: Manifest, segment: Segment, sizes: Mapping[str, int]) -> tuple[int, int]:

@@ -431,6 +431,7 @@ def test_a_plan_is_prepared_committed_and_its_forerunner_drained_and_dropped() -
     assert (world.decision.epoch, world.decision.wanted) == (1, 0)
     assert world.published is not None
     assert world.published.reason.startswith("the first plan: local on a, 300 ms a request")
+    assert "; 2 boards would be " in world.published.reason
     world.run(30)
     world.slow(A, 4)
     world.run(TICK_S)

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal.codec import PLAIN, Codec, codec_of
 from shoal.coordinator.cost import predict
-from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
+from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s, cells_of
 from shoal.coordinator.work import COPY_BYTES_PER_S, MESSAGE_S, decode_s, encode_s, run_s
 from shoal.errors import PlanError
 from shoal.manifest import ROWS, Manifest, ShardRun, Slice
@@ -16,9 +18,10 @@ from shoal.program import Exchange, Lane, Prediction, Program, Run
 from shoal.records import BoardId, Law, LinkProfile, Profile, TensorSpec
 from shoal.sharding import programs
 from tests import build
-from tests.build import A, B, C
+from tests.build import A, B, C, D
 
 TOKENS = build.sharded()
+E = BoardId("e")
 ROW = 32
 """Bytes of a token's k, y or x."""
 TINY = 1e-6
@@ -116,6 +119,7 @@ def test_each_message_beyond_the_first_costs_a_board_time() -> None:
     found = together(fast, (0.4, 0.3, 0.3))
     # scatter and gather have two messages out, the gathers of k and y two in
     assert found.latency_s == pytest.approx(4 * 0.3 + 4 * MESSAGE_S, abs=5e-6)
+    assert found.exchange_s == pytest.approx(4 * MESSAGE_S, abs=TINY)
 
 
 def test_a_causal_board_waits_for_those_before_it_only() -> None:
@@ -149,6 +153,36 @@ def test_boards_that_cannot_talk_or_have_no_figures_are_no_plan() -> None:
         predict(TOKENS, fleet(A, B), frozenset(), A, (Lane(programs=mixed, weight=1.0),))
 
 
+@given(
+    paces=st.lists(st.sampled_from([0.1, 0.5, 1.0, 3.0]), min_size=2, max_size=4),
+    goodput=st.sampled_from([100.0, 1e3, 1e5]),
+    rtt_s=st.sampled_from([1e-3, 0.1]),
+    causal=st.booleans(),
+    number=st.sampled_from(["f32", "f16", "i8"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_better_links_never_make_a_request_slower(
+    paces: list[float], goodput: float, rtt_s: float, causal: bool, number: str
+) -> None:
+    manifest = build.sharded(causal=causal)
+    shares = [1 / len(paces)] * len(paces)
+
+    def found(goodput: float, rtt_s: float) -> Prediction:
+        links = {each: build.link(rtt_s, goodput) for each in (A, B, C, D)}
+        profiles = {
+            name: board(manifest, links, pace) for name, pace in zip((A, B, C, D), paces, strict=False)
+        }
+        return together(profiles, shares, manifest=manifest, codec=codec_of(number))
+
+    slow = found(goodput, rtt_s)
+    assert slow.compute_s + slow.exchange_s <= slow.latency_s * (1 + 1e-9)
+    assert slow.throughput_per_s * slow.compute_s <= 1 + 1e-9
+    for better in (found(2 * goodput, rtt_s), found(goodput, rtt_s / 2)):
+        assert better.latency_s <= slow.latency_s * (1 + 1e-9)
+        assert better.throughput_per_s >= slow.throughput_per_s * (1 - 1e-9)
+        assert better.carried_bytes == slow.carried_bytes
+
+
 # --- seconds of a run -----------------------------------------------------------------------------
 
 
@@ -172,6 +206,10 @@ def test_a_range_of_the_weights_takes_as_long_as_its_operations() -> None:
     profile = build.profile(manifest, 5.0)
     assert run_s(manifest, profile, Run(segment="q0", part=(1, 2)), {}) == pytest.approx(0.25)
     assert run_s(manifest, profile, Run(segment="q0", part=(0, 4)), {}) == pytest.approx(1.0)
+    ruled = replace(profile, laws={"q0": law(0.1, base_s=0.3)})
+    assert run_s(manifest, ruled, Run(segment="q0", part=(1, 3)), {"batch": 2}) == pytest.approx(
+        0.3 + 4 * 0.1
+    )
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -229,6 +267,14 @@ def test_on_the_air_all_wait_for_all() -> None:
     cable = together(profiles, (0.4, 0.3, 0.3))
     assert air.latency_s > cable.latency_s + 0.2
     assert air.throughput_per_s == pytest.approx(1000 / air.carried_bytes)
+
+
+def test_cells_are_found_by_the_marks_of_links() -> None:
+    air, cable = replace(build.link(0.01, 1e6), shared=True), build.link(0.01, 1e6)
+    links = {A: {B: air, D: cable}, B: {C: air, D: cable}, C: {E: air}, D: {A: cable}}
+    profiles = {name: board(TOKENS, each) for name, each in links.items()}
+    assert cells_of(profiles) == {frozenset({A, B, C})}
+    assert cells_of({A: profiles[A], D: profiles[D]}) == frozenset()
 
 
 def test_the_busiest_part_of_a_network() -> None:

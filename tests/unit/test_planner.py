@@ -671,6 +671,18 @@ def test_many_boards_are_searched_by_the_quickest() -> None:
     assert sorted(best.boards) == boards[:4]
 
 
+def test_of_many_boards_the_quickest_lead_those_among_which_requests_are_divided() -> None:
+    manifest = build.chain((100,))
+    boards = [BoardId(f"b{index:02}") for index in range(12)]
+    links = {each: build.link(0.001, 1e6) for each in boards}
+    profiles = {
+        board: build.profile(manifest, 1.0 + 0.1 * index, links=links) for index, board in enumerate(boards)
+    }
+    divided = of(propose(manifest, profiles, NONE, "throughput"), "replicate")
+    assert sorted(c.lead for c in divided) == boards[:8]
+    assert all(set(c.boards) == set(boards) for c in divided)
+
+
 def test_objectives_read_a_prediction() -> None:
     predicted = Prediction(latency_s=2.0, throughput_per_s=4.0)
     words: tuple[Literal["latency", "throughput"], ...] = ("latency", "throughput")

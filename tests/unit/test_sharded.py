@@ -9,6 +9,7 @@ from itertools import combinations
 import pytest
 
 from shoal.codec import codec_of
+from shoal.coordinator import sharded
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
 from shoal.manifest import WHOLE, Manifest, Slice, Verification
@@ -57,7 +58,7 @@ def shared(
 
 def counts(candidate: Candidate) -> dict[BoardId, float]:
     """Return how many of 10 tokens each board has."""
-    steps = candidate.lanes[0].programs[candidate.lead].steps
+    steps = candidate.lanes[-1].programs[candidate.lead].steps
     scatter = next(step for step in steps if isinstance(step, Collective) and step.kind == "scatter")
     return {each: round(10 * share) for each, share in zip(scatter.boards, scatter.shares, strict=True)}
 
@@ -94,10 +95,27 @@ def test_many_boards_are_searched_too() -> None:
     assert shared(profiles).boards == tuple(names[1:6])
 
 
+def test_on_the_air_fewer_boards_share_a_request() -> None:
+    """All k, 320 bytes, goes to each other board: 0.48 s of air for four boards, 0.12 s of each uplink."""
+    cabled = {each: board(1.0, goodput=2e3) for each in BOARDS}
+    on_air = {
+        name: replace(each, links={peer: replace(way, shared=True) for peer, way in each.links.items()})
+        for name, each in cabled.items()
+    }
+    assert len(shared(cabled).boards) == 4
+    assert len(shared(on_air).boards) < 4
+    assert shared(on_air).predicted.latency_s > shared(cabled).predicted.latency_s
+
+
 def test_the_number_of_boards_can_be_limited() -> None:
     profiles = {each: board(1.0) for each in BOARDS}
     assert len(shared(profiles).boards) == 4
     assert len(shared(profiles, max_boards=3).boards) == 3
+
+
+def test_of_very_many_boards_the_quickest_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "MAX_BOARDS", 2)
+    assert shared({A: board(3.0), B: board(1.0), C: board(1.0)}).boards == (B, C)
 
 
 def test_no_more_boards_than_tokens() -> None:
@@ -115,6 +133,13 @@ def test_what_is_not_verified_or_has_no_figures_is_not_shared() -> None:
     assert {c.strategy for c in propose(TOKENS, untimed, frozenset(), "latency")} <= {"local", "replicate"}
     barred = frozenset({frozenset({A, B})})
     assert {c.strategy for c in propose(TOKENS, profiles, barred, "latency")} <= {"local", "replicate"}
+
+
+def test_what_is_one_unit_is_not_shared() -> None:
+    sharding = replace(TOKENS.shardings[0], units=1)
+    one = replace(TOKENS, shardings=(sharding,), sample_sizes={"batch": 1, "tokens": 1})
+    found = propose(one, {A: board(1.0), B: board(1.0)}, frozenset(), "latency")
+    assert {c.strategy for c in found} <= {"local", "replicate"}
 
 
 def test_codecs_that_lose_something_are_used_only_where_that_is_allowed() -> None:
@@ -155,12 +180,24 @@ def test_heads_are_whole_and_fit_the_memory() -> None:
     manifest = by_heads()
     profiles = {A: board(1.0), B: board(1.0)}
     found = shared(profiles, manifest=manifest)
-    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[0].programs.items()}
+    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[-1].programs.items()}
     assert sorted(parts.values(), key=str) == [{(0, 2)}, {(2, 4)}]
     tight = {A: replace(profiles[A], memory_bytes=200), B: profiles[B]}
     found = shared(tight, manifest=manifest)
-    held = {name: held_bytes(manifest, each.runs) for name, each in found.lanes[0].programs.items()}
+    held = {name: held_bytes(manifest, each.runs) for name, each in found.lanes[-1].programs.items()}
     assert held == {A: 200, B: 600}
+
+
+def test_heads_go_to_boards_by_their_laws() -> None:
+    """q0 and q1: 0.1 s a head on a, 0.3 s on b, so 3 heads and 1."""
+    manifest = by_heads()
+    profiles = {
+        name: replace(board(1.0), laws={"q0": law(row_s), "q1": law(row_s)})
+        for name, row_s in ((A, 0.1), (B, 0.3))
+    }
+    found = shared(profiles, manifest=manifest)
+    parts = {name: {run.part for run in each.runs} for name, each in found.lanes[-1].programs.items()}
+    assert {name: sum(stop - start for start, stop in part) for name, part in parts.items()} == {A: 3, B: 1}
 
 
 # --- every way ------------------------------------------------------------------------------------

@@ -165,8 +165,9 @@ def weighed(latency_s: float, several_s: float, *, waits: float = 12.0, compute_
 
 def test_why_not_more_boards() -> None:
     assert weighed(0.05, 0.068) == "2 boards would be 1.4x slower: 12 exchanges x 4 ms"
-    assert weighed(0.05, 0.068, waits=1) == "2 boards would be 1.4x slower: 1 exchange x 48 ms"
+    assert weighed(0.05, 0.068, waits=1) == "2 boards would be 1.4x slower: 48 ms of waiting"
     assert weighed(0.05, 0.068, waits=0) == "2 boards would be 1.4x slower"
+    assert weighed(0.05, 0.052, waits=0) == "2 boards would be slower by 4%"
     assert weighed(0.1, 0.095, waits=0) == "2 boards would be better by 5% only, less than the margin of 10%"
 
 
@@ -174,6 +175,16 @@ def test_where_there_is_one_board_there_is_nothing_to_say() -> None:
     asked = question(ROOMY)
     alone_only = rank(replace(asked, profiles={A: asked.profiles[A]}))
     assert why_not_more(alone_only, alone_only.candidates[0]) == ""
+
+
+def test_the_best_of_each_strategy_is_told_however_many_boards_there_are() -> None:
+    many = tuple(candidate(BoardId(f"b{number:02}"), 0.1 + number / 100) for number in range(20))
+    last = replace(many[0], strategy="sequence", predicted=Prediction(latency_s=9.0, throughput_per_s=1.0))
+    found = alternatives(replace(rank(question(ROOMY)), candidates=(*many, last)))
+    assert [(a.strategy, a.boards) for a in found] == [
+        *(("local", (BoardId(f"b{number:02}"),)) for number in range(11)),
+        ("sequence", (BoardId("b00"),)),
+    ]
 
 
 def test_alternatives_say_where_the_time_goes() -> None:

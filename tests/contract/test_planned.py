@@ -1,0 +1,82 @@
+"""What the planner proposes for a bundle that was really exported, real boards run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.coordinator.planner import Candidate, propose
+from shoal.manifest import Manifest
+from shoal.program import serving
+from shoal.records import BoardId, Profile, Source, Timing
+from shoal.session import open_session
+from tests import build
+from tests.contract.test_shardings import TOKENS, Cluster, bundle, question
+
+__all__ = ["bundle"]
+"""A fixture."""
+NAMES = [BoardId(name) for name in ("a", "b", "c")]
+
+
+def profiles(manifest: Manifest) -> dict[BoardId, Profile]:
+    """Return three boards so slow, on links so fast, that sharing any request pays."""
+    links = {each: build.link(1e-6, 1e12) for each in NAMES}
+    segments = {
+        name: Timing(median_s=10.0 * max(1, segment.flops) / manifest.whole.flops, spread_s=0.0, runs=3)
+        for name, segment in manifest.by_name.items()
+        if not segment.units
+    }
+    return {
+        name: Profile(
+            incarnation=1,
+            bundle=build.BUNDLE,
+            segments={each: replace(t, median_s=t.median_s * pace) for each, t in segments.items()},
+            laws={},
+            links={peer: link for peer, link in links.items() if peer != name},
+            memory_bytes=1 << 30,
+            slowdown=1.0,
+            source=Source.ESTIMATED,
+        )
+        for name, pace in zip(NAMES, (1.0, 1.5, 3.0), strict=True)
+    }
+
+
+@pytest.mark.parametrize("strategy", ["sequence", "sequence-hidden", "tensor"])
+def test_what_is_proposed_is_run(strategy: str, bundle: tuple[Path, Path, Manifest], tmp_path: Path) -> None:
+    model, depot, manifest = bundle
+    found = propose(manifest, profiles(manifest), frozenset(), "latency")
+    chosen = next(candidate for candidate in found if candidate.strategy == strategy)
+    assert len(chosen.boards) > 1
+    (lane,) = serving(chosen.lanes, {"tokens": TOKENS})
+    told = dict(chosen.lanes[lane].programs)
+    cluster = Cluster(tmp_path, depot, manifest, {chosen.lead: told.pop(chosen.lead), **told})
+    original = open_session(model)
+    asked = question(2, TOKENS, 5)
+    got = cluster.ask(asked, original.outputs)
+    for name, array in original.run(asked).items():
+        assert np.allclose(got[name], array, atol=1e-5)
+    cluster.stop()
+
+
+def best(manifest: Manifest, change: Callable[[Profile], Profile]) -> Candidate:
+    boards = {name: change(profile) for name, profile in profiles(manifest).items()}
+    return propose(manifest, boards, frozenset(), "latency")[0]
+
+
+def test_a_request_with_fewer_tokens_than_boards_has_a_lane(bundle: tuple[Path, Path, Manifest]) -> None:
+    _, _, manifest = bundle
+    chosen = best(manifest, lambda profile: profile)
+    assert (chosen.strategy, len(chosen.boards)) == ("sequence", 3)
+    (lane,) = serving(chosen.lanes, {"tokens": 2})
+    assert len(chosen.lanes[lane].programs) == 1
+
+
+def test_slow_links_leave_a_request_on_one_board(bundle: tuple[Path, Path, Manifest]) -> None:
+    _, _, manifest = bundle
+
+    def slow(profile: Profile) -> Profile:
+        return replace(profile, links=dict.fromkeys(profile.links, build.link(3.0, 1e5)))
+
+    assert best(manifest, slow).strategy == "local"
