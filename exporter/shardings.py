@@ -249,7 +249,8 @@ class _Search:
             ways = [list(division.narrows(source)) for source in sources]
             common = [name for name in ways[0] if all(name in way for way in ways)]
             size_bytes = sum(self._tensors[source].size_bytes for source in sources)
-            least = min(common, key=lambda name: self._tensors[name].size_bytes, default=sources[0])
+            alone = [name for name in common if division.parts[name][1:] == (1, 1)]
+            least = min(alone, key=lambda name: self._tensors[name].size_bytes, default=sources[0])
             if least not in sources and self._tensors[least].size_bytes < size_bytes:
                 found |= dict.fromkeys(sources, least)
         return found

@@ -203,6 +203,7 @@ STYLES: Mapping[str, Style] = {
     "written sizes": Style(tokens=14, sizes="written"),
     "computed sizes": Style(sizes="computed"),
     "gemm": Style(gemm=True, sizes="computed", causal=True),
+    "gemm, fused qkv": Style(gemm=True, fused_qkv=True, sizes="computed", causal=True),
     "gemm, static": Style(gemm=True, tokens=14, sizes="written"),
     "grouped heads": Style(kv_heads=2, causal=True),
     "one key head": Style(kv_heads=1),
@@ -269,7 +270,7 @@ def test_hidden_rows_are_gathered_where_they_are_fewer_bytes(tmp_path: Path) -> 
     assert [s.name for s in few.shardings] == ["sequence", "tensor"], "two of one head are less than all"
 
 
-@pytest.mark.parametrize("name", ["causal", "rotary"])
+@pytest.mark.parametrize("name", ["causal", "rotary", "gemm, fused qkv"])
 def test_hidden_rows_are_gathered_at_each_layer_and_not_again(name: str, tmp_path: Path) -> None:
     """Every board can make the embeddings, so all could be made anew of what the first layer gathered."""
     manifest = exported(Writer(STYLES[name]).model(), tmp_path)
