@@ -16,7 +16,7 @@ from shoal.exporter import shardings
 from shoal.exporter.divide import divide
 from shoal.exporter.division import Division, NotDivisibleError
 from shoal.exporter.export import export
-from shoal.exporter.shardings import _Opened
+from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
 from shoal.manifest import Manifest, ShardCollective, Sharding, Verification
 from shoal.records import Array, BoardId
@@ -336,7 +336,7 @@ def test_any_split_answers_like_the_model(
             continue
         first = boards[lead % len(boards)]
         told = programs(found, boards, first, shares)
-        opened = _Opened(folder / "bundle", {segment.name: segment for segment in found.segments})
+        opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
         got = play(told, first, asked, opened)["logits"]
         assert np.allclose(got, want, rtol=0, atol=1e-4 * float(np.max(want)))
 
@@ -347,7 +347,7 @@ def test_a_causal_board_needs_nothing_from_those_behind_it(causal: tuple[Path, M
     found = sharding(manifest, "sequence")
     boards = [BoardId("a"), BoardId("b"), BoardId("c")]
     told = programs(found, boards, boards[0], (0.4, 0.3, 0.3))
-    opened = _Opened(folder / "bundle", {segment.name: segment for segment in found.segments})
+    opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
     asked = np.random.default_rng(0).integers(0, 50, (1, 20))
     changed = asked.copy()
     changed[0, 14:] = 7
