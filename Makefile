@@ -72,6 +72,7 @@ test-arm64: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.looking

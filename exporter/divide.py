@@ -9,13 +9,12 @@ through the nodes, in order, by the rules of `axes`:
 - what adds it up gives a part of a sum, and a `reduce` seam adds these;
 - what has nothing to do with it is done by every board alike.
 
-A gather is moved up to where the fewest bytes cross: over nodes that only move elements, or from there
-further, to the `points` that the caller names.  The nodes in between then run on all rows.  Sizes that
-the exporter wrote into the graph are replaced by what they stand for.
+A gather is moved up to where the fewest bytes cross (`early`).  The nodes in between then run on all rows.
+Sizes that the exporter wrote into the graph are replaced by what they stand for.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -42,13 +41,8 @@ from shoal.exporter.division import (
     where,
     without_attributes,
 )
+from shoal.exporter.early import gather_point
 from shoal.exporter.resize import Resizer
-
-MOVES: Final = frozenset(
-    {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-)
-"""Operators that only move elements, so that a gather may as well come before them."""
-_SCALES: Final = frozenset({"Mul", "Div"})
 
 
 def divide(
@@ -92,7 +86,7 @@ class _Divider:
         means: bool,
     ) -> None:
         self._tensors, self._ints = model.tensors, model.ints
-        self._covers, self._points = covers, points
+        self._model, self._covers, self._points = model, covers, points
         self._slices = slices
         self._roots = frozenset(roots)
         self._maker = {name: node for node in model.nodes for name in node.output}
@@ -155,7 +149,7 @@ class _Divider:
             return self._whole[name]
         if name not in self._parts:
             return name
-        point = point or self._point(name)
+        point = point or gather_point(name, self._model, self.division, self._points)
         if point == name:
             dim = self._parts[name]
             self._check_gather(name, dim)
@@ -313,11 +307,9 @@ class _Divider:
         first = division.add("Mod", [division.edge(START), division.numbers(times)], f"{START}.in{times}")
         if edge == STOP:
             first = division.add("Add", [first, division.edge(COUNT)], f"{STOP}.in{times}")
-        return (
-            first
-            if inner == 1
-            else division.add("Mul", [first, division.numbers(inner)], f"{first}.x{inner}")
-        )
+        if inner == 1:
+            return first
+        return division.add("Mul", [first, division.numbers(inner)], f"{first}.x{inner}")
 
     def _rewired(self, plain: onnx.NodeProto, node: onnx.NodeProto, operands: Mapping[int, Dim]) -> None:
         """Let the node read the board's units where `operands` says so, and the whole elsewhere."""
@@ -367,34 +359,6 @@ class _Divider:
         self.division.value(node.output[0], node.output[0])
         self._whole[node.output[0]] = node.output[0]
         return True
-
-    def _point(self, name: str) -> str:
-        """Return the tensor to gather so that all of tensor `name` can be made: itself, or one before it."""
-        before = list(self._before(name))
-        wanted = next((self._points[one] for one in before if one in self._points), None)
-        return wanted or min(before, key=self._price)
-
-    def _before(self, name: str) -> Iterator[str]:
-        """Yield `name` and what it is made of by nodes that only move elements."""
-        while True:
-            yield name
-            node = self._maker.get(name)
-            if node is None or not self._moves(node) or node.input[0] not in self._parts:
-                return
-            name = node.input[0]
-
-    def _moves(self, node: onnx.NodeProto) -> bool:
-        if node.op_type in MOVES:
-            return True
-        if node.op_type in _SCALES and node.input[1] not in self._parts and node.input[1] not in self._whole:
-            other = self._tensors.get(node.input[1])
-            return other is not None and np.prod(other.sizes) == 1
-        return False
-
-    def _price(self, name: str) -> tuple[bool, int, int]:
-        dim = self._parts[name]
-        packed = (dim.outer, dim.inner) != (1, 1)
-        return packed, self._tensors[name].size_bytes, dim.axis
 
     def _check_gather(self, name: str, dim: Dim) -> None:
         if (dim.outer, dim.inner) != (1, 1):

@@ -31,7 +31,7 @@ from shoal.exporter.samples import (
 )
 from shoal.exporter.segments import PRODUCER, SegmentWriter
 from shoal.exporter.shapes import Tensor, find_tensors, input_specs, unify_sizes
-from shoal.exporter.shardings import Shardings, find_shardings
+from shoal.exporter.shardings import Shardings, ShardingSearch
 from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
 from shoal.exporter.view import view
 from shoal.exporter.weights import lift_weights
@@ -157,9 +157,9 @@ class _Export:
             )
             questions.append(batch)
             answers += run_file(self._folder / f"{WHOLE}.onnx")([batch])
-        return find_shardings(
+        return ShardingSearch(
             self._model, self._folder, self._uses, self._sizes, samples[0], questions, answers
-        )
+        ).run()
 
     def _annotate(
         self, sharded: Shardings, graph: Graph, stages: Sequence[Nodes], tensors: Mapping[str, Tensor]

@@ -4,10 +4,10 @@
     sequence-hidden  tokens divided, gathered before the projection, where that is fewer bytes
     tensor           heads and columns divided, parts of sums added up
 
-Each is played in one process as two to five boards, with even and uneven shares.
+What is found has to answer as the original does (`prove`).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -19,34 +19,25 @@ from onnx import numpy_helper
 from shoal.errors import ModelError, PlanError
 from shoal.exporter.annotate import Layout, layout_of
 from shoal.exporter.axes import Dim
-from shoal.exporter.bundle import BLOBS
 from shoal.exporter.costs import flops
 from shoal.exporter.decompose import decompose
 from shoal.exporter.divide import divide
 from shoal.exporter.division import Division, Model, NotDivisibleError, Seam, Work
 from shoal.exporter.load import opset_of
+from shoal.exporter.prove import Proof
 from shoal.exporter.samples import Sample, Use, lead_of, make_sample
 from shoal.exporter.seek import LEAST, Root, find_root, whole_roots
 from shoal.exporter.shapes import Tensor, find_tensors, input_specs
 from shoal.exporter.shard import MixedUnitsError, ShardWriter
 from shoal.exporter.slices import Slices, find_slices
 from shoal.exporter.stages import stage
-from shoal.exporter.together import Opened, Runs, play
-from shoal.exporter.verify import Answer, compare_runs, refused
+from shoal.exporter.verify import Answer, refused
 from shoal.exporter.view import initializers, view
 from shoal.exporter.weights import is_external
-from shoal.manifest import Segment, Sharding, ShardRun, Verification
+from shoal.manifest import Sharding, Verification
 from shoal.memory import give_back
-from shoal.parts import pieces, range_of, write_part
-from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Run
-from shoal.records import Array, BoardId
-from shoal.session import Session, open_session
-from shoal.sharding import programs
+from shoal.records import Array
 
-SHARES: Final = ((0.5, 0.5), (0.7, 0.3), (0.2, 0.5, 0.3), (0.25,) * 4, (0.1, 0.2, 0.3, 0.2, 0.2))
-"""How units are divided when a sharding is proved; boards that the model has no units for are left out."""
-FOR_MEANS: Final = (0.7, 0.3)
-"""How they are divided when the segments for means are."""
 LENGTH: Final = 13
 """Tokens at which a model is looked at, where it leaves that open: a number that no other size has."""
 SMALL: Final = 64
@@ -63,24 +54,9 @@ class Shardings:
     """Where the boards' units lie in the model's tensors, for each of the shardings."""
 
 
-def find_shardings(
-    model: onnx.ModelProto,
-    folder: Path,
-    uses: Mapping[str, Use],
-    sizes: Mapping[str, int],
-    sample: Sample,
-    questions: Sequence[Sample],
-    wanted: Sequence[Answer],
-) -> Shardings:
-    """Return the ways to run the normalised `model`, whose weights lie in `folder`, on several boards.
+class ShardingSearch:
+    """Finds the ways to run a normalised model on several boards."""
 
-    `sizes` are those at which costs are counted, `questions` are inputs to which the original answered
-    `wanted`.  What cannot be done, or answers differently, is refused with the reason.
-    """
-    return _Search(model, folder, uses, sizes, sample, questions, wanted).run()
-
-
-class _Search:
     def __init__(
         self,
         model: onnx.ModelProto,
@@ -91,7 +67,12 @@ class _Search:
         questions: Sequence[Sample],
         wanted: Sequence[Answer],
     ) -> None:
-        self._folder, self._questions, self._wanted = folder, questions, wanted
+        """Take the model, whose weights lie in `folder`, in which the segments are written too.
+
+        `sizes` are those at which costs are counted, `questions` are inputs to which the original answered
+        `wanted`.
+        """
+        self._folder = folder
         self._plain = onnx.ModelProto()
         self._plain.CopyFrom(model)
         decompose(self._plain, find_tensors(model, folder, uses, sizes, sample))
@@ -105,12 +86,13 @@ class _Search:
             batch=lead_of(input_specs(self._plain.graph)),
             opset=opset_of(self._plain),
         )
+        self._proof = Proof(folder, self._model.outputs, questions, wanted)
         self._shardings: list[Sharding] = []
         self._verification: list[Verification] = []
         self._layouts: dict[str, Layout] = {}
 
     def run(self) -> Shardings:
-        """Try all ways."""
+        """Return those that answer as the original does; any other is refused with the reason."""
         try:
             root = find_root(self._model)
         except NotDivisibleError as error:
@@ -186,7 +168,7 @@ class _Search:
             return replace(plain, steps=tuple(steps), segments=(*plain.segments, *writer.segments))
 
         self._shardings.pop()
-        found = self._attempt(f"{plain.name}-means", make, self._proved_for_means)
+        found = self._attempt(f"{plain.name}-means", make, self._proof.for_means)
         if not found.verified:
             self._shardings.append(plain)
         self._verification.append(found)
@@ -201,7 +183,7 @@ class _Search:
         before = set(self._folder.iterdir())
         try:
             sharding = make(name)
-            found = (prove or self._proved)(name, sharding)
+            found = (prove or self._proof.of)(name, sharding)
         except MixedUnitsError:
             raise
         except (ModelError, PlanError) as error:
@@ -249,7 +231,8 @@ class _Search:
             ways = [list(division.narrows(source)) for source in sources]
             common = [name for name in ways[0] if all(name in way for way in ways)]
             size_bytes = sum(self._tensors[source].size_bytes for source in sources)
-            least = min(common, key=lambda name: self._tensors[name].size_bytes, default=sources[0])
+            alone = [name for name in common if division.parts[name][1:] == (1, 1)]
+            least = min(alone, key=lambda name: self._tensors[name].size_bytes, default=sources[0])
             if least not in sources and self._tensors[least].size_bytes < size_bytes:
                 found |= dict.fromkeys(sources, least)
         return found
@@ -314,93 +297,6 @@ class _Search:
             steps=tuple(steps),
             segments=tuple(writer.segments),
         )
-
-    def _proved(self, name: str, sharding: Sharding) -> Verification:
-        """Play a sharding as two boards and more, each with another question, and compare."""
-        tried = [shares for shares in SHARES if len(shares) <= sharding.units]
-        if not tried:
-            return refused(name, f"has {sharding.units} units, too few to divide")
-        count = max(len(tried), len(self._questions))
-        asked = [index % len(self._questions) for index in range(count)]
-
-        def run(samples: Sequence[Sample]) -> list[Answer]:
-            return [
-                self._played(sharding, tried[index % len(tried)], sample, self._opened(sharding))
-                for index, sample in enumerate(samples)
-            ]
-
-        questions = [self._questions[index] for index in asked]
-        return compare_runs(name, run, questions, [self._wanted[index] for index in asked])
-
-    def _proved_for_means(self, name: str, sharding: Sharding) -> Verification:
-        """Play the segments for means of a sharding as two boards, on the last question, and compare."""
-        steps = (
-            replace(step, segment=step.for_means) if isinstance(step, ShardRun) and step.for_means else step
-            for step in sharding.steps
-        )
-        swapped = replace(sharding, steps=tuple(steps))
-        names = {step.for_means for step in sharding.steps if isinstance(step, ShardRun)}
-        opened = _AsMeans(self._opened(sharding), names, causal=sharding.causal)
-
-        def run(samples: Sequence[Sample]) -> list[Answer]:
-            return [self._played(swapped, FOR_MEANS, sample, opened) for sample in samples]
-
-        return compare_runs(name, run, self._questions[-1:], self._wanted[-1:])
-
-    def _opened(self, sharding: Sharding) -> "_Opened":
-        return _Opened(self._folder, {segment.name: segment for segment in sharding.segments})
-
-    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample, opened: Opened) -> Answer:
-        boards = [BoardId(f"board-{index}") for index in range(len(shares))]
-        tensors = play(programs(sharding, boards, boards[-1], shares), boards[-1], sample, opened)
-        return {name: tensors[name] for name in self._model.outputs}
-
-
-class _Opened:
-    """The segments of a sharding, opened when they are needed."""
-
-    def __init__(self, folder: Path, segments: Mapping[str, Segment]) -> None:
-        self._folder, self._segments = folder, segments
-        self._sessions: dict[Run, Session] = {}
-
-    def __call__(self, run: Run) -> Session:
-        if run not in self._sessions:
-            self._sessions[run] = self._open(self._segments[run.segment], run.part)
-        return self._sessions[run]
-
-    def _open(self, segment: Segment, part: tuple[int, ...]) -> Session:
-        whole, blobs = self._folder / f"{segment.name}.onnx", self._folder / BLOBS
-        if not part:
-            return open_session(whole)
-        own = self._folder / f"{segment.name}.part.onnx"
-        write_part(whole, segment, part, blobs, own)
-        try:
-            return open_session(own, fixed=range_of(segment, part))
-        finally:
-            for path in (own, *(blobs / piece.name for piece in pieces(segment, part))):
-                path.unlink(missing_ok=True)
-
-
-class _AsMeans:
-    """Opens segments for means on boards that gather rows as they are: each stands for itself."""
-
-    def __init__(self, opened: Opened, segments: Collection[str], *, causal: bool) -> None:
-        self._opened, self._segments, self._causal = opened, segments, causal
-
-    def __call__(self, run: Run) -> Runs:
-        found = self._opened(run)
-        return _EachForItself(found, causal=self._causal) if run.segment in self._segments else found
-
-
-class _EachForItself:
-    def __init__(self, segment: Runs, *, causal: bool) -> None:
-        self._segment, self._causal = segment, causal
-
-    def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]:
-        _, stop, total = inputs[RANGE]
-        columns = np.arange(stop if self._causal else total)
-        counted = {LOG_COUNTS: np.zeros(len(columns), np.float32), COLUMNS: columns}
-        return self._segment.run({**inputs, **counted})
 
 
 def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:

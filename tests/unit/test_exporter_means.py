@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from shoal.exporter.shardings import _Opened
+from shoal.exporter.prove import Segments
 from shoal.exporter.together import Runs, play
 from shoal.manifest import COLUMNS, Manifest, Segment, Sharding, ShardRun
 from shoal.program import LOG_COUNTS, RANGE, Run
@@ -97,7 +97,7 @@ def answer(found: Sharding, bundle: Path, asked: Mapping[str, Array], *, counted
         for step in found.steps
     ]
     segments = {segment.name: segment for segment in found.segments}
-    plain = _Opened(bundle, segments)
+    plain = Segments(bundle, segments)
 
     def opened(run: Run) -> Runs:
         if run.segment not in means:

@@ -16,7 +16,7 @@ from shoal.exporter import shardings
 from shoal.exporter.divide import divide
 from shoal.exporter.division import Division, NotDivisibleError
 from shoal.exporter.export import export
-from shoal.exporter.shardings import _Opened
+from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
 from shoal.manifest import Manifest, ShardCollective, Sharding, Verification
 from shoal.records import Array, BoardId
@@ -203,6 +203,7 @@ STYLES: Mapping[str, Style] = {
     "written sizes": Style(tokens=14, sizes="written"),
     "computed sizes": Style(sizes="computed"),
     "gemm": Style(gemm=True, sizes="computed", causal=True),
+    "gemm, fused qkv": Style(gemm=True, fused_qkv=True, sizes="computed", causal=True),
     "gemm, static": Style(gemm=True, tokens=14, sizes="written"),
     "grouped heads": Style(kv_heads=2, causal=True),
     "one key head": Style(kv_heads=1),
@@ -269,7 +270,7 @@ def test_hidden_rows_are_gathered_where_they_are_fewer_bytes(tmp_path: Path) -> 
     assert [s.name for s in few.shardings] == ["sequence", "tensor"], "two of one head are less than all"
 
 
-@pytest.mark.parametrize("name", ["causal", "rotary"])
+@pytest.mark.parametrize("name", ["causal", "rotary", "gemm, fused qkv"])
 def test_hidden_rows_are_gathered_at_each_layer_and_not_again(name: str, tmp_path: Path) -> None:
     """Every board can make the embeddings, so all could be made anew of what the first layer gathered."""
     manifest = exported(Writer(STYLES[name]).model(), tmp_path)
@@ -348,7 +349,7 @@ def test_any_split_answers_like_the_model(
             continue
         first = boards[lead % len(boards)]
         told = programs(found, boards, first, shares)
-        opened = _Opened(folder / "bundle", {segment.name: segment for segment in found.segments})
+        opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
         got = play(told, first, asked, opened)["logits"]
         assert np.allclose(got, want, rtol=0, atol=1e-4 * float(np.max(want)))
 
@@ -359,7 +360,7 @@ def test_a_causal_board_needs_nothing_from_those_behind_it(causal: tuple[Path, M
     found = sharding(manifest, "sequence")
     boards = [BoardId("a"), BoardId("b"), BoardId("c")]
     told = programs(found, boards, boards[0], (0.4, 0.3, 0.3))
-    opened = _Opened(folder / "bundle", {segment.name: segment for segment in found.segments})
+    opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
     asked = np.random.default_rng(0).integers(0, 50, (1, 20))
     changed = asked.copy()
     changed[0, 14:] = 7

@@ -1,0 +1,124 @@
+"""Proves a sharding: plays it in one process as two to five boards, with even and uneven shares."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from shoal.exporter.bundle import BLOBS
+from shoal.exporter.samples import Sample
+from shoal.exporter.together import Opened, Runs, play
+from shoal.exporter.verify import Answer, compare_runs, refused
+from shoal.manifest import Segment, Sharding, ShardRun, Verification
+from shoal.parts import pieces, range_of, write_part
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Run
+from shoal.records import Array, BoardId
+from shoal.session import Session, open_session
+from shoal.sharding import programs
+
+SHARES: Final = ((0.5, 0.5), (0.7, 0.3), (0.2, 0.5, 0.3), (0.25,) * 4, (0.1, 0.2, 0.3, 0.2, 0.2))
+"""How units are divided; boards that the model has no units for are left out."""
+FOR_MEANS: Final = (0.7, 0.3)
+"""How they are divided when the segments for means are played."""
+
+
+class Proof:
+    """What the original answered, and the folder of a bundle in which shardings are to answer the same."""
+
+    def __init__(
+        self, folder: Path, outputs: Sequence[str], questions: Sequence[Sample], wanted: Sequence[Answer]
+    ) -> None:
+        """Take the names of the model's outputs, and what the original answered to `questions`."""
+        self._folder, self._outputs = folder, outputs
+        self._questions, self._wanted = questions, wanted
+
+    def of(self, name: str, sharding: Sharding) -> Verification:
+        """Play a sharding as two boards and more, each with another question, and compare."""
+        tried = [shares for shares in SHARES if len(shares) <= sharding.units]
+        if not tried:
+            return refused(name, f"has {sharding.units} units, too few to divide")
+        count = max(len(tried), len(self._questions))
+        asked = [index % len(self._questions) for index in range(count)]
+
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [
+                self._played(sharding, tried[index % len(tried)], sample, self._opened(sharding))
+                for index, sample in enumerate(samples)
+            ]
+
+        questions = [self._questions[index] for index in asked]
+        return compare_runs(name, run, questions, [self._wanted[index] for index in asked])
+
+    def for_means(self, name: str, sharding: Sharding) -> Verification:
+        """Play the segments for means of a sharding as two boards, on the last question, and compare."""
+        steps = (
+            replace(step, segment=step.for_means) if isinstance(step, ShardRun) and step.for_means else step
+            for step in sharding.steps
+        )
+        swapped = replace(sharding, steps=tuple(steps))
+        names = {step.for_means for step in sharding.steps if isinstance(step, ShardRun)}
+        opened = _AsMeans(self._opened(sharding), names, causal=sharding.causal)
+
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [self._played(swapped, FOR_MEANS, sample, opened) for sample in samples]
+
+        return compare_runs(name, run, self._questions[-1:], self._wanted[-1:])
+
+    def _opened(self, sharding: Sharding) -> "Segments":
+        return Segments(self._folder, {segment.name: segment for segment in sharding.segments})
+
+    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample, opened: Opened) -> Answer:
+        boards = [BoardId(f"board-{index}") for index in range(len(shares))]
+        tensors = play(programs(sharding, boards, boards[-1], shares), boards[-1], sample, opened)
+        return {name: tensors[name] for name in self._outputs}
+
+
+class Segments:
+    """The segments of a sharding, opened when they are needed."""
+
+    def __init__(self, folder: Path, segments: Mapping[str, Segment]) -> None:
+        """Take segments by name, whose files lie in `folder`."""
+        self._folder, self._segments = folder, segments
+        self._sessions: dict[Run, Session] = {}
+
+    def __call__(self, run: Run) -> Session:
+        """Return what runs this part of this segment."""
+        if run not in self._sessions:
+            self._sessions[run] = self._open(self._segments[run.segment], run.part)
+        return self._sessions[run]
+
+    def _open(self, segment: Segment, part: tuple[int, ...]) -> Session:
+        whole, blobs = self._folder / f"{segment.name}.onnx", self._folder / BLOBS
+        if not part:
+            return open_session(whole)
+        own = self._folder / f"{segment.name}.part.onnx"
+        write_part(whole, segment, part, blobs, own)
+        try:
+            return open_session(own, fixed=range_of(segment, part))
+        finally:
+            for path in (own, *(blobs / piece.name for piece in pieces(segment, part))):
+                path.unlink(missing_ok=True)
+
+
+class _AsMeans:
+    """Opens segments for means on boards that gather rows as they are: each stands for itself."""
+
+    def __init__(self, opened: Opened, segments: Collection[str], *, causal: bool) -> None:
+        self._opened, self._segments, self._causal = opened, segments, causal
+
+    def __call__(self, run: Run) -> Runs:
+        found = self._opened(run)
+        return _EachForItself(found, causal=self._causal) if run.segment in self._segments else found
+
+
+class _EachForItself:
+    def __init__(self, segment: Runs, *, causal: bool) -> None:
+        self._segment, self._causal = segment, causal
+
+    def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]:
+        _, stop, total = inputs[RANGE]
+        columns = np.arange(stop if self._causal else total)
+        counted = {LOG_COUNTS: np.zeros(len(columns), np.float32), COLUMNS: columns}
+        return self._segment.run({**inputs, **counted})
