@@ -3,8 +3,9 @@
     python -m benchmarks.export [MODEL.onnx ...]
 
 Without arguments a Transformer of ViT-B's shape with random weights (12 layers of 768, 12 heads, 197
-tokens, 340 MB) is made first.  The export runs as a process of its own, whose peak of resident memory the
-kernel tells.  Then segments in a chain and the original graph run in turn, one thread each.
+tokens, 340 MB) is made first, and the real models of the demo (`shoal.lab.models`) come behind it, each if
+the package that has it is installed.  The export runs as a process of its own, whose peak of resident
+memory the kernel tells.  Then segments in a chain and the original graph run in turn, one thread each.
 """
 
 import json
@@ -13,10 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.record import spread, write
+from shoal.errors import ConfigError
 from shoal.exporter.bundle import read_manifest
+from shoal.lab import models
 from shoal.profiler.segments import sample
 from shoal.session import open_session
 
@@ -28,11 +32,12 @@ onnx.save(models.tiny_transformer(12, 768, 12, tokens=197, batch=1, hardcoded_ba
 """
 
 
-def exported(model: Path, bundle: Path) -> tuple[float, float, float]:
+def exported(model: Path, bundle: Path, sizes: Mapping[str, int]) -> tuple[float, float, float]:
     """Export in a child process and return wall seconds, processor seconds and peak resident bytes."""
     begun_s = time.perf_counter()
+    asked = [word for name, size in sizes.items() for word in ("--size", f"{name}={size}")]
     child = subprocess.Popen(
-        [sys.executable, "-m", "shoal", "export", str(model), "-o", str(bundle)],
+        [sys.executable, "-m", "shoal", "export", str(model), "-o", str(bundle), *asked],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -47,9 +52,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def row(model: Path, bundle: Path) -> dict[str, object]:
-    """Return what there is to say about one model."""
-    wall_s, cpu_s, peak_bytes = exported(model, bundle)
+def row(model: Path, bundle: Path, sizes: Mapping[str, int]) -> dict[str, object]:
+    """Return what there is to say about one model, exported with these sizes of named dimensions."""
+    wall_s, cpu_s, peak_bytes = exported(model, bundle, sizes)
     manifest = read_manifest(bundle)
     size_bytes = model.stat().st_size
     inputs = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
@@ -92,17 +97,28 @@ def row(model: Path, bundle: Path) -> dict[str, object]:
     }
 
 
+def default(folder: Path) -> Iterator[tuple[Path, Mapping[str, int]]]:
+    """Yield the models that are measured if none is named, and the sizes to export them with."""
+    shape = folder / "vit-b-shape.onnx"
+    # In a process of its own: what this one has held would count as the export's peak too.
+    subprocess.run([sys.executable, "-c", _MAKE, str(shape)], check=True)
+    yield shape, {}
+    for find in (models.focus, models.text):
+        try:
+            example = find()
+        except ConfigError as error:
+            print(f"left out: {error}")
+        else:
+            yield example.model, example.sizes
+
+
 def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = [Path(argument) for argument in sys.argv[1:]]
-        if not given:
-            given = [folder / "vit-b-shape.onnx"]
-            # In a process of its own: what this one has held would count as the export's peak too.
-            subprocess.run([sys.executable, "-c", _MAKE, str(given[0])], check=True)
-        for model in given:
-            rows.append(row(model, folder / f"{model.stem}.bundle"))
+        given = [(Path(argument), dict[str, int]()) for argument in sys.argv[1:]]
+        for model, sizes in given or default(folder):
+            rows.append(row(model, folder / f"{model.stem}.bundle", sizes))
             print(json.dumps(rows[-1], indent=1))
     print(write("export", rows))
 
