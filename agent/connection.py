@@ -6,6 +6,7 @@ goes on computing while its bytes travel.
 
 import logging
 import math
+import select
 import socket
 import threading
 import time
@@ -44,6 +45,9 @@ class Connection:
         self.peer = peer
         self._ahead = b""
         """What was read of the stream and not asked for yet."""
+        self._wakes_at = 1
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self.told_s = -math.inf
         """When the peer was last told how fast its tensors come."""
         self._state = threading.Condition()
@@ -163,8 +167,10 @@ class Connection:
         begun_s = time.perf_counter() if len(left) < len(view) else None
         came = 0
         while len(left):
-            flags = socket.MSG_WAITALL if begun_s is not None else 0
-            count = self.sock.recv_into(left[:PIECE_BYTES], 0, flags)
+            piece = left[:PIECE_BYTES]
+            if begun_s is not None:
+                self._until_there(len(piece))
+            count = self.sock.recv_into(piece)
             if not count:
                 raise ConnectionResetError("closed by the peer")
             left = left[count:]
@@ -176,6 +182,21 @@ class Connection:
             if now_s - begun_s >= PART_S or not len(left):
                 passed(came, now_s - begun_s)
                 begun_s, came = now_s, 0
+        self._wake_at(1)
+
+    def _until_there(self, size_bytes: int) -> None:
+        """Return once so many bytes can be read, or as many as the kernel holds; or the end is reached.
+
+        The thread then wakes once, and not for each packet.  A read with MSG_WAITALL would not do: it takes
+        what is there first, and the kernel compares only what comes after with the mark.
+        """
+        self._wake_at(size_bytes)
+        self._poll.poll()
+
+    def _wake_at(self, size_bytes: int) -> None:
+        if size_bytes != self._wakes_at:
+            self._wakes_at = size_bytes
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
 
     def discard(self, size_bytes: int) -> None:
         """Receive so many bytes and forget them."""
