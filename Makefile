@@ -19,7 +19,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
-	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 20 minutes)"
+	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 50 minutes)"
 	@echo "make bench-links  how true links are, in network namespaces (as root)"
 	@echo "make clean        remove what these made"
 
@@ -77,6 +77,8 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.looking
 	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.collective
+	$(BIN)/python -m benchmarks.speedup
 	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.page
 

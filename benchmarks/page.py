@@ -128,6 +128,58 @@ def exchange(found: dict[str, Any]) -> list[str]:
     return lines + table(("exchange", "shoal ms", "bare ms", "ratio", "goodput Mbit/s"), body)
 
 
+def speedup(found: dict[str, Any]) -> list[str]:
+    lines = ["## One request on several boards", "", where(found), ""]
+    lines += [
+        "A Transformer of ViT-B's shape (12 layers of 768, fp32) by `sequence`, next to the best single board of the",
+        "same run with the original graph. Real agents in namespaces, a quota of processor time each, RTT 2 ms. *Limit* is",
+        "what computing alone would give: the whole model against a board's share, without exchange or waiting, one thread",
+        "of this machine. *Hidden* is in what share of the time in which bytes came in the boards computed.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:.0f} Mbit/s, {r['codec']}",
+            str(r["chunks"]),
+            number(1e3 * r["alone_s"]["median"], 0),
+            number(1e3 * r["one_s"]["median"], 0),
+            f"{r['speedup_one']:.2f} ({r['asked'][0]})",
+            f"{r['speedup_two']:.2f} ({r['asked'][1]})",
+            number(r["limit"], 2),
+            f"{r['hidden']:.0%}",
+            f"{r['max_abs_err']:.1e}",
+        )
+        for r in found["rows"]
+    ]
+    head = ("cell", "chunks", "alone ms", "together ms", "speed-up (asked)", "two in flight (asked)")
+    lines += table((*head, "limit", "hidden", "largest error"), body)
+    lines += [
+        "What one request did on four boards is in [plots/request.trace.json](plots/request.trace.json): open it in",
+        "ui.perfetto.dev.",
+        "",
+    ]
+    return lines
+
+
+def collective(found: dict[str, Any]) -> list[str]:
+    lines = ["## What an exchange costs a board", "", where(found), ""]
+    lines += [
+        "Processor time of encoding, sending, receiving, decoding and all steps between; K and V of 12 heads of 64,",
+        "boards as processes on loopback, segments that compute nothing.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['boards']} boards, {r['rows']} rows each, {r['codec']}",
+            str(r["bytes_to_each_peer"]),
+            number(1e3 * r["cpu_s_per_exchange"]["median"], 2),
+            number(1e3 * r["cpu_s_per_exchange"]["min"], 2),
+        )
+        for r in found["rows"]
+    ]
+    return lines + table(("exchange", "bytes to each peer", "processor ms", "least"), body)
+
+
 def others() -> list[str]:
     lines = []
     planner, overhead = read("planner"), read("overhead")
@@ -169,6 +221,11 @@ def main() -> None:
             lines += [NOTES.read_text().strip(), ""]
     if bare is not None:
         lines += exchange(bare)
+    fast, spent = read("speedup"), read("collective")
+    if fast is not None:
+        lines += speedup(fast)
+    if spent is not None:
+        lines += collective(spent)
     lines += others()
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)

@@ -7,6 +7,7 @@ board has the bundle on its disk beforehand and measures nothing, so that what i
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -166,11 +168,33 @@ class Puppets:
         found = await asyncio.gather(*(asyncio.to_thread(self._client, inputs, left) for _ in range(clients)))
         return [one for each in found for one in each], time.perf_counter() - begun_s
 
-    def _client(self, inputs: Mapping[str, Array], left: Iterator[int]) -> list[Answered]:
+    async def timeline(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """Ask once more and return the trace events of all boards."""
+        return await asyncio.to_thread(self._timeline, inputs)
+
+    def _timeline(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        link = self._link()
+        body, json_length = oip.render_request(inputs)
+        headers = {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"}
+        link.request(
+            "POST", f"/v2/models/{self.manifest.name}/infer", body, {**headers, "Shoal-Trace": "bench"}
+        )
+        link.getresponse().read()
+        link.request("GET", "/traces/bench")
+        events: list[dict[str, Any]] = json.loads(link.getresponse().read())["traceEvents"]
+        link.close()
+        return events
+
+    def _link(self) -> http.client.HTTPConnection:
+        """Return a connection to the lead, from the lead's own board."""
         address = self.plan.addresses[self.plan.lead]
         reach = partial(socket.create_connection, (address.host, address.http_port), READY_S)
         link = http.client.HTTPConnection(address.host, address.http_port)
         link.sock = self.place.space(self.plan.lead).inside(reach)
+        return link
+
+    def _client(self, inputs: Mapping[str, Array], left: Iterator[int]) -> list[Answered]:
+        link = self._link()
         body, json_length = oip.render_request(inputs)
         found = []
         for _ in left:

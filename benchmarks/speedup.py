@@ -7,24 +7,29 @@ answer is compared with the unsplit model's.
 """
 
 import asyncio
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.puppets import Answered, Puppets, scenario
 from benchmarks.record import spread, write
 from shoal.codec import codec_of
+from shoal.exporter.bundle import read_manifest
+from shoal.exporter.together import play
 from shoal.lab import namespaces
 from shoal.manifest import WHOLE
 from shoal.program import Program, Run
-from shoal.records import Array
-from shoal.session import open_session
+from shoal.records import Array, BoardId
+from shoal.session import Session, open_session
 from shoal.sharding import programs
 
 RTT_S = 2e-3
@@ -61,6 +66,11 @@ CELLS = (
     Cell(boards=4, tokens=197, link_bits_per_s=10e6, codec="means10-i8", chunks=1, one=2.4, two=2.8),
     Cell(boards=8, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", chunks=1, one=7.0, two=7.5),
 )
+
+
+DRAWN = CELLS[2]
+TRACE = Path(__file__).parents[1] / "docs" / "plots" / "request.trace.json"
+"""What four boards did in one request of that cell; opens in ui.perfetto.dev."""
 
 
 def made(folder: Path) -> Path:
@@ -105,6 +115,9 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                 found["two"].append(took_s / len(answers))
                 spent = [after - before[board] for board, after in cluster.cpu_s().items()]
                 found["cpu"].append(statistics.mean(spent) / len(answers))
+            events = await cluster.timeline(inputs)
+            if cell == DRAWN:
+                TRACE.write_text(json.dumps({"traceEvents": events}, separators=(",", ":")))
             alone_s = statistics.median(found["alone"])
             one, two = (alone_s / statistics.median(found[what]) for what in ("one", "two"))
             rows.append(
@@ -118,6 +131,8 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                     "speedup_two": two,
                     "asked": [cell.one, cell.two],
                     "met": one >= cell.one and two >= cell.two,
+                    "limit": limit(bundle, cell),
+                    "hidden": hidden(events),
                     "max_abs_err": error,
                     "quota": QUOTAS[count],
                     **{f"{what}_s": spread(values) for what, values in found.items()},
@@ -129,6 +144,82 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
 
 def question(tokens: int) -> Array:
     return np.random.default_rng(0).integers(0, 1000, (1, tokens))
+
+
+def hidden(events: Sequence[Mapping[str, Any]]) -> float:
+    """Return in what share of the time in which bytes came in to a board it computed, over all boards."""
+    both_us = all_us = 0.0
+    for board in {event["pid"] for event in events}:
+        spans = {
+            what: merged(
+                (event["ts"], event["ts"] + event["dur"])
+                for event in events
+                if event["pid"] == board and event.get("cat") in kinds
+            )
+            for what, kinds in (("coming", ("receive",)), ("busy", ("run", "code")))
+        }
+        all_us += sum(end - begin for begin, end in spans["coming"])
+        both_us += sum(
+            max(0.0, min(end, stop) - max(begin, start))
+            for begin, end in spans["coming"]
+            for start, stop in spans["busy"]
+        )
+    return both_us / all_us if all_us else 0.0
+
+
+def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return spans of which none overlap."""
+    found: list[tuple[float, float]] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((begin, end))
+    return found
+
+
+class Timed:
+    """A session whose processor time is added up."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.spent_s = 0.0
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run it."""
+        begun_s = time.process_time()
+        made = self._session.run(inputs)
+        self.spent_s += time.process_time() - begun_s
+        return made
+
+
+def limit(bundle: Path, cell: Cell) -> float:
+    """Return the speed-up of computing alone: the whole against a board's mean share, without exchange.
+
+    All boards are played in this process, without a quota, in turns with the whole model.
+    """
+    manifest = read_manifest(bundle)
+    sharding = next(s for s in manifest.shardings if s.name == "sequence")
+    boards = [BoardId(f"b{number}") for number in range(cell.boards)]
+    told = programs(sharding, boards, boards[0], (1 / cell.boards,) * cell.boards, codec_of(cell.codec))
+    sessions: dict[str, Timed] = {}
+
+    def opened(run: Run) -> Timed:
+        if run.segment not in sessions:
+            sessions[run.segment] = Timed(open_session(bundle / f"{run.segment}.onnx"))
+        return sessions[run.segment]
+
+    whole = Timed(open_session(bundle / f"{WHOLE}.onnx"))
+    inputs = {"input_ids": question(cell.tokens)}
+    ratios = []
+    for _ in range(4):
+        for each in (whole, *sessions.values()):
+            each.spent_s = 0.0
+        whole.run(inputs)
+        play(told, boards[0], inputs, opened)
+        ratios.append(cell.boards * whole.spent_s / sum(each.spent_s for each in sessions.values()))
+    return statistics.median(ratios[1:])
 
 
 def off(got: Array, wanted: Array) -> float:

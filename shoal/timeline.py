@@ -94,24 +94,3 @@ def chrome(lead: BoardId, notes: Mapping[BoardId, Sequence[Mark]]) -> Json:
 
 def _named(what: str, process: int, thread: int, name: str) -> Json:
     return {"name": what, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
-
-
-def overlap(marks: Sequence[Mark]) -> float:
-    """Return the share of the time in which bytes came in during which the board computed."""
-    computing = [(m.begin_s, m.begin_s + m.seconds) for m in marks if m.what in ("run", "code")]
-    coming = _merged((m.begin_s, m.begin_s + m.seconds) for m in marks if m.what == "receive")
-    both_s = sum(
-        max(0.0, min(a_end, b_end) - max(a, b)) for a, a_end in coming for b, b_end in _merged(computing)
-    )
-    all_s = sum(end - begin for begin, end in coming)
-    return both_s / all_s if all_s else 0.0
-
-
-def _merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    found: list[tuple[float, float]] = []
-    for begin, end in sorted(spans):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        else:
-            found.append((begin, end))
-    return found

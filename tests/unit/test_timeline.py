@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.records import BoardId
-from shoal.timeline import Mark, chrome, offset_s, overlap
+from shoal.timeline import Mark, chrome, offset_s
 
 A, B = BoardId("a"), BoardId("b")
 
@@ -56,14 +56,3 @@ def test_a_timeline_has_a_process_for_each_board_and_a_track_for_each_sender() -
     received = next(e for e in events if e.get("cat") == "receive")
     assert tracks[received["pid"], received["tid"]] == "receive from b"
     assert received["args"] == {"bytes": 8, "peer": "b"}
-
-
-def test_overlap_is_the_share_of_travelling_that_work_hides() -> None:
-    marks = [
-        mark("receive", 0, 2, peer=B),
-        mark("receive", 1, 4, peer=A),
-        mark("run", 1, 2),
-        mark("code", 3, 9),
-    ]
-    assert overlap(marks) == pytest.approx(0.5)
-    assert overlap([mark("run", 0, 1)]) == 0.0
