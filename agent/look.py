@@ -155,7 +155,7 @@ def _work(
         return
     name = max(sorted(known), key=lambda each: known[each].median_s)
     segment = manifest.by_name[name]
-    tensors = {spec.name: segments.sample(spec, manifest.sizes) for spec in segment.inputs}
+    tensors = segments.samples(segment, manifest.sizes)
     until_s = time.monotonic() + seconds
     with contextlib.suppress(BoardError, ModelError):
         session = open_segment(segment)

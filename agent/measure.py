@@ -268,7 +268,7 @@ class Measurer:
         telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
         for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
             light = segment.weight_bytes <= CANARY_WEIGHT * self._sessions.memory_bytes
-            tensors = {s.name: segments.sample(s, manifest.sizes) for s in segment.inputs}
+            tensors = segments.samples(segment, manifest.sizes)
             try:
                 session = self._sessions.borrow(segment)
                 session.run(tensors)

@@ -77,10 +77,7 @@ def true(bundle: Path, manifest: Manifest, segment: Segment) -> list[dict[str, o
                 sizes[name] = round(share * full)
         attended = profiled[0].attended
         others.append(segments.Counts(rows=round(share * full), attended=attended, sizes=sizes, growth=1.0))
-    feeds = [
-        {spec.name: segments.sample(spec, each.sizes) for spec in segment.inputs}
-        for each in (*profiled, *others)
-    ]
+    feeds = [segments.samples(segment, each.sizes) for each in (*profiled, *others)]
     readings: list[list[float]] = [[] for _ in feeds]
     for number in range(ROUNDS + 1):
         for tensors, taken in zip(feeds, readings, strict=True):

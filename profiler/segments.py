@@ -45,6 +45,11 @@ def sample(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     return np.ones(shape, dtype=spec.dtype)
 
 
+def samples(segment: Segment, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """Return a tensor for each input of a segment, by name."""
+    return {spec.name: sample(spec, sizes) for spec in segment.inputs}
+
+
 def timed(manifest: Manifest) -> tuple[Segment, ...]:
     """Return the segments that can be timed: all but those of which a board holds a part of the weights."""
     shared = (s for sharding in manifest.shardings for s in sharding.segments)
@@ -237,7 +242,7 @@ def _look_closer(
     session = open_segment(segment)
     usable: list[tuple[Counts, Mapping[str, Array], list[float]]] = []
     for each in wanted:
-        tensors: Mapping[str, Array] = {spec.name: sample(spec, each.sizes) for spec in segment.inputs}
+        tensors: Mapping[str, Array] = samples(segment, each.sizes)
         try:
             _run_s(session, tensors, alone)  # the warm-up
         except (BoardError, ModelError) as error:

@@ -66,6 +66,12 @@ def check_positive(what: str, value: float) -> None:
         raise ValueError(f"{what}: expected a finite number above 0, got {value!r}")
 
 
+def check_not_negative(what: str, value: int) -> None:
+    """Raise ValueError unless `value` is 0 or more."""
+    if value < 0:
+        raise ValueError(f"{what}: expected 0 or more, got {value}")
+
+
 LEAST_S = 1e-9
 LONGEST_S = 1e6
 """Times outside these are no measurements."""
@@ -105,8 +111,7 @@ class Blob:
 
     def __post_init__(self) -> None:
         check_sha256("blob", self.sha256)
-        if self.size_bytes < 0:
-            raise ValueError(f"blob {self.sha256}: expected 0 bytes or more, got {self.size_bytes}")
+        check_not_negative(f"blob {self.sha256} size_bytes", self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,5 +225,4 @@ class Profile:
 
     def __post_init__(self) -> None:
         check_positive("profile slowdown", self.slowdown)
-        if self.memory_bytes < 0:
-            raise ValueError(f"profile memory_bytes: expected >= 0, got {self.memory_bytes}")
+        check_not_negative("profile memory_bytes", self.memory_bytes)

@@ -185,7 +185,7 @@ def test_a_real_segment_is_timed_at_its_counts_and_its_law_fits(tmp_path: Path) 
     assert found.timing is not None
     assert found.law.points == 9
     sizes = {"batch": 1, "local": 48, "gathered": 56}
-    tensors = {spec.name: segments.sample(spec, sizes) for spec in segment.inputs}
+    tensors = segments.samples(segment, sizes)
     measured_s = segments.time_runs(session, tensors, contextlib.nullcontext(), runs=50).median_s
     assert measured_s / 3 < found.law.seconds(48, 56) < 3 * measured_s
 
