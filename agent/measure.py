@@ -16,6 +16,7 @@ from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
+from shoal.profiler.counts import samples
 from shoal.profiler.statistics import Drift, differs, observed, window
 from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing
 from shoal.session import Session
@@ -153,12 +154,12 @@ class Measurer:
 
     def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
         timings, laws = self._remembered(bundle)
-        missing = [segment for segment in segments.timed(manifest) if segment.name not in timings]
+        known = timings.keys() | laws.keys()
+        missing = [segment for segment in segments.timed(manifest) if segment.name not in known]
         fresh = any(self._sessions.fits(segment) for segment in missing)
         if fresh:
-            laws = {}
             for found in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
-                timings = {**timings, **found}
+                timings, laws = {**timings, **found.timings}, {**laws, **found.laws}
         if not timings:
             raise BoardError("no segment of the bundle fits this board's memory")
         measured, timings = timings, _with_whole(manifest, timings)
@@ -171,7 +172,11 @@ class Measurer:
                 for name, segment in manifest.by_name.items()
             }
             self._manifest = manifest
-            self._unsure = frozenset(timings) if fresh or not laws else self._estimated
+            self._unsure = frozenset(
+                name
+                for name in timings.keys() | laws.keys()
+                if fresh or name not in timings or timings[name].runs <= segments.RUNS
+            )
             self._canary, self._measured_s = canary, time.monotonic()
             self._memory_bytes = self._sessions.memory_bytes - (canary.held_bytes if canary else 0)
         if fresh:
@@ -188,7 +193,7 @@ class Measurer:
         """Look more closely at what is not known well yet, as long as nothing else runs."""
         with self._lock:
             manifest, bundle = self._manifest, self._bundle
-            due = {name: self._timings[name] for name in self._unsure}
+            known, due = self._timings, self._unsure
         if manifest is None or bundle is None:
             return
         with self._looking:
@@ -196,6 +201,7 @@ class Measurer:
                 manifest,
                 self._sessions.borrow,
                 self._executor.alone,
+                known,
                 due,
                 go_on=lambda: self._quiet() and self._due == bundle,
                 room_bytes=self._sessions.room_bytes,
@@ -208,21 +214,16 @@ class Measurer:
             if self._bundle != bundle:
                 return
             self._unsure -= frozenset(found.segments)
-            if found.timing is None:
-                return
-            slowdown = self._drift.slowdown
-            old = self._timings[found.segments[0]]
-            news = found.law is not None or differs(
-                old.median_s * slowdown, found.timing.median_s, REFINED_BAND
-            )
-            names = found.segments
-            self._timings = {
-                **self._timings,
-                **_scaled(dict.fromkeys(names, found.timing), 1 / slowdown),
-            }
+            slowdown, names = self._drift.slowdown, found.segments
+            news = found.law is not None
+            if found.timing is not None:
+                old = self._timings.get(names[0])
+                news |= old is None or differs(old.median_s * slowdown, found.timing.median_s, REFINED_BAND)
+                timings = _scaled(dict.fromkeys(names, found.timing), 1 / slowdown)
+                self._timings = {**self._timings, **timings}
+                self._estimated -= frozenset(names)
             if found.law is not None:
                 self._laws = {**self._laws, **_scaled_laws(dict.fromkeys(names, found.law), 1 / slowdown)}
-            self._estimated -= frozenset(names)
         self._remember()
         if news:
             self.publish()
@@ -268,7 +269,7 @@ class Measurer:
         telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
         for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
             light = segment.weight_bytes <= CANARY_WEIGHT * self._sessions.memory_bytes
-            tensors = segments.samples(segment, manifest.sizes)
+            tensors = samples(segment, manifest.sizes)
             try:
                 session = self._sessions.borrow(segment)
                 session.run(tensors)

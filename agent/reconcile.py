@@ -21,7 +21,7 @@ from shoal.manifest import Manifest, Segment
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
 from shoal.parts import Piece, pieces
-from shoal.profiler.segments import samples
+from shoal.profiler.counts import samples
 from shoal.program import Plan, Run
 from shoal.records import Address, Blob, BoardId
 from shoal.session import Session

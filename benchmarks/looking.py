@@ -21,7 +21,7 @@ from shoal.coordinator import client
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
 from shoal.messages import Deployment
-from shoal.profiler.segments import sample
+from shoal.profiler.counts import sample
 from shoal.records import BoardId
 
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "vit-fashion-mnist.onnx"

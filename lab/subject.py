@@ -14,10 +14,11 @@ from shoal.errors import ConfigError, ModelError
 from shoal.lab.boards import Setting
 from shoal.lab.files import kinds
 from shoal.lab.scenario import BoardSpec, Scenario
-from shoal.manifest import WHOLE, Manifest, Segment, parse
+from shoal.manifest import WHOLE, Manifest, parse
+from shoal.profiler.opening import opener
 from shoal.profiler.segments import measure
 from shoal.records import Array, BoardId, Sha256, TensorSpec, Timing
-from shoal.session import Session, open_session
+from shoal.session import open_session
 
 REQUESTS: Final = 4
 """So many different requests are asked in turn."""
@@ -72,14 +73,10 @@ def calibrate(subject: Subject) -> Mapping[str, Timing]:
 
     The same small measurement that a board makes of itself, twice: the quicker one was disturbed less.
     """
-
-    def opened(segment: Segment) -> Session:
-        return open_session(subject.bundle / f"{segment.name}.onnx", threads=1)
-
     passes: list[Mapping[str, Timing]] = []
     for _ in range(PASSES):
-        *_, found = measure(subject.manifest, opened, threading.Lock())
-        passes.append(found)
+        *_, found = measure(subject.manifest, opener(subject.bundle, threads=1), threading.Lock())
+        passes.append(found.timings)
     return {name: min((p[name] for p in passes), key=lambda timing: timing.median_s) for name in passes[0]}
 
 

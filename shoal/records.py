@@ -164,10 +164,12 @@ class Timing:
 class Law:
     """The time of a segment by its counts.
 
-    `base_s + row_s * rows + pair_s * rows * attended + column_s * attended`: the last is what a board
-    computes of the tokens of others, where it gathers them before their keys and values are made.
+    `base_s + row_s * rows + pair_s * rows * attended + column_s * attended * batch`: the last is what a
+    board computes of the tokens of others, where it gathers them before their keys and values are made.
 
-    Rows are tokens times batch; attended is the number of tokens that each row attends to.
+    Rows are tokens times batch; attended is the number of tokens that each row attends to.  Of a segment of
+    which boards hold a part of the units, rows are units held times batch, and attended is 1: the last term
+    is then what is not shared out.
     """
 
     base_s: float
@@ -184,9 +186,9 @@ class Law:
         if not all(math.isfinite(term) and term >= 0 for term in terms) or self.points < 1:
             raise ValueError(f"law: expected terms of 0 or more and points >= 1, got {self!r}")
 
-    def seconds(self, rows: int, attended: int) -> float:
-        """Return the time for these counts."""
-        return self.base_s + (self.row_s + self.pair_s * attended) * rows + self.column_s * attended
+    def seconds(self, rows: int, attended: int, batch: int = 1) -> float:
+        """Return the time for these counts; `batch` is a factor of `rows` already."""
+        return self.base_s + (self.row_s + self.pair_s * attended) * rows + self.column_s * attended * batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

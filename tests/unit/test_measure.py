@@ -60,7 +60,7 @@ class Board:
     def fits(self, segment: Segment) -> bool:
         return memory_bytes([*self.loaded, segment]) <= self.memory_bytes
 
-    def borrow(self, segment: Segment) -> Session:
+    def borrow(self, segment: Segment, _part: tuple[int, ...] = ()) -> Session:
         if not self.fits(segment):
             raise BoardError("does not fit")
         return cast(Session, Timed(self, segment))
