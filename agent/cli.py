@@ -207,7 +207,8 @@ def profile(
     """Time the segments of BUNDLE on this board, with power, heat and network; nothing else is needed.
 
     Energy is that above idling, of one run.  Times by counts: n is rows (tokens times batch), m the tokens
-    that each attends to.
+    that each attends to, k the batch; of segments that boards hold in parts, n is heads or columns held
+    (times batch), and m is 1.
     """
     from shoal.agent import hardware, links, look
 

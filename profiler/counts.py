@@ -102,8 +102,11 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
 
 
 def first(wanted: Sequence[Counts]) -> list[Counts]:
-    """Return those counts of a segment that are timed when it is looked at for the first time."""
-    return [wanted[0], *(c for c in wanted[1:] if c.growth <= FIRST_GROWTH)]
+    """Return those counts of a segment that are timed when it is looked at for the first time.
+
+    There are two at least, if it has so many: one tells no law.
+    """
+    return [wanted[0], *([c for c in wanted[1:] if c.growth <= FIRST_GROWTH] or wanted[1:2])]
 
 
 def _of_units(manifest: Manifest, segment: Segment) -> list[Counts]:

@@ -44,6 +44,13 @@ def test_units_are_timed_at_parts_that_together_are_less_than_the_whole(
     assert found == [((0, 1), 1, 1), ((0, 2), 2, 1), ((0, 4), 4, 1), ((0, 2), 4, 2), ((0, 2), 8, 4)]
 
 
+def test_even_a_few_units_get_a_first_law(bundle: tuple[Path, Manifest]) -> None:
+    """An eighth and a quarter of four heads are one head: that alone would tell nothing."""
+    shared = next(s for s in of(bundle[1], "tensor") if s.units == 8)
+    few = replace(shared, units=4)
+    assert [c.part for c in first(counts(bundle[1], few))] == [(0, 1), (0, 2)]
+
+
 def test_rows_that_a_segment_takes_and_does_not_hand_on_can_be_chosen_too(
     bundle: tuple[Path, Manifest],
 ) -> None:
