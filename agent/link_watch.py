@@ -21,6 +21,7 @@ from shoal.messages import Airtime
 from shoal.profiler import airtime, links
 from shoal.profiler.airtime import Air
 from shoal.profiler.changes import Watched, seen
+from shoal.profiler.dozing import Trips, dozes
 from shoal.profiler.goodput import Transfer, goodput
 from shoal.profiler.statistics import differs
 from shoal.profiler.tcp_info import TcpInfo
@@ -52,6 +53,7 @@ LEAST_TRIP_S: Final = 3e-4
 GLANCE_BYTES: Final = 64 * 1024
 LEAST_GLANCE_S: Final = 1e-3
 """A glance at a link that is off by less says that it is as it was."""
+GLANCES: Final = 2
 FEW_PINGS: Final = 3
 """Of a link in use: each waits behind what it carries."""
 SLOW_LOOKS: Final = 2
@@ -61,6 +63,9 @@ AGAIN_S: Final = 1.0
 """A peer that refuses at once may only be about to start: it is tried again so soon."""
 TURN_LOOK_S: Final = 0.005
 TRIPS: Final = 32
+RESTED_TRIPS: Final = 12
+REST_S: Final = 1.0
+"""A radio that saves power dozes once nothing has come for so long."""
 TURN_S: Final = 5.0
 """Whoever waits for its turn for longer tries again later."""
 RECEIVER_BOUND: Final = 0.5
@@ -77,6 +82,8 @@ class _Link:
     watched: Watched = field(default_factory=Watched)
     transfers: deque[tuple[float, Transfer]] = field(default_factory=lambda: deque(maxlen=64))
     trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
+    rested_s: deque[float] = field(default_factory=lambda: deque(maxlen=RESTED_TRIPS))
+    """Round trips that came after a pause."""
     info: TcpInfo | None = None
     heard_s: float = -1e9
     window_s: float = -1e9
@@ -115,6 +122,15 @@ class LinkWatch:
         """Return the links that are known."""
         with self._lock:
             return {peer: link.found for peer, link in self._links.items() if link.found is not None}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what of the links will hurt, in words."""
+        return tuple(
+            f"what comes to {peer} after a pause waits for a beacon: Wi-Fi on the way saves power"
+            for peer, link in sorted(self.links.items())
+            if link.dozing
+        )
 
     def air(self, board: BoardId, message: Airtime) -> None:
         """Hear who wants to measure; our own messages come back too, in their place."""
@@ -238,12 +254,16 @@ class LinkWatch:
             old = link.found
             fresh = sum(1 for at_s, _ in link.transfers if begun_s - at_s <= FRESH_S)
             told = old is not None and fresh >= ENOUGH
+            rested = begun_s - max(link.heard_s, link.probed_s) >= REST_S
         found: LinkProfile | None = None
         try:
+            first_s = self._peers.ping(peer, links.SMALL_BYTES, PING_S)
+            if rested and old is not None:  # before that there was a connection to be opened
+                link.rested_s.append(first_s)
             if told or (old is not None and self._as_it_was(peer, old)):
-                found = self._measured(peer, old)
+                found = self._measured(peer, old, in_use=told)
             else:
-                found = self._measured(peer, None)
+                found = self._measured(peer, None, in_use=False)
         except ExchangeError as error:
             log.info("link not measured: %s", error)
         now_s = time.monotonic()
@@ -254,29 +274,33 @@ class LinkWatch:
                 changed, link.found = old is not None, None
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
             else:
+                found = replace(found, dozing=_dozes(link, old))
                 changed = (
                     old is None
+                    or old.dozing != found.dozing
                     or _slower_trips(old.rtt_s, found.rtt_s)
                     or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
                 )
                 if changed or old is None:
                     link.found = found
                 else:
-                    link.found = replace(old, rtt_p95_s=found.rtt_p95_s)
+                    least_s = min(old.rtt_s, found.rtt_s)
+                    link.found = replace(old, rtt_s=least_s, rtt_p95_s=found.rtt_p95_s)
         if changed:
             self._changed()
 
     def _as_it_was(self, peer: BoardId, known: LinkProfile) -> bool:
-        """Say whether one transfer takes as long as it should, which spares an idle link a whole probe."""
+        """Say whether one of two transfers takes as long as it should, which spares an idle link a probe."""
         expected_s = known.rtt_s + GLANCE_BYTES / known.goodput_bytes_per_s
-        took_s = self._peers.ping(peer, GLANCE_BYTES, PING_S)
-        return abs(took_s - expected_s) <= max(LEAST_GLANCE_S, BAND * expected_s)
+        close_s = max(LEAST_GLANCE_S, BAND * expected_s)
+        glances_s = (self._peers.ping(peer, GLANCE_BYTES, PING_S) for _ in range(GLANCES))
+        return any(abs(took_s - expected_s) <= close_s for took_s in glances_s)
 
-    def _measured(self, peer: BoardId, told: LinkProfile | None) -> LinkProfile:
-        """Return what pings tell; with `told`, of a link that is in use, of the round trip only.
+    def _measured(self, peer: BoardId, told: LinkProfile | None, *, in_use: bool) -> LinkProfile:
+        """Return what pings tell; with `told`, of the round trip only.
 
-        A ping waits behind tensors that are under way: so the least of them counts then, or what the kernel
-        has seen of late if that is less.
+        On a link in use a ping waits behind tensors that are under way: what the kernel has seen of late
+        counts if that is less, and such trips say nothing about the others.
         """
 
         def ping(size_bytes: int) -> float:
@@ -284,6 +308,10 @@ class LinkWatch:
 
         link = self._links[peer]
         trips_s = links.round_trips_s(ping, FEW_PINGS if told is not None else links.PINGS)
+        if told is not None and min(trips_s) > told.rtt_s * (1 + BAND):  # late threads, or the link?
+            trips_s += links.round_trips_s(ping)
+        if not in_use:
+            link.trips_s.extend(trips_s)
         if told is not None:
             info = self._peers.info(peer)
             by_kernel_s = info.min_rtt_us / 1e6 if info is not None and info.min_rtt_us else math.inf
@@ -293,8 +321,13 @@ class LinkWatch:
             return replace(told, rtt_s=least_s if slower else min(told.rtt_s, least_s))
         link.slow_trips = 0
         found = links.profile(trips_s, links.goodput(ping, statistics.median(trips_s)))
-        link.trips_s.extend(trips_s)
         return replace(found, rtt_p95_s=links.profile(list(link.trips_s), 1.0).rtt_p95_s)
+
+
+def _dozes(link: _Link, old: LinkProfile | None) -> bool:
+    """Say whether a radio on the way dozes; what cannot be told now is as it was."""
+    found = dozes(Trips(rested_s=tuple(link.rested_s), following_s=tuple(link.trips_s)))
+    return found if found is not None else old is not None and old.dozing
 
 
 def _slower_trips(old_s: float, new_s: float) -> bool:

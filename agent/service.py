@@ -321,7 +321,8 @@ class Agent:
     def _tell_vitals(self, vitals: Vitals) -> None:
         if self._watch.clocks_changed():
             self._measurer.doubt()
-        self._mqtt.publish(vitals, self._board)
+        health = replace(vitals.health, notes=(*vitals.health.notes, *self._links.notes))
+        self._mqtt.publish(replace(vitals, health=health), self._board)
 
     def _report(self) -> None:
         desired = self._desired

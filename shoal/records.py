@@ -196,10 +196,12 @@ class LinkProfile:
     """What one board measured towards a peer."""
 
     rtt_s: float
-    """Median time of a small message there and back, software included."""
+    """Least time of a small message there and back, software included."""
     goodput_bytes_per_s: float
     rtt_p95_s: float | None = None
     """Time within which 95 of 100 small messages are there and back; None: not known."""
+    dozing: bool = False
+    """Wi-Fi on the way saves power: what comes after a pause waits for a beacon, some 50 ms more."""
 
     def __post_init__(self) -> None:
         if not LEAST_S <= self.rtt_s <= LONGEST_S:
