@@ -229,18 +229,23 @@ def profile(
 @click.command()
 @_board_option
 @_root_option
+@click.option(
+    "--broker", metavar="mqtt://HOST[:PORT]", help="Ask the boards of this broker too, for some 5 s."
+)
+@click.option("--cluster", default="default", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def doctor(board: str | None, sysfs_root: Path, as_json: bool) -> None:
+def doctor(board: str | None, sysfs_root: Path, broker: str | None, cluster: str, as_json: bool) -> None:
     """Say in plain words what of this board will hurt, and what helps; nothing is changed.
 
     Exits 0, or 5 if something is wrong (marked !!).
     """
-    from shoal.agent import symptoms
+    from shoal.agent import links, symptoms
     from shoal.profiler.doctor import examine
 
     tree = Tree(sysfs_root)
     state_dir = Path.home() / ".local" / "state" / "shoal"
-    found = examine(symptoms.symptoms(choose(board, tree), tree, state_dir))
+    trips = asyncio.run(links.trips_of_all(broker, cluster)) if broker else {}
+    found = examine(symptoms.symptoms(choose(board, tree), tree, state_dir, trips))
     click.echo(to_json(found).decode() if as_json else symptoms.render(found))
     if any(finding.weight == "wrong" for finding in found):
         raise SystemExit(BoardError.exit_code)
