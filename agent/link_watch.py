@@ -22,7 +22,7 @@ from shoal.profiler import airtime, links
 from shoal.profiler.airtime import Air
 from shoal.profiler.changes import Watched, seen
 from shoal.profiler.dozing import Trips, dozes
-from shoal.profiler.goodput import Transfer, goodput
+from shoal.profiler.goodput import Transfer, goodput, shared
 from shoal.profiler.statistics import differs
 from shoal.profiler.tcp_info import TcpInfo
 from shoal.records import BoardId, LinkProfile
@@ -59,6 +59,16 @@ FEW_PINGS: Final = 3
 SLOW_LOOKS: Final = 2
 """A link in use has longer round trips if so many looks, one after the other, say so."""
 PING_S: Final = 3.0
+FLOWS: Final = 3
+FLOW_S: Final = 0.1
+FLOW_BYTES: Final = 32 * 1024
+FLOW_LEAST: Final = 8
+FLOW_MOST: Final = 24
+"""Between so many messages of so many bytes at most flow for about so long, one way and both ways in turn."""
+SLOWEST_AIR: Final = 5e4
+"""Bytes a second: below, it would take longer than a turn lasts; ..."""
+FASTEST_AIR: Final = 1e8
+"""... above, no air is, and the processors at both ends are what would be measured."""
 AGAIN_S: Final = 1.0
 """A peer that refuses at once may only be about to start: it is tried again so soon."""
 TURN_LOOK_S: Final = 0.005
@@ -90,6 +100,8 @@ class _Link:
     """When the window under way began."""
     best: Transfer | None = None
     """The fastest of its transfers: whatever else a machine does, it only makes them slower."""
+    judged: int | None = None
+    """After so many alarms it was last judged whether both ways share one medium."""
     slow_trips: int = 0
     """Looks one after the other at which round trips were longer than is known."""
 
@@ -264,6 +276,11 @@ class LinkWatch:
                 found = self._measured(peer, old, in_use=told)
             else:
                 found = self._measured(peer, None, in_use=False)
+            if old is not None and not told and link.judged != link.watched.alarms:
+                found = replace(found, shared=self._shares(peer, found.goodput_bytes_per_s))
+                link.judged = link.watched.alarms
+            elif old is not None:
+                found = replace(found, shared=old.shared)
         except ExchangeError as error:
             log.info("link not measured: %s", error)
         now_s = time.monotonic()
@@ -277,7 +294,7 @@ class LinkWatch:
                 found = replace(found, dozing=_dozes(link, old))
                 changed = (
                     old is None
-                    or old.dozing != found.dozing
+                    or (old.dozing, old.shared) != (found.dozing, found.shared)
                     or _slower_trips(old.rtt_s, found.rtt_s)
                     or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
                 )
@@ -288,6 +305,18 @@ class LinkWatch:
                     link.found = replace(old, rtt_s=least_s, rtt_p95_s=found.rtt_p95_s)
         if changed:
             self._changed()
+
+    def _shares(self, peer: BoardId, rate: float) -> bool | None:
+        """Say whether both ways share one medium: then bytes are slower where they flow both ways at once."""
+        if not SLOWEST_AIR <= rate <= FASTEST_AIR:
+            return None
+        size_bytes = round(min(FLOW_BYTES, max(FLOW_BYTES / 8, rate * FLOW_S / FLOW_LEAST)))
+        count = round(min(FLOW_MOST, max(FLOW_LEAST, rate * FLOW_S / size_bytes)))
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(FLOWS):
+            for both, found in rates.items():
+                found.append(self._peers.flow(peer, size_bytes, count, PING_S, both_ways=both))
+        return shared(rates[False], rates[True])
 
     def _as_it_was(self, peer: BoardId, known: LinkProfile) -> bool:
         """Say whether one of two transfers takes as long as it should, which spares an idle link a probe."""

@@ -34,6 +34,7 @@ DTYPES: Final = ("", *sorted(ITEM_BYTES))
 MAX_DIMS: Final = 8
 MAX_PAYLOAD_BYTES: Final = 1 << 30
 MAX_TEXT_BYTES: Final = 4096
+MAX_ECHO_BYTES: Final = 1 << 20
 NO_ATTEMPT: Final = bytes(16)
 
 
@@ -50,8 +51,11 @@ class Kind(IntEnum):
     PING = 5
     """Any payload; the receiver answers with PONG once it has all of it."""
     PONG = 6
+    """The answer to PING, without payload, or to ECHO."""
     HEARD = 7
     """How fast tensors came, from whoever received them; the payload is text."""
+    ECHO = 8
+    """As PING, but PONG carries as much: so bytes flow both ways at once."""
 
 
 _TEXT: Final = (Kind.HELLO, Kind.ABORT, Kind.REFUSE, Kind.HEARD)
@@ -126,6 +130,8 @@ def unpack(fixed: bytes, sizes: bytes) -> Header:
         length=length,
     )
     limit = MAX_TEXT_BYTES if word in _TEXT else MAX_PAYLOAD_BYTES
+    if word is Kind.ECHO:
+        limit = MAX_ECHO_BYTES
     if length > limit:
         raise WireError(f"frame: expected at most {limit} bytes in {word.name}, got {length}")
     if word is Kind.TENSOR:

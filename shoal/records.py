@@ -202,6 +202,9 @@ class LinkProfile:
     """Time within which 95 of 100 small messages are there and back; None: not known."""
     dozing: bool = False
     """Wi-Fi on the way saves power: what comes after a pause waits for a beacon, some 50 ms more."""
+    shared: bool | None = None
+    """Both ways share one medium, with all other such links of these boards: the air of a Wi-Fi cell; False:
+    each way has its own, as on a switch; None: not known."""
 
     def __post_init__(self) -> None:
         if not LEAST_S <= self.rtt_s <= LONGEST_S:

@@ -153,7 +153,7 @@ def test_refusals_say_what_was_expected_and_what_came() -> None:
     frame = frames.pack(tensor_header())
     fixed, sizes = split(frame)
     assert "expected b'SHL1', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], sizes)
-    assert "expected a kind of 1 to 7, got 8" in refusal(fixed[:4] + b"\x08" + fixed[5:], sizes)
+    assert "expected a kind of 1 to 8, got 9" in refusal(fixed[:4] + b"\x09" + fixed[5:], sizes)
     assert "at most 8 sizes, got 1, 9" in refusal(fixed[:5] + b"\x01\x09" + fixed[7:], bytes(72))
     assert f"got {len(DTYPES)}, 2" in refusal(fixed[:5] + bytes([len(DTYPES)]) + fixed[6:], sizes)
     wrong = split(frames.pack(tensor_header(length=23)))
@@ -176,6 +176,7 @@ def test_no_frame_asks_for_more_memory_than_the_limit() -> None:
     rows = MAX_PAYLOAD_BYTES // 4 + 1
     assert f"at most {MAX_PAYLOAD_BYTES} bytes" in refusal(*split(frames.pack(tensor_header((rows,)))))
     refusal(frames.pack(Header(kind=Kind.PING, length=MAX_PAYLOAD_BYTES + 1)))
+    assert "in ECHO" in refusal(frames.pack(Header(kind=Kind.ECHO, length=frames.MAX_ECHO_BYTES + 1)))
 
 
 @pytest.mark.parametrize(

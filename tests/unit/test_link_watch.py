@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from shoal.agent import link_watch
-from shoal.agent.link_watch import LinkWatch
+from shoal.agent.link_watch import FLOWS, LinkWatch
 from shoal.agent.peers import ExchangeError, Heard, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, tcp_info
@@ -36,6 +36,8 @@ class Net:
         self.random = random.Random(0)
         self.noise: Callable[[], float] = lambda: 0.0
         self.dozes = False
+        self.in_the_air = False
+        self.flows = 0
         self.watch = LinkWatch(A, 1, cast(Peers, self), self._tell, self._say)
 
     def _tell(self) -> None:
@@ -58,6 +60,15 @@ class Net:
         self.now_s += took_s
         self.sent.append((self.now_s, peer, size_bytes))
         return took_s
+
+    def flow(
+        self, peer: BoardId, size_bytes: int, count: int, _timeout_s: float, *, both_ways: bool
+    ) -> float:
+        rate = self.rate / 2 if both_ways and self.in_the_air else self.rate
+        self.now_s += count * size_bytes / rate
+        self.sent.append((self.now_s, peer, (1 + both_ways) * count * size_bytes))
+        self.flows += 1
+        return rate
 
     def load(self, peer: BoardId, seconds: float, size_bytes: int = 65_536) -> float | None:
         """Send tensors to `peer` for a while, about ten a second; return when the news was told."""
@@ -114,6 +125,31 @@ def test_a_peer_whose_radio_dozes_is_told_and_so_is_that_it_no_longer_does(net: 
     net.dozes = False
     run(net, 180.0, frozenset({B}))
     assert not net.watch.notes
+
+
+@pytest.mark.parametrize("in_the_air", [True, False])
+def test_a_link_is_judged_when_it_is_new_and_after_an_alarm_and_not_each_time(
+    net: Net, in_the_air: bool
+) -> None:
+    net.in_the_air = in_the_air
+    run(net, 60.0, frozenset({B}))
+    assert net.watch.links[B].shared is in_the_air
+    assert net.flows == 2 * FLOWS
+    assert net.told == 2
+    net.load(B, 30.0)
+    net.rate, net.in_the_air = 1.25e6, not in_the_air
+    net.load(B, 1.0)
+    run(net, 60.0, frozenset({B}))
+    assert net.watch.links[B].shared is not in_the_air
+    assert net.flows == 4 * FLOWS
+
+
+@pytest.mark.parametrize("rate", [1e4, 200e6])
+def test_a_link_too_slow_or_fast_to_tell_is_not_judged(net: Net, rate: float) -> None:
+    net.rate = rate
+    run(net, 60.0, frozenset({B}))
+    assert net.watch.links[B].shared is None
+    assert net.flows == 0
 
 
 def test_a_drop_under_load_is_told_within_a_second(net: Net) -> None:
