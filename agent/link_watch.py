@@ -30,6 +30,8 @@ from shoal.records import BoardId, LinkProfile
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.25
+IDLE_LOOK_S: Final = 1.0
+"""Where nothing crosses the links and none is due, it is enough to look so often."""
 PERIOD_S: Final = 10.0
 """A link that carries nothing is probed so often ..."""
 SHARE: Final = 0.01
@@ -229,7 +231,16 @@ class LinkWatch:
                 self._changed()
             for peer in due:
                 await self._probe_in_turn(peer)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self._rest_s())
+
+    def _rest_s(self) -> float:
+        """Return how long nothing has to be looked at."""
+        now_s = time.monotonic()
+        with self._lock:
+            if any(now_s - link.heard_s <= FRESH_S for link in self._links.values()):
+                return LOOK_S
+            due_s = min((link.due_s for link in self._links.values()), default=math.inf)
+        return min(IDLE_LOOK_S, max(LOOK_S, due_s - now_s))
 
     async def _probe_in_turn(self, peer: BoardId) -> None:
         """Probe a link when it is our turn; if that does not come, the link stays due."""

@@ -17,7 +17,7 @@ from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
 from shoal.profiler.counts import samples
-from shoal.profiler.statistics import Drift, differs, observed, window
+from shoal.profiler.statistics import BAND, Drift, differs, observed, window
 from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing
 from shoal.session import Session
 
@@ -27,11 +27,14 @@ REFINED_BAND: Final = 0.05
 """A closer look is told if it differs by more from the first."""
 REFINE_PAUSE_S: Final = 1.0
 """A board on which nothing has run for so long has time for a closer look."""
+REFINED_PAUSE_S: Final = 5.0
+"""Where all is known well, it is enough to look so often whether that is still so."""
 CANARY_PERIOD_S: Final = 5.0
-CANARY_SHARE: Final = 0.002
+CANARY_SHARE: Final = 0.001
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
-"""So long after profiling, and while in doubt, the board looks eight times as often."""
+"""So long after profiling, and while in doubt, the board looks `UNSURE` times as often."""
+UNSURE: Final = 4
 CANARY_RARELY_S: Final = 60.0
 CANARY_WEIGHT: Final = 0.1
 """A canary stays loaded if it takes no more of the memory."""
@@ -185,7 +188,7 @@ class Measurer:
     async def watch_segments(self) -> None:
         """Look more closely at the segments whenever the board idles, until all are known well, for ever."""
         while True:
-            await asyncio.sleep(REFINE_PAUSE_S)
+            await asyncio.sleep(REFINE_PAUSE_S if self._unsure else REFINED_PAUSE_S)
             if self._unsure and self._quiet():
                 await asyncio.to_thread(self.refine)
 
@@ -219,6 +222,8 @@ class Measurer:
             if found.timing is not None:
                 old = self._timings.get(names[0])
                 news |= old is None or differs(old.median_s * slowdown, found.timing.median_s, REFINED_BAND)
+                if old is not None and not differs(old.median_s, found.timing.median_s, BAND):
+                    self._drift, slowdown = Drift(), 1.0  # it is as fast as it was at first after all
                 timings = _scaled(dict.fromkeys(names, found.timing), 1 / slowdown)
                 self._timings = {**self._timings, **timings}
                 self._estimated -= frozenset(names)
@@ -237,16 +242,17 @@ class Measurer:
         while True:
             canary = self._canary
             timing = self._timings.get(canary.segment.name) if canary else None
-            rest_s = max(canary.period_s, timing.median_s / CANARY_SHARE) if canary and timing else 1.0
+            now_s = timing.median_s * self._drift.slowdown if timing else 0.0
+            rest_s = max(canary.period_s, now_s / CANARY_SHARE) if canary and timing else 1.0
             unsure = self._drift.streak or time.monotonic() - self._measured_s < UNSURE_S
-            await asyncio.sleep(rest_s / 8 if unsure else rest_s)
+            await asyncio.sleep(rest_s / UNSURE if unsure else rest_s)
             idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
             if canary is not None and timing is not None and idle:
                 await asyncio.to_thread(self._look, canary, timing.median_s)
 
     def _look(self, canary: _Canary, expected_s: float) -> None:
         """Time the canary, a short one several times, after a run that warms the caches."""
-        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / expected_s))
+        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / (expected_s * self._drift.slowdown)))
         try:
             run = partial((canary.session or self._sessions.borrow(canary.segment)).run, canary.tensors)
             with self._executor.alone:

@@ -158,7 +158,7 @@ class Agent:
             settings.cluster,
             self._board,
             filters=(
-                *(topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)),
+                *(topic(settings.cluster, kind, self._board) for kind in (Desired, Presence)),
                 topic(settings.cluster, Airtime, BoardId("+")),
             ),
             will=Presence(incarnation=incarnation, state="lost"),

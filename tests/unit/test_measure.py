@@ -98,6 +98,29 @@ def serve(
         board.measurer.ran(name, size(MODEL, name) if size_bytes is None else size_bytes, took_s)
 
 
+def test_a_slow_board_is_looked_at_no_longer_than_a_fast_one(tmp_path: Path, clock: SimpleNamespace) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.takes_s = 0.0
+    serve(board, clock, "s00", 1000 * board.profile.segments["s00"].median_s)
+    canary = board.measurer._canary
+    assert canary is not None
+    board.runs.clear()
+    board.measurer._look(canary, board.profile.segments["s00"].median_s / board.profile.slowdown)
+    assert len(board.runs) == 2, "one to warm up, and one that should take two seconds"
+
+
+def test_a_closer_look_ends_a_slowdown_that_is_over(tmp_path: Path, clock: SimpleNamespace) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    serve(board, clock, "s00", 20 * board.profile.segments["s00"].median_s)
+    assert board.profile.slowdown > 10
+    clock.now_s += 10.0
+    board.measurer.refine()
+    assert board.profile.slowdown == 1.0
+    assert 0.002 <= board.profile.segments["s00"].median_s < 0.02
+
+
 def test_all_segments_are_timed_and_published(tmp_path: Path) -> None:
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
