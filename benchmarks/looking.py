@@ -1,10 +1,12 @@
 """What looking costs: an agent that watches power, heat, speed and links against one that does not.
 
-    python -m benchmarks.looking [ROUNDS]
+    python -m benchmarks.looking [TURNS]
 
 Two clusters of two boards run side by side on this machine, alike but for `--no-looking`, which measures no
-links either: one board holds the model, the other is there to be looked at.  Each round asks the one for a
-while and then the other, in turn; then both idle, watched at the same time.
+links either: one board holds the model, the other is there to be looked at.  They are asked in short turns,
+first the one and then the other, next the other way round, so that whatever else the machine does meets both
+alike; the ratio of each pair of turns is one reading.  All is done with several pairs of processes, for no
+two processes run equally fast.  Before, both idle, watched at the same time.
 """
 
 import asyncio
@@ -14,21 +16,26 @@ import time
 from pathlib import Path
 
 import aiohttp
-import psutil
+import numpy as np
 
-from benchmarks.record import spread, write
+from benchmarks.record import write
 from shoal.coordinator import client
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
+from shoal.manifest import parse
 from shoal.messages import Deployment
 from shoal.profiler.counts import sample
 from shoal.records import BoardId
 
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "vit-fashion-mnist.onnx"
-SLICE_S = 4.0
-IDLE_S = 60.0
-SETTLE_S = 20.0
-"""After so long profiling is over."""
+TURN_S = 0.4
+STARTS = 3
+"""So many pairs of clusters are started, one after the other."""
+DRAWS = 4000
+"""Of the bootstrap."""
+IDLE_S = 30.0
+SETTLE_S = 35.0
+"""After so long profiling is over, and links are judged."""
 BOARDS = (BoardId("board-1"), BoardId("board-2"))
 
 
@@ -40,7 +47,9 @@ class Side:
         self.cluster = Cluster(folder, "embedded")
         self._looking = looking
         self.rates: list[float] = []
-        self.cpu_per_request_s: list[float] = []
+        self.answered = 0
+        self.busy_s = 0.0
+        """Processor time of the lead for what it has answered."""
 
     def start(self) -> None:
         """Start broker, coordinator and boards."""
@@ -63,72 +72,102 @@ class Side:
             while view.plan is None or view.plan.bundle != source.manifest:
                 await operator.next(0.2)
             self.url = view.plan.addresses[view.plan.lead].http_url
-            self.lead = psutil.Process(self.cluster.boards[view.plan.lead].pid)
+            self.pid = self.cluster.boards[view.plan.lead].pid
 
     def cpu_s(self) -> float:
-        """Return the processor time of the lead so far."""
-        times = self.lead.cpu_times()
-        return float(times.user + times.system)
+        """Return the processor time of the lead so far, as the scheduler counts it."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
     async def ask(self, http: aiohttp.ClientSession, model: str, inputs: dict[str, object]) -> None:
-        """Ask one request after the other for a slice of time."""
+        """Ask one request after the other for a turn."""
+        await client.infer(http, self.url, model, inputs)  # type: ignore[arg-type]
         before_s, begun_s, count = self.cpu_s(), time.perf_counter(), 0
-        while time.perf_counter() - begun_s < SLICE_S:
+        while time.perf_counter() - begun_s < TURN_S:
             await client.infer(http, self.url, model, inputs)  # type: ignore[arg-type]
             count += 1
         self.rates.append(count / (time.perf_counter() - begun_s))
-        self.cpu_per_request_s.append((self.cpu_s() - before_s) / count)
+        self.busy_s += self.cpu_s() - before_s
+        self.answered += count
 
 
-async def compare(sides: list[Side], bundle: Path, rounds: int) -> dict[str, object]:
-    """Return one row: throughput and processor time with and without looking."""
-    manifest = export(SMALL, bundle)
+async def compare(sides: list[Side], bundle: Path, turns: int) -> list[float]:
+    """Return for each pair of turns the throughput with looking over that without."""
+    manifest = parse((bundle / "manifest.json").read_bytes(), str(bundle))
     inputs: dict[str, object] = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
-    for side in sides:
-        await side.deploy(bundle)
-    await asyncio.sleep(SETTLE_S)
     async with aiohttp.ClientSession() as http:
-        for number in range(rounds + 1):
+        for number in range(turns + 1):
             for side in sides if number % 2 else reversed(sides):
                 await side.ask(http, manifest.name, inputs)
-    ratios = [on / off for on, off in zip(sides[0].rates[1:], sides[1].rates[1:], strict=True)]
-    return {
-        "what": "requests, one after the other",
-        "rounds": rounds,
-        **{f"{side.name}, requests/s": spread(side.rates[1:]) for side in sides},
-        **{f"{side.name}, processor s a request": spread(side.cpu_per_request_s[1:]) for side in sides},
-        "throughput_ratio": spread(ratios),
-        "met": spread(ratios)["median"] >= 0.99,
-    }
+    return [on / off for on, off in zip(sides[0].rates[1:], sides[1].rates[1:], strict=True)]
 
 
-def idle(sides: list[Side]) -> dict[str, object]:
-    """Return one row: processor time of the lead while nobody asks."""
+def idle(sides: list[Side]) -> list[float]:
+    """Return the share of a core that the lead of each side takes while nobody asks."""
     before = [side.cpu_s() for side in sides]
     time.sleep(IDLE_S)
-    shares = [(side.cpu_s() - cpu_s) / IDLE_S for side, cpu_s in zip(sides, before, strict=True)]
-    return {
-        "what": "idle",
-        "seconds": IDLE_S,
-        **{f"{side.name}, share of a core": share for side, share in zip(sides, shares, strict=True)},
-        "cost_of_looking": shares[0] - shares[1],
-        "met": shares[0] - shares[1] <= 0.01,
-    }
+    return [(side.cpu_s() - cpu_s) / IDLE_S for side, cpu_s in zip(sides, before, strict=True)]
+
+
+def bounds(ratios: list[float]) -> tuple[float, float]:
+    """Return between which figures the median of such ratios lies with 95 % confidence (bootstrap)."""
+    draws = np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def once(folder: Path, bundle: Path, turns: int) -> tuple[list[float], list[Side], list[float]]:
+    """Return ratios of throughput, the two sides, and what they take when they idle, of two new clusters."""
+    sides = [Side(folder / "on", looking=True), Side(folder / "off", looking=False)]
+    try:
+        for side in sides:
+            side.start()
+            asyncio.run(side.deploy(bundle))
+        time.sleep(SETTLE_S)
+        shares = idle(sides)
+        return asyncio.run(compare(sides, bundle, turns)), sides, shares
+    finally:
+        for side in sides:
+            side.cluster.__exit__(None, None, None)
 
 
 def main() -> None:
     """Run all and write the rows."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+    turns = int(sys.argv[1]) if len(sys.argv) > 1 else 120
+    ratios: list[float] = []
+    medians: list[float] = []
+    costs: list[float] = []
+    takes: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(name)
-        sides = [Side(folder / "on", looking=True), Side(folder / "off", looking=False)]
-        try:
-            for side in sides:
-                side.start()
-            rows = [asyncio.run(compare(sides, folder / "bundle", rounds)), idle(sides)]
-        finally:
-            for side in sides:
-                side.cluster.__exit__(None, None, None)
+        export(SMALL, folder / "bundle")
+        for number in range(STARTS):
+            found, sides, shares = once(folder / str(number), folder / "bundle", turns)
+            ratios += found
+            medians.append(float(np.median(found)))
+            costs.append(sides[0].busy_s / sides[0].answered / (sides[1].busy_s / sides[1].answered))
+            for side, share in zip(sides, shares, strict=True):
+                takes.setdefault(side.name, []).append(share)
+    low, high = bounds(ratios)
+    looking = float(np.median([on - off for on, off in zip(*takes.values(), strict=True)]))
+    rows: list[dict[str, object]] = [
+        {
+            "what": "requests, one after the other",
+            "pairs_of_turns": len(ratios),
+            "throughput_ratio": float(np.median(ratios)),
+            "between": [low, high],
+            "by_start": medians,
+            "processor_time_ratio_by_start": costs,
+            "met": low >= 0.99,
+        },
+        {
+            "what": "idle",
+            "seconds": STARTS * IDLE_S,
+            "shares_of_a_core": takes,
+            "cost_of_looking": looking,
+            "met": looking <= 0.01 and max(takes["looking"]) <= 0.01,
+        },
+    ]
     for row in rows:
         print(row)
     print(write("looking", rows))
