@@ -23,6 +23,8 @@ from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
+SO_FAR_S: Final = 5.0
+"""A board that takes longer tells what it has measured so far so often, once it knows the whole model."""
 REFINED_BAND: Final = 0.05
 """A closer look is told if it differs by more from the first."""
 REFINE_PAUSE_S: Final = 1.0
@@ -161,12 +163,32 @@ class Measurer:
         missing = [segment for segment in segments.timed(manifest) if segment.name not in known]
         fresh = any(self._sessions.fits(segment) for segment in missing)
         if fresh:
+            told_s = time.monotonic()
             for found in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
                 timings, laws = {**timings, **found.timings}, {**laws, **found.laws}
+                if manifest.whole.name in timings and time.monotonic() - told_s >= SO_FAR_S:
+                    self._know(bundle, manifest, timings, laws, None, fresh=True)
+                    self.publish()
+                    told_s = time.monotonic()
         if not timings:
             raise BoardError("no segment of the bundle fits this board's memory")
-        measured, timings = timings, _with_whole(manifest, timings)
         canary = self._choose_canary(manifest, timings)
+        self._know(bundle, manifest, timings, laws, canary, fresh=fresh)
+        if fresh:
+            self._remember()
+
+    def _know(
+        self,
+        bundle: Sha256,
+        manifest: Manifest,
+        measured: Mapping[str, Timing],
+        laws: Mapping[str, Law],
+        canary: _Canary | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Take over what has been measured, so far, of a bundle."""
+        timings = _with_whole(manifest, measured)
         with self._lock:
             self._bundle, self._timings, self._laws, self._drift = bundle, timings, laws, Drift()
             self._estimated = frozenset(timings.keys() - measured.keys())
@@ -182,8 +204,6 @@ class Measurer:
             )
             self._canary, self._measured_s = canary, time.monotonic()
             self._memory_bytes = self._sessions.memory_bytes - (canary.held_bytes if canary else 0)
-        if fresh:
-            self._remember()
 
     async def watch_segments(self) -> None:
         """Look more closely at the segments whenever the board idles, until all are known well, for ever."""

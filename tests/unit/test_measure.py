@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +16,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError
-from shoal.manifest import WHOLE, Manifest, Segment, memory_bytes
+from shoal.manifest import WHOLE, Manifest, Segment, Sharding, memory_bytes
 from shoal.profiler.statistics import WINDOW_S
 from shoal.records import Array, Profile, Sha256, Source
 from shoal.session import Session
@@ -34,6 +35,7 @@ class Timed:
 
     def run(self, _tensors: Mapping[str, Array]) -> dict[str, Array]:
         self.board.runs.append(self.segment.name)
+        self.board.ran(self.segment)
         time.sleep(self.board.takes_s)
         return {}
 
@@ -46,6 +48,7 @@ class Board:
         self.loaded: list[Segment] = []
         self.runs: list[str] = []
         self.takes_s = 0.002
+        self.ran: Callable[[Segment], None] = lambda _segment: None
         self.published: list[Profile] = []
         self.alone = contextlib.nullcontext()
         self.measurer = Measurer(
@@ -96,6 +99,33 @@ def serve(
     while clock.now_s < until_s:
         clock.now_s += 0.01
         board.measurer.ran(name, size(MODEL, name) if size_bytes is None else size_bytes, took_s)
+
+
+def test_a_slow_board_tells_the_whole_model_before_all_shardings(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    shared = [replace(MODEL.segments[0], name=f"q{number}", kind=f"q{number}") for number in range(4)]
+    sharding = Sharding(
+        name="sequence",
+        strategy="sequence",
+        point="kv",
+        units=4,
+        causal=False,
+        sizes={},
+        steps=(),
+        segments=tuple(shared),
+    )
+    board = Board(tmp_path)
+    board.takes_s = 0.0
+
+    def slow(_segment: Segment) -> None:
+        clock.now_s += 0.7
+
+    board.ran = slow
+    board.measurer.measure(BUNDLE, replace(MODEL, shardings=(sharding,)))
+    first, last = board.published[0], board.published[-1]
+    assert {WHOLE, *PARTS} <= first.segments.keys() < last.segments.keys()
+    assert last.segments.keys() == {WHOLE, *PARTS, *(s.name for s in shared)}
 
 
 def test_a_slow_board_is_looked_at_no_longer_than_a_fast_one(tmp_path: Path, clock: SimpleNamespace) -> None:
