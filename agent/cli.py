@@ -63,7 +63,7 @@ _root_option = click.option(
 @click.option(
     "--no-looking",
     is_flag=True,
-    help="Watch neither power, heat, speed nor links: to measure what that costs (benchmarks/looking.py).",
+    help="Watch neither power, heat, speed nor links; plans are made by the first profile then.",
 )
 @click.option(
     "--emulate",

@@ -1,19 +1,23 @@
-"""What looking costs: an agent that watches power, heat, speed and links against one that does not.
+"""What looking costs: an agent that watches power, heat, speed and links, and the same one when it does not.
 
-    python -m benchmarks.looking [TURNS]
+    python -m benchmarks.looking [PAIRS]
 
-Two clusters of two boards run side by side on this machine, alike but for `--no-looking`, which measures no
-links either: one board holds the model, the other is there to be looked at.  They are asked in short turns,
-first the one and then the other, next the other way round, so that whatever else the machine does meets both
-alike; the ratio of each pair of turns is one reading.  All is done with several pairs of processes, for no
-two processes run equally fast.  Before, both idle, watched at the same time.
+No two processes run equally fast within a percent, so looking is switched on and off in one and the same
+agent, which is started by `python -m benchmarks.looking agent ...` and takes signals for that.  It is asked
+for a turn with looking and for one without, next the other way round, so that whatever else the machine does
+meets both alike; the ratio of each pair of turns is one reading.  What was due while looking was off is done
+when it is on again, so that a little more is looked at than otherwise.  Before, it idles both ways.
 """
 
 import asyncio
+import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
@@ -22,47 +26,70 @@ from benchmarks.record import write
 from shoal.coordinator import client
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
-from shoal.manifest import parse
+from shoal.manifest import Manifest
 from shoal.messages import Deployment
 from shoal.profiler.counts import sample
 from shoal.records import BoardId
 
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "vit-fashion-mnist.onnx"
-TURN_S = 0.4
-STARTS = 3
-"""So many pairs of clusters are started, one after the other."""
+TURN_S = 1.5
+IDLE_S = 20.0
+SETTLE_S = 45.0
+"""After so long profiling is over, and the link is judged."""
 DRAWS = 4000
 """Of the bootstrap."""
-IDLE_S = 30.0
-SETTLE_S = 35.0
-"""After so long profiling is over, and links are judged."""
 BOARDS = (BoardId("board-1"), BoardId("board-2"))
+SIGNALS = {True: signal.SIGUSR2, False: signal.SIGUSR1}
+"""Switch looking on and off."""
 
 
-class Side:
-    """One of the two clusters."""
+def agent() -> None:
+    """Be an agent whose looking can be switched off."""
+    from shoal.agent import link_watch, measure, watch
+    from shoal.agent.dispatch import Dispatcher
+    from shoal.cli import main as shoal
 
-    def __init__(self, folder: Path, looking: bool) -> None:
-        self.name = "looking" if looking else "not looking"
+    looking = asyncio.Event()
+    looking.set()
+    armed = False
+
+    async def sleep(seconds: float) -> None:
+        nonlocal armed
+        if not armed:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(SIGNALS[True], looking.set)
+            loop.add_signal_handler(SIGNALS[False], looking.clear)
+            armed = True
+        await asyncio.sleep(seconds)
+        await looking.wait()
+
+    gated = SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread)
+    for module in (link_watch, measure, watch):
+        module.asyncio = gated  # type: ignore[attr-defined]
+
+    def switched(function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *arguments: function(*arguments) if looking.is_set() else None
+
+    for owner, name in ((Dispatcher, "telemetry"), (measure.Measurer, "ran"), (watch.Watch, "ran")):
+        setattr(owner, name, switched(getattr(owner, name)))
+    shoal()
+
+
+class Trial:
+    """A cluster of a board that holds the model and of one that is there to be looked at."""
+
+    def __init__(self, folder: Path) -> None:
         self.cluster = Cluster(folder, "embedded")
-        self._looking = looking
-        self.rates: list[float] = []
-        self.answered = 0
-        self.busy_s = 0.0
-        """Processor time of the lead for what it has answered."""
 
-    def start(self) -> None:
-        """Start broker, coordinator and boards."""
-        self.cluster.__enter__()
+    async def start(self, bundle: Path) -> None:
+        """Start all, deploy the model on one board and remember where to ask it."""
         for board in BOARDS:
             command = ["agent", "--broker", self.cluster.url, "--name", board, "--threads", "1"]
             command += ["--state-dir", str(self.cluster.folder / board)]
-            command += [] if self._looking else ["--no-looking"]
             command += ["--memory", "1"] if board != BOARDS[0] else []  # it can hold nothing, and never leads
-            self.cluster.boards[board] = Process(command, self.cluster.folder / f"{board}.log")
-
-    async def deploy(self, bundle: Path) -> None:
-        """Deploy the model on one board and remember where to ask it."""
+            runner = (sys.executable, "-m", "benchmarks.looking")
+            log = self.cluster.folder / f"{board}.log"
+            self.cluster.boards[board] = Process(command, log, runner=runner)
         async with client.Operator(self.cluster.url, "default") as operator, aiohttp.ClientSession() as http:
             view = operator.view
             while view.coordinator is None or len(view.alive) < len(BOARDS):
@@ -74,98 +101,91 @@ class Side:
             self.url = view.plan.addresses[view.plan.lead].http_url
             self.pid = self.cluster.boards[view.plan.lead].pid
 
+    def look(self, looking: bool) -> None:
+        """Switch looking on or off, on all boards."""
+        for board in self.cluster.boards.values():
+            os.kill(board.pid, SIGNALS[looking])
+
     def cpu_s(self) -> float:
         """Return the processor time of the lead so far, as the scheduler counts it."""
         tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
-    async def ask(self, http: aiohttp.ClientSession, model: str, inputs: dict[str, object]) -> None:
-        """Ask one request after the other for a turn."""
-        await client.infer(http, self.url, model, inputs)  # type: ignore[arg-type]
+    async def turn(
+        self, http: aiohttp.ClientSession, manifest: Manifest, looking: bool
+    ) -> tuple[float, float]:
+        """Return requests a second, and the lead's processor time for each, of one turn."""
+        inputs = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
+        self.look(looking)
+        await client.infer(http, self.url, manifest.name, inputs)
         before_s, begun_s, count = self.cpu_s(), time.perf_counter(), 0
         while time.perf_counter() - begun_s < TURN_S:
-            await client.infer(http, self.url, model, inputs)  # type: ignore[arg-type]
+            await client.infer(http, self.url, manifest.name, inputs)
             count += 1
-        self.rates.append(count / (time.perf_counter() - begun_s))
-        self.busy_s += self.cpu_s() - before_s
-        self.answered += count
+        return count / (time.perf_counter() - begun_s), (self.cpu_s() - before_s) / count
+
+    async def compare(self, manifest: Manifest, pairs: int) -> tuple[list[float], list[float]]:
+        """Return for each pair of turns with looking over without: throughput, and processor time."""
+        rates, costs = [], []
+        async with aiohttp.ClientSession() as http:
+            for number in range(pairs + 1):
+                found = {}
+                for looking in (True, False) if number % 2 else (False, True):
+                    found[looking] = await self.turn(http, manifest, looking)
+                rates.append(found[True][0] / found[False][0])
+                costs.append(found[True][1] / found[False][1])
+        return rates[1:], costs[1:]
+
+    def idle(self, looking: bool) -> float:
+        """Return the share of a core that the lead takes while nobody asks."""
+        self.look(looking)
+        time.sleep(1.0)
+        before_s = self.cpu_s()
+        time.sleep(IDLE_S)
+        return (self.cpu_s() - before_s) / IDLE_S
 
 
-async def compare(sides: list[Side], bundle: Path, turns: int) -> list[float]:
-    """Return for each pair of turns the throughput with looking over that without."""
-    manifest = parse((bundle / "manifest.json").read_bytes(), str(bundle))
-    inputs: dict[str, object] = {spec.name: sample(spec, manifest.sample_sizes) for spec in manifest.inputs}
-    async with aiohttp.ClientSession() as http:
-        for number in range(turns + 1):
-            for side in sides if number % 2 else reversed(sides):
-                await side.ask(http, manifest.name, inputs)
-    return [on / off for on, off in zip(sides[0].rates[1:], sides[1].rates[1:], strict=True)]
-
-
-def idle(sides: list[Side]) -> list[float]:
-    """Return the share of a core that the lead of each side takes while nobody asks."""
-    before = [side.cpu_s() for side in sides]
-    time.sleep(IDLE_S)
-    return [(side.cpu_s() - cpu_s) / IDLE_S for side, cpu_s in zip(sides, before, strict=True)]
-
-
-def bounds(ratios: list[float]) -> tuple[float, float]:
-    """Return between which figures the median of such ratios lies with 95 % confidence (bootstrap)."""
+def middle(ratios: list[float]) -> dict[str, float]:
+    """Return the median, and between which figures it lies with 95 % confidence (bootstrap)."""
     draws = np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios)))
     low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def once(folder: Path, bundle: Path, turns: int) -> tuple[list[float], list[Side], list[float]]:
-    """Return ratios of throughput, the two sides, and what they take when they idle, of two new clusters."""
-    sides = [Side(folder / "on", looking=True), Side(folder / "off", looking=False)]
-    try:
-        for side in sides:
-            side.start()
-            asyncio.run(side.deploy(bundle))
-        time.sleep(SETTLE_S)
-        shares = idle(sides)
-        return asyncio.run(compare(sides, bundle, turns)), sides, shares
-    finally:
-        for side in sides:
-            side.cluster.__exit__(None, None, None)
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def main() -> None:
     """Run all and write the rows."""
-    turns = int(sys.argv[1]) if len(sys.argv) > 1 else 120
-    ratios: list[float] = []
-    medians: list[float] = []
-    costs: list[float] = []
-    takes: dict[str, list[float]] = {}
+    if sys.argv[1:2] == ["agent"]:
+        agent()
+        return
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 80
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(name)
-        export(SMALL, folder / "bundle")
-        for number in range(STARTS):
-            found, sides, shares = once(folder / str(number), folder / "bundle", turns)
-            ratios += found
-            medians.append(float(np.median(found)))
-            costs.append(sides[0].busy_s / sides[0].answered / (sides[1].busy_s / sides[1].answered))
-            for side, share in zip(sides, shares, strict=True):
-                takes.setdefault(side.name, []).append(share)
-    low, high = bounds(ratios)
-    looking = float(np.median([on - off for on, off in zip(*takes.values(), strict=True)]))
+        manifest = export(SMALL, folder / "bundle")
+        trial = Trial(folder / "cluster")
+        with trial.cluster:
+            asyncio.run(trial.start(folder / "bundle"))
+            time.sleep(SETTLE_S)
+            shares: dict[bool, list[float]] = {True: [], False: []}
+            for looking in (True, False, False, True):
+                shares[looking].append(trial.idle(looking))
+            rates, costs = asyncio.run(trial.compare(manifest, pairs))
+    throughput = middle(rates)
+    on, off = (float(np.mean(shares[looking])) for looking in (True, False))
     rows: list[dict[str, object]] = [
         {
-            "what": "requests, one after the other",
-            "pairs_of_turns": len(ratios),
-            "throughput_ratio": float(np.median(ratios)),
-            "between": [low, high],
-            "by_start": medians,
-            "processor_time_ratio_by_start": costs,
-            "met": low >= 0.99,
+            "what": "requests, one after the other, looking over not looking",
+            "pairs_of_turns": pairs,
+            "throughput_ratio": throughput,
+            "processor_time_ratio": middle(costs),
+            "told_within_a_percent": throughput["high"] - throughput["low"] <= 0.02,
+            "met": throughput["low"] >= 0.99,
         },
         {
             "what": "idle",
-            "seconds": STARTS * IDLE_S,
-            "shares_of_a_core": takes,
-            "cost_of_looking": looking,
-            "met": looking <= 0.01 and max(takes["looking"]) <= 0.01,
+            "looking, share of a core": shares[True],
+            "not looking, share of a core": shares[False],
+            "cost_of_looking": on - off,
+            "met": on <= 0.01,
         },
     ]
     for row in rows:
