@@ -63,7 +63,7 @@ _root_option = click.option(
 @click.option(
     "--no-looking",
     is_flag=True,
-    help="Watch neither power, heat, speed nor links; plans are made by the first profile then.",
+    help="Watch neither power, heat, speed nor links; without links no two boards share a request.",
 )
 @click.option(
     "--emulate",
