@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.record import spread, write
 from shoal.exporter.bundle import read_manifest
-from shoal.profiler.segments import sample
+from shoal.profiler.counts import sample
 from shoal.session import open_session
 
 REPEATS = 15

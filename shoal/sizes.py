@@ -70,9 +70,8 @@ def resized(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
 def rows_of(manifest: Manifest, segment: Segment, sizes: Mapping[str, int]) -> tuple[int, int]:
     """Return the rows that a segment computes at these sizes, and how many tokens each attends to.
 
-    They are what a `shoal.records.Law` takes.  The rows are those of the outputs, times the batch.  A named
-    dimension that the inputs have and the outputs have not is that of the tokens attended to; without one,
-    rows attend to one another.
+    They are what a `shoal.records.Law` takes.  The rows are those of `dims_of`, times the batch.  Where a
+    segment has gathered none, its rows attend to one another.
     """
     local, gathered = dims_of(manifest, segment)
     rows = max([1, *(sizes[name] for name in local)])
@@ -82,8 +81,13 @@ def rows_of(manifest: Manifest, segment: Segment, sizes: Mapping[str, int]) -> t
 
 
 def dims_of(manifest: Manifest, segment: Segment) -> tuple[list[str], list[str]]:
-    """Return the named dimensions of a segment's own rows, and of those that it has gathered."""
+    """Return the named dimensions of a segment's own rows, and of those that it has gathered.
+
+    Its own are those of its outputs, and a board's own rows among its inputs, which it may average over; any
+    other dimension of its inputs is of what it has gathered.
+    """
     made, read = (_names(specs) - {manifest.batch or ""} for specs in (segment.outputs, segment.inputs))
+    made |= {name for name in read if name.startswith(ROWS)}
     return sorted(made), sorted(read - made)
 
 
