@@ -247,7 +247,11 @@ class Board:
             and not segment.units
             and memory_bytes(manifest, (segment.name,)) <= self._memory_bytes
         }
-        known = {name: law for name, law in calibration.laws.items() if name in self._timings}
+        known = {
+            name: law
+            for name, law in calibration.laws.items()
+            if name in self._timings or manifest.by_name[name].units
+        }
         self._laws = scaled(known, 1 / self.worker.speed)
         self._bundle, self._drift = source.manifest, Drift()
         self.publish()

@@ -13,7 +13,7 @@ import numpy as np
 from shoal.manifest import COLUMNS, ROWS, Manifest, Segment
 from shoal.program import RANGE
 from shoal.records import Array, TensorSpec
-from shoal.sizes import dims_of, rows_of
+from shoal.sizes import batch_of, counts_of, dims_of
 
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
 """Of the sample's tokens, at which segments are timed whose number of tokens can be chosen."""
@@ -65,7 +65,7 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
         return _of_units(manifest, segment)
     local, gathered = dims_of(manifest, segment)
     shares = ROW_SHARES if any(name.startswith(ROWS) for name in local) else SHARES
-    batch = _batch(manifest, segment)
+    batch = batch_of(manifest, segment)
 
     def at(share: float, attended_share: float, batch_size: int | None) -> Counts:
         sizes = dict(manifest.sizes)
@@ -73,14 +73,9 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
         sizes |= {name: max(1, round(attended_share * manifest.sizes[name])) for name in gathered}
         if batch is not None and batch_size is not None:
             sizes[batch] = batch_size
-        rows, attended = rows_of(manifest, segment, sizes)
-        return Counts(
-            rows=rows,
-            attended=attended,
-            batch=sizes[batch] if batch else 1,
-            sizes=sizes,
-            growth=rows / rows_of(manifest, segment, manifest.sizes)[0],
-        )
+        rows, attended, batch_rows = counts_of(manifest, segment, sizes)
+        growth = rows / counts_of(manifest, segment, manifest.sizes)[0]
+        return Counts(rows=rows, attended=attended, batch=batch_rows, sizes=sizes, growth=growth)
 
     found = [at(1, 1, None)]
     if local:
@@ -102,19 +97,15 @@ def first(wanted: Sequence[Counts]) -> list[Counts]:
 
 def _of_units(manifest: Manifest, segment: Segment) -> list[Counts]:
     """Return parts of the units at the sample's batch, and the middle one at others; the smallest first."""
-    batch = _batch(manifest, segment)
+    batch = batch_of(manifest, segment)
     sampled = manifest.sizes[batch] if batch else 1
 
     def at(share: float, batch_size: int) -> Counts:
-        held = max(1, round(share * segment.units))
-        return Counts(
-            rows=held * batch_size,
-            attended=1,
-            batch=batch_size,
-            sizes={**manifest.sizes, **({batch: batch_size} if batch else {})},
-            growth=held / segment.units * batch_size / sampled,
-            part=(0, held),
-        )
+        part = (0, max(1, round(share * segment.units)))
+        sizes = {**manifest.sizes, **({batch: batch_size} if batch else {})}
+        rows, attended, _ = counts_of(manifest, segment, sizes, part)
+        growth = rows / (segment.units * sampled)
+        return Counts(rows=rows, attended=attended, batch=batch_size, sizes=sizes, growth=growth, part=part)
 
     found = [at(share, sampled) for share in UNIT_SHARES]
     if batch is not None:
@@ -128,8 +119,3 @@ def _distinct(found: Sequence[Counts]) -> list[Counts]:
     for each in found:
         kept.setdefault((each.rows, each.attended, each.batch), each)
     return list(kept.values())
-
-
-def _batch(manifest: Manifest, segment: Segment) -> str | None:
-    """Return the dimension of the batch, if the segment's can be chosen."""
-    return manifest.batch if any(manifest.batch in spec.shape for spec in segment.inputs) else None

@@ -67,17 +67,27 @@ def resized(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
     return replace(manifest, sample_sizes=sample_sizes, shardings=tuple(shardings))
 
 
-def rows_of(manifest: Manifest, segment: Segment, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Return the rows that a segment computes at these sizes, and how many tokens each attends to.
+def counts_of(
+    manifest: Manifest, segment: Segment, sizes: Mapping[str, int], part: tuple[int, ...] = ()
+) -> tuple[int, int, int]:
+    """Return the rows that a segment computes at these sizes, how many tokens each attends to, and the batch.
 
-    They are what a `shoal.records.Law` takes.  The rows are those of `dims_of`, times the batch.  Where a
-    segment has gathered none, its rows attend to one another.
+    They are what `shoal.records.Law.seconds` takes.  The rows are those of `dims_of`, times the batch.  Where
+    a segment has gathered none, its rows attend to one another.  Of a `part` of its units, (start, stop),
+    these stand for the rows, and 1 for what they attend to.
     """
+    dim = batch_of(manifest, segment)
+    batch = sizes[dim] if dim else 1
+    if part:
+        return (part[1] - part[0]) * batch, 1, batch
     local, gathered = dims_of(manifest, segment)
     rows = max([1, *(sizes[name] for name in local)])
-    if manifest.batch is not None and manifest.batch in _names(segment.inputs):
-        rows *= sizes[manifest.batch]
-    return rows, max([1, *(sizes[name] for name in gathered or local)])
+    return rows * batch, max([1, *(sizes[name] for name in gathered or local)]), batch
+
+
+def batch_of(manifest: Manifest, segment: Segment) -> str | None:
+    """Return the named dimension of the batch, if the segment's can be chosen."""
+    return manifest.batch if any(manifest.batch in spec.shape for spec in segment.inputs) else None
 
 
 def dims_of(manifest: Manifest, segment: Segment) -> tuple[list[str], list[str]]:

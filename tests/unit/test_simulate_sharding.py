@@ -294,6 +294,16 @@ def by_weights() -> Manifest:
     return replace(manifest, whole=whole, shardings=(sharding,))
 
 
+def test_a_part_of_the_weights_takes_what_its_law_says() -> None:
+    manifest = by_weights()
+    law = Law(base_s=0.1, row_s=0.2, pair_s=0.0, column_s=0.05, residual=0.0, points=3)
+    found = completed(manifest, Calibration(seconds={WHOLE: 1.0}, laws={"p": law}))
+    assert found.seconds["p"] == pytest.approx(0.1 + 2 * 0.2 + 0.05)
+    moves = moves_of(manifest, found, lane_of(manifest, (A, B), (0.75, 0.25)))
+    shares = {board: next(move.share for move in moves[board] if isinstance(move, Work)) for board in (A, B)}
+    assert shares == pytest.approx({A: (0.1 + 3 * 0.2 + 0.05) / 0.55, B: (0.1 + 0.2 + 0.05) / 0.55})
+
+
 def test_a_part_of_the_weights_takes_its_part_of_the_operations() -> None:
     manifest = by_weights()
     found = completed(manifest, Calibration(seconds={WHOLE: 1.0}))
