@@ -55,6 +55,8 @@ class Setting:
     calibration: Calibration
     speeds: Mapping[BoardId, float]
     memory_bytes: Mapping[BoardId, int]
+    sizes: Mapping[str, int]
+    """Of named dimensions of the inputs of one request."""
     input_bytes: int
     """Of one request."""
     output_bytes: int

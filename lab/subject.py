@@ -21,6 +21,7 @@ from shoal.profiler.opening import opener
 from shoal.profiler.segments import Found, measure, refine
 from shoal.records import Array, BoardId, Sha256, TensorSpec
 from shoal.session import open_session
+from shoal.sizes import sizes_in
 
 REQUESTS: Final = 4
 """So many different requests are asked in turn."""
@@ -147,6 +148,7 @@ def setting(scenario: Scenario, subject: Subject, calibration: Calibration) -> S
         speeds={name: speed or 1.0 for name, speed in speeds(scenario, subject, calibration).items()},
         memory_bytes={board.name: offered_bytes(board) for board in scenario.boards},
         input_bytes=sum(array.nbytes for array in subject.inputs[0].values()),
+        sizes=sizes_in(subject.manifest, subject.inputs[0]),
         output_bytes=sum(array.nbytes for array in subject.expected[0].values()),
     )
 

@@ -14,7 +14,7 @@ from typing import Final
 from shoal.codec import PLAIN, Codec
 from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, ShardCollective, Sharding
 from shoal.program import bounds
-from shoal.records import TensorSpec
+from shoal.records import Array, TensorSpec
 
 _WORD: Final = re.compile(rf"({re.escape(ROWS)}|{re.escape(COLUMNS)})(\d*)(?:\*(\d+))?")
 
@@ -65,6 +65,16 @@ def resized(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
         shardings.append(replace(changed, sizes={word: local[word] for word in sharding.sizes}))
     sample_sizes = {**manifest.sample_sizes, **sizes}
     return replace(manifest, sample_sizes=sample_sizes, shardings=tuple(shardings))
+
+
+def sizes_in(manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Return the sizes that the named dimensions have in these inputs of the model."""
+    sizes: dict[str, int] = {}
+    for spec in manifest.inputs:
+        if spec.name in inputs:
+            sized = zip(spec.shape, inputs[spec.name].shape, strict=False)
+            sizes |= {dim: size for dim, size in sized if isinstance(dim, str)}
+    return sizes
 
 
 def counts_of(
