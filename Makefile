@@ -20,7 +20,7 @@ help:
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 50 minutes)"
-	@echo "make bench-links  how true links are, in network namespaces (as root)"
+	@echo "make bench-links  how true links are, in network namespaces"
 	@echo "make clean        remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.

@@ -63,7 +63,7 @@ _root_option = click.option(
 @click.option(
     "--no-looking",
     is_flag=True,
-    help="Watch neither power, heat, speed nor links: to measure what that costs (benchmarks/looking.py).",
+    help="Watch neither power, heat, speed nor links; without links no two boards share a request.",
 )
 @click.option(
     "--emulate",
@@ -209,7 +209,8 @@ def profile(
     """Time the segments of BUNDLE on this board, with power, heat and network; nothing else is needed.
 
     Energy is that above idling, of one run.  Times by counts: n is rows (tokens times batch), m the tokens
-    that each attends to.
+    that each attends to, k the batch; of segments that boards hold in parts, n is heads or columns held
+    (times batch), and m is 1.
     """
     from shoal.agent import hardware, links, look
 
@@ -230,18 +231,23 @@ def profile(
 @click.command()
 @_board_option
 @_root_option
+@click.option(
+    "--broker", metavar="mqtt://HOST[:PORT]", help="Ask the boards of this broker too, for some 5 s."
+)
+@click.option("--cluster", default="default", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def doctor(board: str | None, sysfs_root: Path, as_json: bool) -> None:
+def doctor(board: str | None, sysfs_root: Path, broker: str | None, cluster: str, as_json: bool) -> None:
     """Say in plain words what of this board will hurt, and what helps; nothing is changed.
 
     Exits 0, or 5 if something is wrong (marked !!).
     """
-    from shoal.agent import symptoms
+    from shoal.agent import links, symptoms
     from shoal.profiler.doctor import examine
 
     tree = Tree(sysfs_root)
     state_dir = Path.home() / ".local" / "state" / "shoal"
-    found = examine(symptoms.symptoms(choose(board, tree), tree, state_dir))
+    trips = asyncio.run(links.trips_of_all(broker, cluster)) if broker else {}
+    found = examine(symptoms.symptoms(choose(board, tree), tree, state_dir, trips))
     click.echo(to_json(found).decode() if as_json else symptoms.render(found))
     if any(finding.weight == "wrong" for finding in found):
         raise SystemExit(BoardError.exit_code)

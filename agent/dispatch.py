@@ -28,6 +28,7 @@ from shoal.messages import Telemetry
 from shoal.program import Lane, Plan
 from shoal.program import serving as lanes_for
 from shoal.records import Array, BoardId, Sha256
+from shoal.sizes import sizes_in
 
 log = logging.getLogger(__name__)
 
@@ -305,12 +306,7 @@ def _capacity(lane: Lane) -> int:
 def _lanes_for(serving: _Serving, question: Question) -> tuple[int, ...]:
     """Return the lanes for a request of these sizes."""
     inputs = question.inputs if question.asked is None else question.asked
-    sizes: dict[str, int] = {}
-    for spec in serving.manifest.inputs:
-        if spec.name in inputs:
-            sized = zip(spec.shape, inputs[spec.name].shape, strict=False)
-            sizes |= {dim: size for dim, size in sized if isinstance(dim, str)}
-    return lanes_for(serving.plan.lanes, sizes)
+    return lanes_for(serving.plan.lanes, sizes_in(serving.manifest, inputs))
 
 
 def _emptiest(serving: _Serving, lanes: Sequence[int], now_s: float) -> int | None:

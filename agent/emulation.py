@@ -8,6 +8,8 @@ The lab writes a file and starts the agent with `--emulate FILE`; the file is re
 A run of a segment then takes at least `seconds / speed`, in proportion to the bytes of its inputs if those
 are of another size than `sizes` says: the board waits for the rest with its hands tied, as a slow one would
 compute.  A quota of processor time alone would not do: work shorter than its slice runs at full speed.
+Timers wake late, by some 0.1 ms: what one wait was too long, the next ones are shorter, so that the mean is
+that of the slow board.
 
 `links` is for machines without namespaces: what lies on the way to each peer, as `shoal.agent.narrow` has
 it; `shared` is then the file that says until when each limit is taken.
@@ -21,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from shoal.agent.connection import Connection
 from shoal.agent.narrow import Narrow, Narrowed, Shared
@@ -30,6 +33,9 @@ from shoal.records import Array, BoardId, check_positive
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
+
+MOST_LATE_S: Final = 0.01
+"""Whoever wakes later was not kept by a timer but by a machine at a standstill, which is not made up for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,8 @@ class Emulation:
         self._stamp = 0
         self._settings: Settings
         self._shared: Shared | None = None
+        self._late_s = 0.0
+        """By so much the waits so far were too long."""
         try:
             self._look()
         except (OSError, ValueError, WireError) as error:
@@ -92,6 +100,16 @@ class Emulation:
         expected = settings.sizes.get(segment, size_bytes) or 1
         return settings.seconds[segment] * size_bytes / expected / settings.speed
 
+    def rest(self, seconds: float) -> None:
+        """Wait for what a run lacks of its time, less what earlier waits were too long.
+
+        Runs of a board come one after the other, and so do these.
+        """
+        begun_s = time.perf_counter()
+        if seconds > self._late_s:
+            time.sleep(seconds - self._late_s)
+        self._late_s = min(MOST_LATE_S, self._late_s + time.perf_counter() - begun_s - seconds)
+
     def session(self, session: Session, segment: str) -> Session:
         """Return `session` as a board of the speed asked for would have it."""
         return _Slowed(session, segment, self)
@@ -122,5 +140,5 @@ class _Slowed(Session):
         took_s = time.perf_counter() - begun_s
         left_s = self._emulation.least_s(self._segment, size_bytes, took_s) - took_s
         if left_s > 0:
-            time.sleep(left_s)
+            self._emulation.rest(left_s)
         return made

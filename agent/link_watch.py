@@ -21,7 +21,8 @@ from shoal.messages import Airtime
 from shoal.profiler import airtime, links
 from shoal.profiler.airtime import Air
 from shoal.profiler.changes import Watched, seen
-from shoal.profiler.goodput import Transfer, goodput
+from shoal.profiler.dozing import Trips, dozes
+from shoal.profiler.goodput import Transfer, goodput, shared
 from shoal.profiler.statistics import differs
 from shoal.profiler.tcp_info import TcpInfo
 from shoal.records import BoardId, LinkProfile
@@ -29,6 +30,8 @@ from shoal.records import BoardId, LinkProfile
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.25
+IDLE_LOOK_S: Final = 1.0
+"""Where nothing crosses the links and none is due, it is enough to look so often."""
 PERIOD_S: Final = 10.0
 """A link that carries nothing is probed so often ..."""
 SHARE: Final = 0.01
@@ -52,15 +55,29 @@ LEAST_TRIP_S: Final = 3e-4
 GLANCE_BYTES: Final = 64 * 1024
 LEAST_GLANCE_S: Final = 1e-3
 """A glance at a link that is off by less says that it is as it was."""
+GLANCES: Final = 2
 FEW_PINGS: Final = 3
 """Of a link in use: each waits behind what it carries."""
 SLOW_LOOKS: Final = 2
 """A link in use has longer round trips if so many looks, one after the other, say so."""
 PING_S: Final = 3.0
+FLOWS: Final = 3
+FLOW_S: Final = 0.1
+FLOW_BYTES: Final = 32 * 1024
+FLOW_LEAST: Final = 8
+FLOW_MOST: Final = 24
+"""Between so many messages of so many bytes at most flow for about so long, one way and both ways in turn."""
+SLOWEST_AIR: Final = 5e4
+"""Bytes a second: below, it would take longer than a turn lasts; ..."""
+FASTEST_AIR: Final = 1e8
+"""... above, no air is, and the processors at both ends are what would be measured."""
 AGAIN_S: Final = 1.0
 """A peer that refuses at once may only be about to start: it is tried again so soon."""
 TURN_LOOK_S: Final = 0.005
 TRIPS: Final = 32
+RESTED_TRIPS: Final = 12
+REST_S: Final = 1.0
+"""A radio that saves power dozes once nothing has come for so long."""
 TURN_S: Final = 5.0
 """Whoever waits for its turn for longer tries again later."""
 RECEIVER_BOUND: Final = 0.5
@@ -77,12 +94,16 @@ class _Link:
     watched: Watched = field(default_factory=Watched)
     transfers: deque[tuple[float, Transfer]] = field(default_factory=lambda: deque(maxlen=64))
     trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
+    rested_s: deque[float] = field(default_factory=lambda: deque(maxlen=RESTED_TRIPS))
+    """Round trips that came after a pause."""
     info: TcpInfo | None = None
     heard_s: float = -1e9
     window_s: float = -1e9
     """When the window under way began."""
     best: Transfer | None = None
     """The fastest of its transfers: whatever else a machine does, it only makes them slower."""
+    judged: int | None = None
+    """After so many alarms it was last judged whether both ways share one medium."""
     slow_trips: int = 0
     """Looks one after the other at which round trips were longer than is known."""
 
@@ -115,6 +136,15 @@ class LinkWatch:
         """Return the links that are known."""
         with self._lock:
             return {peer: link.found for peer, link in self._links.items() if link.found is not None}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what of the links will hurt, in words."""
+        return tuple(
+            f"what comes to {peer} after a pause waits for a beacon: Wi-Fi on the way saves power"
+            for peer, link in sorted(self.links.items())
+            if link.dozing
+        )
 
     def air(self, board: BoardId, message: Airtime) -> None:
         """Hear who wants to measure; our own messages come back too, in their place."""
@@ -201,7 +231,16 @@ class LinkWatch:
                 self._changed()
             for peer in due:
                 await self._probe_in_turn(peer)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self._rest_s())
+
+    def _rest_s(self) -> float:
+        """Return how long nothing has to be looked at."""
+        now_s = time.monotonic()
+        with self._lock:
+            if any(now_s - link.heard_s <= FRESH_S for link in self._links.values()):
+                return LOOK_S
+            due_s = min((link.due_s for link in self._links.values()), default=math.inf)
+        return min(IDLE_LOOK_S, max(LOOK_S, due_s - now_s))
 
     async def _probe_in_turn(self, peer: BoardId) -> None:
         """Probe a link when it is our turn; if that does not come, the link stays due."""
@@ -238,12 +277,21 @@ class LinkWatch:
             old = link.found
             fresh = sum(1 for at_s, _ in link.transfers if begun_s - at_s <= FRESH_S)
             told = old is not None and fresh >= ENOUGH
+            rested = begun_s - max(link.heard_s, link.probed_s) >= REST_S
         found: LinkProfile | None = None
         try:
+            first_s = self._peers.ping(peer, links.SMALL_BYTES, PING_S)
+            if rested and old is not None:  # before that there was a connection to be opened
+                link.rested_s.append(first_s)
             if told or (old is not None and self._as_it_was(peer, old)):
-                found = self._measured(peer, old)
+                found = self._measured(peer, old, in_use=told)
             else:
-                found = self._measured(peer, None)
+                found = self._measured(peer, None, in_use=False)
+            if old is not None and not told and link.judged != link.watched.alarms:
+                found = replace(found, shared=self._shares(peer, found.goodput_bytes_per_s))
+                link.judged = link.watched.alarms
+            elif old is not None:
+                found = replace(found, shared=old.shared)
         except ExchangeError as error:
             log.info("link not measured: %s", error)
         now_s = time.monotonic()
@@ -254,29 +302,45 @@ class LinkWatch:
                 changed, link.found = old is not None, None
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
             else:
+                found = replace(found, dozing=_dozes(link, old))
                 changed = (
                     old is None
+                    or (old.dozing, old.shared) != (found.dozing, found.shared)
                     or _slower_trips(old.rtt_s, found.rtt_s)
                     or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
                 )
                 if changed or old is None:
                     link.found = found
                 else:
-                    link.found = replace(old, rtt_p95_s=found.rtt_p95_s)
+                    least_s = min(old.rtt_s, found.rtt_s)
+                    link.found = replace(old, rtt_s=least_s, rtt_p95_s=found.rtt_p95_s)
         if changed:
             self._changed()
 
+    def _shares(self, peer: BoardId, rate: float) -> bool | None:
+        """Say whether both ways share one medium: then bytes are slower where they flow both ways at once."""
+        if not SLOWEST_AIR <= rate <= FASTEST_AIR:
+            return None
+        size_bytes = round(min(FLOW_BYTES, max(FLOW_BYTES / 8, rate * FLOW_S / FLOW_LEAST)))
+        count = round(min(FLOW_MOST, max(FLOW_LEAST, rate * FLOW_S / size_bytes)))
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(FLOWS):
+            for both, found in rates.items():
+                found.append(self._peers.flow(peer, size_bytes, count, PING_S, both_ways=both))
+        return shared(rates[False], rates[True])
+
     def _as_it_was(self, peer: BoardId, known: LinkProfile) -> bool:
-        """Say whether one transfer takes as long as it should, which spares an idle link a whole probe."""
+        """Say whether one of two transfers takes as long as it should, which spares an idle link a probe."""
         expected_s = known.rtt_s + GLANCE_BYTES / known.goodput_bytes_per_s
-        took_s = self._peers.ping(peer, GLANCE_BYTES, PING_S)
-        return abs(took_s - expected_s) <= max(LEAST_GLANCE_S, BAND * expected_s)
+        close_s = max(LEAST_GLANCE_S, BAND * expected_s)
+        glances_s = (self._peers.ping(peer, GLANCE_BYTES, PING_S) for _ in range(GLANCES))
+        return any(abs(took_s - expected_s) <= close_s for took_s in glances_s)
 
-    def _measured(self, peer: BoardId, told: LinkProfile | None) -> LinkProfile:
-        """Return what pings tell; with `told`, of a link that is in use, of the round trip only.
+    def _measured(self, peer: BoardId, told: LinkProfile | None, *, in_use: bool) -> LinkProfile:
+        """Return what pings tell; with `told`, of the round trip only.
 
-        A ping waits behind tensors that are under way: so the least of them counts then, or what the kernel
-        has seen of late if that is less.
+        On a link in use a ping waits behind tensors that are under way: what the kernel has seen of late
+        counts if that is less, and such trips say nothing about the others.
         """
 
         def ping(size_bytes: int) -> float:
@@ -284,6 +348,10 @@ class LinkWatch:
 
         link = self._links[peer]
         trips_s = links.round_trips_s(ping, FEW_PINGS if told is not None else links.PINGS)
+        if told is not None and min(trips_s) > told.rtt_s * (1 + BAND):  # late threads, or the link?
+            trips_s += links.round_trips_s(ping)
+        if not in_use:
+            link.trips_s.extend(trips_s)
         if told is not None:
             info = self._peers.info(peer)
             by_kernel_s = info.min_rtt_us / 1e6 if info is not None and info.min_rtt_us else math.inf
@@ -293,8 +361,13 @@ class LinkWatch:
             return replace(told, rtt_s=least_s if slower else min(told.rtt_s, least_s))
         link.slow_trips = 0
         found = links.profile(trips_s, links.goodput(ping, statistics.median(trips_s)))
-        link.trips_s.extend(trips_s)
         return replace(found, rtt_p95_s=links.profile(list(link.trips_s), 1.0).rtt_p95_s)
+
+
+def _dozes(link: _Link, old: LinkProfile | None) -> bool:
+    """Say whether a radio on the way dozes; what cannot be told now is as it was."""
+    found = dozes(Trips(rested_s=tuple(link.rested_s), following_s=tuple(link.trips_s)))
+    return found if found is not None else old is not None and old.dozing
 
 
 def _slower_trips(old_s: float, new_s: float) -> bool:

@@ -1,9 +1,10 @@
 """Measures the links from this machine to the boards of a cluster, without being one of them."""
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -14,17 +15,29 @@ from shoal.frames import Header
 from shoal.messages import HEARTBEAT_S, Birth, Heartbeat
 from shoal.mqtt import Down, Mqtt, Up
 from shoal.profiler import links
+from shoal.profiler.dozing import Trips
 from shoal.records import Address, BoardId, LinkProfile
 from shoal.wire import topic
 
 BROKER_S: Final = 5.0
 PING_S: Final = 5.0
+PAUSES: Final = 8
+PAUSE_S: Final = 0.4
+"""Radios that save power doze within 0.2 s or so."""
+FOLLOWING: Final = 3
+"""So many round trips are made right after each that comes after a pause."""
 
 
 async def measure_all(broker: str, cluster: str) -> Mapping[BoardId, LinkProfile]:
     """Return the links to all boards of the cluster that are there and answer.  Raises ConfigError."""
     addresses = await _addresses(broker, cluster)
     return await asyncio.to_thread(_measure, cluster, addresses)
+
+
+async def trips_of_all(broker: str, cluster: str) -> Mapping[BoardId, Trips]:
+    """Return round trips to all boards that answer, after pauses and without; errors as `measure_all`."""
+    addresses = await _addresses(broker, cluster)
+    return await asyncio.to_thread(_trips, cluster, addresses)
 
 
 async def _addresses(broker: str, cluster: str) -> Mapping[BoardId, Address]:
@@ -56,17 +69,43 @@ async def _addresses(broker: str, cluster: str) -> Mapping[BoardId, Address]:
 
 
 def _measure(cluster: str, addresses: Mapping[BoardId, Address]) -> Mapping[BoardId, LinkProfile]:
+    found: dict[BoardId, LinkProfile] = {}
+    with _guest(cluster, addresses) as peers:
+        for board in sorted(addresses):
+            with contextlib.suppress(ExchangeError):  # it has gone meanwhile
+                found[board] = links.measure(partial(_ping, peers, board))
+    return found
+
+
+def _trips(cluster: str, addresses: Mapping[BoardId, Address]) -> Mapping[BoardId, Trips]:
+    rested_s: dict[BoardId, list[float]] = {board: [] for board in sorted(addresses)}
+    following_s: dict[BoardId, list[float]] = {board: [] for board in sorted(addresses)}
+    with _guest(cluster, addresses) as peers:
+        for number in range(PAUSES + 1):
+            for board in rested_s:
+                with contextlib.suppress(ExchangeError):
+                    first_s, *rest_s = (_ping(peers, board, links.SMALL_BYTES) for _ in range(1 + FOLLOWING))
+                    if number:  # before, there was no connection yet
+                        rested_s[board].append(first_s)
+                        following_s[board] += rest_s
+            time.sleep(PAUSE_S * (1 + number / 10))  # not in step with beacons
+    return {
+        board: Trips(rested_s=tuple(rested_s[board]), following_s=tuple(following_s[board]))
+        for board in rested_s
+        if rested_s[board]
+    }
+
+
+@contextlib.contextmanager
+def _guest(cluster: str, addresses: Mapping[BoardId, Address]) -> Iterator[Peers]:
+    """Talk to the boards under a name that no board has."""
     peers = Peers(cluster, BoardId(f"profile-{secrets.token_hex(4)}"), _refuse)
     peers.listen("127.0.0.1", 0)
     peers.know(addresses)
-    found: dict[BoardId, LinkProfile] = {}
-    for board in sorted(addresses):
-        try:
-            found[board] = links.measure(partial(_ping, peers, board))
-        except ExchangeError:
-            continue  # it has gone meanwhile
-    peers.stop()
-    return found
+    try:
+        yield peers
+    finally:
+        peers.stop()
 
 
 def _ping(peers: Peers, board: BoardId, size_bytes: int) -> float:

@@ -12,16 +12,18 @@ from shoal.clock import boot_s
 from shoal.errors import BoardError, ModelError
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree, Unreadable
-from shoal.manifest import Manifest, Segment, memory_bytes, parse
+from shoal.manifest import Manifest, Segment, parse
 from shoal.messages import Health
 from shoal.profiler import energy, segments
+from shoal.profiler.counts import samples
 from shoal.profiler.energy import Energy
 from shoal.profiler.health import Observer
 from shoal.profiler.interfaces import Interface, interfaces
 from shoal.profiler.mailbox import firmware
+from shoal.profiler.opening import OpenSegment, opener
 from shoal.profiler.power import Metering, open_meter
 from shoal.records import BoardId, Law, LinkProfile, Timing
-from shoal.session import Session, open_session
+from shoal.session import Session
 from shoal.text import table
 
 POWER_PERIOD_S: Final = 0.1
@@ -51,7 +53,8 @@ class SegmentFound:
     """What one kind of segment takes."""
 
     segments: tuple[str, ...]
-    timing: Timing
+    timing: Timing | None
+    """None: boards hold it in parts, and its law says what they take."""
     law: Law | None
     joules: float | None
     """Of one run, above idle; None: not told."""
@@ -93,18 +96,20 @@ def profile(
     observer = Observer(config, tree, boot_s, bundle, firmware(config, tree))
     alone = contextlib.nullcontext()
 
-    def open_segment(segment: Segment) -> Session:
-        needed = memory_bytes((segment,))
+    opened = opener(bundle, threads=threads)
+
+    def open_segment(segment: Segment, part: tuple[int, ...]) -> Session:
+        needed = segment.held_bytes(part) + segment.work_bytes
         if needed > memory:
             raise BoardError(f"{segment.name}: needs {needed / 1e6:.0f} MB of {memory / 1e6:.0f} MB")
-        return open_session(bundle / f"{segment.name}.onnx", threads=threads)
+        return opened(segment, part)
 
     meter = _Recorder(open_meter(config, tree))
     with meter:
         time.sleep(min(IDLE_S, budget_s / 10))
         idle = meter.taken()
         begun_s = time.monotonic()
-        known: Mapping[str, Timing] = {}
+        known = segments.Found(timings={}, laws={})
         for found in segments.measure(manifest, open_segment, alone):
             known = found
         first_s = time.monotonic() - begun_s
@@ -113,14 +118,15 @@ def profile(
                 manifest,
                 open_segment,
                 alone,
-                known,
+                known.timings,
+                known.timings.keys() | known.laws.keys(),
                 go_on=lambda: True,
                 room_bytes=memory,
                 budget_s=max(0.0, budget_s - first_s),
             )
         )
         if meter.metering is not None:
-            _work(manifest, known, open_segment, min(WORK_S, budget_s / 4))
+            _work(manifest, known.timings, open_segment, min(WORK_S, budget_s / 4))
         work = meter.taken()
     power = _power(meter, idle, work)
     return BoardFound(
@@ -131,7 +137,9 @@ def profile(
         first_s=first_s,
         took_s=time.monotonic() - begun_s,
         kinds=tuple(_kinds(manifest, known, closer, power)),
-        skipped=tuple(s.name for s in segments.timed(manifest) if s.name not in known),
+        skipped=tuple(
+            s.name for s in segments.timed(manifest) if s.name not in known.timings.keys() | known.laws.keys()
+        ),
         power=power,
         health=observer.look(),
         interfaces=interfaces(tree),
@@ -147,18 +155,16 @@ def _manifest(bundle: Path) -> Manifest:
         raise ModelError(f"{file}: expected a bundle: {error.strerror}") from error
 
 
-def _work(
-    manifest: Manifest, known: Mapping[str, Timing], open_segment: segments.OpenSegment, seconds: float
-) -> None:
+def _work(manifest: Manifest, known: Mapping[str, Timing], open_segment: OpenSegment, seconds: float) -> None:
     """Run the longest segment again and again: power that is read over a moment says little."""
     if not known:
         return
     name = max(sorted(known), key=lambda each: known[each].median_s)
     segment = manifest.by_name[name]
-    tensors = {spec.name: segments.sample(spec, manifest.sizes) for spec in segment.inputs}
+    tensors = samples(segment, manifest.sizes)
     until_s = time.monotonic() + seconds
     with contextlib.suppress(BoardError, ModelError):
-        session = open_segment(segment)
+        session = open_segment(segment, ())
         while time.monotonic() < until_s:
             session.run(tensors)
 
@@ -217,27 +223,29 @@ def _power(meter: _Recorder, idle: Energy, work: Energy) -> PowerFound | None:
 
 def _kinds(
     manifest: Manifest,
-    known: Mapping[str, Timing],
+    known: segments.Found,
     closer: Iterable[segments.Closer],
     power: PowerFound | None,
 ) -> Iterable[SegmentFound]:
     """Return the segments by kind, in the order of the model."""
-    better = {name: found for found in closer for name in found.segments}
+    timings, laws = dict(known.timings), dict(known.laws)
+    for found in closer:
+        timings |= dict.fromkeys(found.segments, found.timing) if found.timing is not None else {}
+        laws |= dict.fromkeys(found.segments, found.law) if found.law is not None else {}
     kinds: dict[str, list[str]] = {}
     for segment in segments.timed(manifest):
-        if segment.name in known:
+        if segment.name in timings or segment.name in laws:
             kinds.setdefault(segment.kind, []).append(segment.name)
     above_w = None
     if power is not None and power.idle_w is not None and power.work_w is not None:
         above_w = max(0.0, power.work_w - power.idle_w)
     for names in kinds.values():
-        found = better.get(names[0])
-        timing = found.timing if found is not None and found.timing is not None else known[names[0]]
+        timing = timings.get(names[0])
         yield SegmentFound(
             segments=tuple(names),
             timing=timing,
-            law=found.law if found is not None else None,
-            joules=None if above_w is None else _dusted(above_w * timing.median_s),
+            law=laws.get(names[0]),
+            joules=None if above_w is None or timing is None else _dusted(above_w * timing.median_s),
         )
 
 
@@ -256,9 +264,7 @@ def render(found: BoardFound) -> str:
                 (
                     kind.segments[0]
                     + (f" and {len(kind.segments) - 1} alike" if len(kind.segments) > 1 else ""),
-                    f"{kind.timing.median_s * 1e3:.2f} ms",
-                    f"{kind.timing.spread_s / kind.timing.median_s:.0%}",
-                    str(kind.timing.runs),
+                    *_timing(kind.timing),
                     f"{kind.joules:.3g} J" if kind.joules is not None else "?",
                     _law(kind.law),
                 )
@@ -287,6 +293,16 @@ def render(found: BoardFound) -> str:
     return "\n".join(lines)
 
 
+def _timing(timing: Timing | None) -> tuple[str, str, str]:
+    if timing is None:
+        return "in parts", "", ""
+    return (
+        f"{timing.median_s * 1e3:.2f} ms",
+        f"{timing.spread_s / timing.median_s:.0%}",
+        str(timing.runs),
+    )
+
+
 def _law(law: Law | None) -> str:
     if law is None:
         return "fixed"
@@ -296,7 +312,7 @@ def _law(law: Law | None) -> str:
             (law.base_s, f"{law.base_s * 1e3:.3g} ms"),
             (law.row_s, f"{law.row_s * 1e6:.3g} us n"),
             (law.pair_s, f"{law.pair_s * 1e9:.3g} ns n m"),
-            (law.column_s, f"{law.column_s * 1e6:.3g} us m"),
+            (law.column_s, f"{law.column_s * 1e6:.3g} us m k"),
         )
         if factor > 0
     ]

@@ -16,21 +16,27 @@ from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
-from shoal.profiler.statistics import Drift, differs, observed, window
+from shoal.profiler.counts import samples
+from shoal.profiler.statistics import BAND, Drift, differs, observed, window
 from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing, scaled
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
+SO_FAR_S: Final = 5.0
+"""A board that takes longer tells what it has measured so far so often, once it knows the whole model."""
 REFINED_BAND: Final = 0.05
 """A closer look is told if it differs by more from the first."""
 REFINE_PAUSE_S: Final = 1.0
 """A board on which nothing has run for so long has time for a closer look."""
+REFINED_PAUSE_S: Final = 5.0
+"""Where all is known well, it is enough to look so often whether that is still so."""
 CANARY_PERIOD_S: Final = 5.0
-CANARY_SHARE: Final = 0.002
+CANARY_SHARE: Final = 0.001
 """Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
-"""So long after profiling, and while in doubt, the board looks eight times as often."""
+"""So long after profiling, and while in doubt, the board looks `UNSURE` times as often."""
+UNSURE: Final = 4
 CANARY_RARELY_S: Final = 60.0
 CANARY_WEIGHT: Final = 0.1
 """A canary stays loaded if it takes no more of the memory."""
@@ -153,16 +159,36 @@ class Measurer:
 
     def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
         timings, laws = self._remembered(bundle)
-        missing = [segment for segment in segments.timed(manifest) if segment.name not in timings]
+        known = timings.keys() | laws.keys()
+        missing = [segment for segment in segments.timed(manifest) if segment.name not in known]
         fresh = any(self._sessions.fits(segment) for segment in missing)
         if fresh:
-            laws = {}
+            told_s = time.monotonic()
             for found in segments.measure(manifest, self._sessions.borrow, self._executor.alone):
-                timings = {**timings, **found}
+                timings, laws = {**timings, **found.timings}, {**laws, **found.laws}
+                if manifest.whole.name in timings and time.monotonic() - told_s >= SO_FAR_S:
+                    self._know(bundle, manifest, timings, laws, None, fresh=True)
+                    self.publish()
+                    told_s = time.monotonic()
         if not timings:
             raise BoardError("no segment of the bundle fits this board's memory")
-        measured, timings = timings, _with_whole(manifest, timings)
         canary = self._choose_canary(manifest, timings)
+        self._know(bundle, manifest, timings, laws, canary, fresh=fresh)
+        if fresh:
+            self._remember()
+
+    def _know(
+        self,
+        bundle: Sha256,
+        manifest: Manifest,
+        measured: Mapping[str, Timing],
+        laws: Mapping[str, Law],
+        canary: _Canary | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Take over what has been measured, so far, of a bundle."""
+        timings = _with_whole(manifest, measured)
         with self._lock:
             self._bundle, self._timings, self._laws, self._drift = bundle, timings, laws, Drift()
             self._estimated = frozenset(timings.keys() - measured.keys())
@@ -171,16 +197,18 @@ class Measurer:
                 for name, segment in manifest.by_name.items()
             }
             self._manifest = manifest
-            self._unsure = frozenset(timings) if fresh or not laws else self._estimated
+            self._unsure = frozenset(
+                name
+                for name in timings.keys() | laws.keys()
+                if fresh or name not in timings or timings[name].runs <= segments.RUNS
+            )
             self._canary, self._measured_s = canary, time.monotonic()
             self._memory_bytes = self._sessions.memory_bytes - (canary.held_bytes if canary else 0)
-        if fresh:
-            self._remember()
 
     async def watch_segments(self) -> None:
         """Look more closely at the segments whenever the board idles, until all are known well, for ever."""
         while True:
-            await asyncio.sleep(REFINE_PAUSE_S)
+            await asyncio.sleep(REFINE_PAUSE_S if self._unsure else REFINED_PAUSE_S)
             if self._unsure and self._quiet():
                 await asyncio.to_thread(self.refine)
 
@@ -188,7 +216,7 @@ class Measurer:
         """Look more closely at what is not known well yet, as long as nothing else runs."""
         with self._lock:
             manifest, bundle = self._manifest, self._bundle
-            due = {name: self._timings[name] for name in self._unsure}
+            known, due = self._timings, self._unsure
         if manifest is None or bundle is None:
             return
         with self._looking:
@@ -196,6 +224,7 @@ class Measurer:
                 manifest,
                 self._sessions.borrow,
                 self._executor.alone,
+                known,
                 due,
                 go_on=lambda: self._quiet() and self._due == bundle,
                 room_bytes=self._sessions.room_bytes,
@@ -208,21 +237,18 @@ class Measurer:
             if self._bundle != bundle:
                 return
             self._unsure -= frozenset(found.segments)
-            if found.timing is None:
-                return
-            slowdown = self._drift.slowdown
-            old = self._timings[found.segments[0]]
-            news = found.law is not None or differs(
-                old.median_s * slowdown, found.timing.median_s, REFINED_BAND
-            )
-            names = found.segments
-            self._timings = {
-                **self._timings,
-                **scaled(dict.fromkeys(names, found.timing), 1 / slowdown),
-            }
+            slowdown, names = self._drift.slowdown, found.segments
+            news = found.law is not None
+            if found.timing is not None:
+                old = self._timings.get(names[0])
+                news |= old is None or differs(old.median_s * slowdown, found.timing.median_s, REFINED_BAND)
+                if old is not None and not differs(old.median_s, found.timing.median_s, BAND):
+                    self._drift, slowdown = Drift(), 1.0  # it is as fast as it was at first after all
+                timings = scaled(dict.fromkeys(names, found.timing), 1 / slowdown)
+                self._timings = {**self._timings, **timings}
+                self._estimated -= frozenset(names)
             if found.law is not None:
                 self._laws = {**self._laws, **scaled(dict.fromkeys(names, found.law), 1 / slowdown)}
-            self._estimated -= frozenset(names)
         self._remember()
         if news:
             self.publish()
@@ -236,16 +262,17 @@ class Measurer:
         while True:
             canary = self._canary
             timing = self._timings.get(canary.segment.name) if canary else None
-            rest_s = max(canary.period_s, timing.median_s / CANARY_SHARE) if canary and timing else 1.0
+            now_s = timing.median_s * self._drift.slowdown if timing else 0.0
+            rest_s = max(canary.period_s, now_s / CANARY_SHARE) if canary and timing else 1.0
             unsure = self._drift.streak or time.monotonic() - self._measured_s < UNSURE_S
-            await asyncio.sleep(rest_s / 8 if unsure else rest_s)
+            await asyncio.sleep(rest_s / UNSURE if unsure else rest_s)
             idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
             if canary is not None and timing is not None and idle:
                 await asyncio.to_thread(self._look, canary, timing.median_s)
 
     def _look(self, canary: _Canary, expected_s: float) -> None:
         """Time the canary, a short one several times, after a run that warms the caches."""
-        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / expected_s))
+        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / (expected_s * self._drift.slowdown)))
         try:
             run = partial((canary.session or self._sessions.borrow(canary.segment)).run, canary.tensors)
             with self._executor.alone:
@@ -268,7 +295,7 @@ class Measurer:
         telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
         for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
             light = segment.weight_bytes <= CANARY_WEIGHT * self._sessions.memory_bytes
-            tensors = {s.name: segments.sample(s, manifest.sizes) for s in segment.inputs}
+            tensors = samples(segment, manifest.sizes)
             try:
                 session = self._sessions.borrow(segment)
                 session.run(tensors)

@@ -8,6 +8,7 @@ dropped and counted.  Whatever is not our protocol closes that connection, and i
 
 import logging
 import math
+import queue
 import secrets
 import socket
 import threading
@@ -28,7 +29,7 @@ from shoal.frames import Header, Kind
 from shoal.profiler import tcp_info
 from shoal.profiler.goodput import Transfer
 from shoal.profiler.tcp_info import TcpInfo
-from shoal.records import Address, BoardId
+from shoal.records import LEAST_S, Address, BoardId
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Peers:
         self._all: set[Connection] = set()
         self._inboxes: dict[bytes, Inbox] = {}
         self._over: OrderedDict[bytes, None] = OrderedDict()
-        self._pongs: dict[bytes, threading.Event] = {}
+        self._pongs: dict[bytes, queue.SimpleQueue[float]] = {}
         self._closing = False
         self.dropped = 0
         """Frames of attempts that are over."""
@@ -166,15 +167,32 @@ class Peers:
 
     def ping(self, peer: BoardId, size_bytes: int, timeout_s: float) -> float:
         """Return the seconds from sending `size_bytes` until `peer` says that it has them."""
-        token = secrets.token_bytes(16)
-        back = self._pongs[token] = threading.Event()
-        header = frames.pack(Header(kind=Kind.PING, attempt=token, length=size_bytes))
         begun_s = time.perf_counter()
+        return self._answered(peer, Kind.PING, size_bytes, 1, timeout_s)[0] - begun_s
+
+    def flow(self, peer: BoardId, size_bytes: int, count: int, timeout_s: float, *, both_ways: bool) -> float:
+        """Send `count` messages of `size_bytes` on end, and return the bytes a second from first to last.
+
+        With `both_ways`, `peer` sends as much back at the same time.  Raises ExchangeError.
+        """
+        kind = Kind.ECHO if both_ways else Kind.PING
+        first_s, *_, last_s = self._answered(peer, kind, size_bytes, count, timeout_s)
+        return (count - 1) * size_bytes / max(last_s - first_s, LEAST_S)
+
+    def _answered(
+        self, peer: BoardId, kind: Kind, size_bytes: int, count: int, timeout_s: float
+    ) -> list[float]:
+        """Return when, by `perf_counter`, each of `count` messages was answered."""
+        token = secrets.token_bytes(16)
+        answers = self._pongs[token] = queue.SimpleQueue[float]()
+        header = frames.pack(Header(kind=kind, attempt=token, length=size_bytes))
+        payload = bytes(size_bytes)
         try:
-            self.send(peer, [header, bytes(size_bytes)])
-            if not back.wait(timeout_s):
-                raise ExchangeError(peer, f"no answer to a ping within {timeout_s:.0f} s")
-            return time.perf_counter() - begun_s
+            for _ in range(count):
+                self.send(peer, [header, payload])
+            return [answers.get(timeout=timeout_s) for _ in range(count)]
+        except queue.Empty as error:
+            raise ExchangeError(peer, f"no answer to a ping within {timeout_s:.0f} s") from error
         finally:
             del self._pongs[token]
 
@@ -291,13 +309,16 @@ class Peers:
                 self._receive(connection, payload.data)
             arrived = Arrived(arrays=frames.arrays(laid, payload), begun_s=begun_s, ended_s=time.monotonic())
             self._deliver(connection, peer, header, arrived)
-        elif header.kind is Kind.PING:
+        elif header.kind in (Kind.PING, Kind.ECHO):
             connection.discard(header.length)
-            connection.send([frames.pack(Header(kind=Kind.PONG, attempt=header.attempt))])
+            size_bytes = header.length if header.kind is Kind.ECHO else 0
+            pong = Header(kind=Kind.PONG, attempt=header.attempt, length=size_bytes)
+            connection.send([frames.pack(pong), bytes(size_bytes)])
         elif header.kind is Kind.PONG:
+            connection.discard(header.length)
             waiting = self._pongs.get(header.attempt)
             if waiting is not None:
-                waiting.set()
+                waiting.put(time.perf_counter())
         elif header.kind is Kind.HEARD:
             self.on_heard(peer, from_json(Heard, connection.receive(header.length), f"heard by {peer}"))
         elif header.kind is Kind.NOTES:

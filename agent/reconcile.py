@@ -21,7 +21,7 @@ from shoal.manifest import Manifest, Segment
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
 from shoal.parts import Piece, pieces
-from shoal.profiler.segments import sample
+from shoal.profiler.counts import samples
 from shoal.program import Plan, Run
 from shoal.records import Address, Blob, BoardId
 from shoal.session import Session
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 0.02
 GRACE_S: Final = 5.0
 """Requests of a plan that is no longer wanted get so long to end."""
+RETRY_S: Final = 2.0
+"""What cannot be done now is tried again after so long."""
 
 
 class Reconciler:
@@ -58,12 +60,48 @@ class Reconciler:
         self._dispatcher = dispatcher
         self._changed = changed
         self._epochs: dict[int, Readiness] = {}
+        self._wished: Desired | None = None
+        self._news = asyncio.Event()
         self.activity = "waiting for the coordinator"
 
     @property
     def epochs(self) -> tuple[Readiness, ...]:
         """Return how far the board is with each plan."""
         return tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
+
+    def wish(self, desired: Desired) -> None:
+        """Hear what is desired now, in place of what was."""
+        self._wished = desired
+        self._news.set()
+
+    async def run(self) -> None:
+        """Become what was wished last, for ever; a newer wish breaks off what is under way."""
+        work: asyncio.Task[None] | None = None
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if work is not None:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+            if self._wished is not None:
+                work = asyncio.ensure_future(self._become(self._wished))
+
+    async def _become(self, desired: Desired) -> None:
+        """Do what is desired, and try again if it cannot be done now."""
+        while True:
+            try:
+                await self.act(desired)
+            except (BoardError, ModelError) as error:
+                log.warning("%s; trying again", error)
+                self.activity = f"failed: {error}"
+            except Exception:
+                log.exception("cannot become what is desired; trying again")
+                self.activity = "failed: internal error, see the board's log"
+            else:
+                self._changed()
+                return
+            self._changed()
+            await asyncio.sleep(RETRY_S)
 
     async def act(self, desired: Desired) -> None:
         """Return once the board is what is desired, as far as that is possible.
@@ -170,10 +208,9 @@ class Reconciler:
     def _warm(self, manifest: Manifest, sessions: Mapping[Run, Session]) -> None:
         """Run each segment once, so that the first request does not pay for its set-up."""
         for run, session in sessions.items():
-            specs = manifest.by_name[run.segment].inputs
             # Made-up tensors need not make sense in the middle of a model.
             with contextlib.suppress(ModelError), self._executor.alone:
-                session.run({spec.name: sample(spec, manifest.sizes) for spec in specs})
+                session.run(samples(manifest.by_name[run.segment], manifest.sizes))
 
     def _set(self, epoch: int, phase: str, detail: str) -> None:
         self._epochs[epoch] = Readiness(epoch=epoch, phase=phase, detail=detail)  # type: ignore[arg-type]

@@ -158,7 +158,7 @@ class Agent:
             settings.cluster,
             self._board,
             filters=(
-                *(topic(settings.cluster, kind, self._board) for kind in (Desired, Heartbeat, Presence)),
+                *(topic(settings.cluster, kind, self._board) for kind in (Desired, Presence)),
                 topic(settings.cluster, Airtime, BoardId("+")),
             ),
             will=Presence(incarnation=incarnation, state="lost"),
@@ -166,7 +166,6 @@ class Agent:
             strangers={settings.meter: external.hear} if settings.meter and external else {},
         )
         self._desired: Desired | None = None
-        self._news = asyncio.Event()
         self._bundle_news = asyncio.Event()
         self._profiling = ""
         """What is done to profile the bundle, for `Reported`; empty if nothing is to do."""
@@ -207,7 +206,7 @@ class Agent:
             for work in (
                 self._listen,
                 self._beat,
-                self._reconcile,
+                self._reconciler.run,
                 self._profile,
                 *(looking if self._settings.looking else ()),
             )
@@ -273,7 +272,7 @@ class Agent:
             newest = (known.coordinator, known.version) if known else (0, 0)
             if (message.coordinator, message.version) > newest:
                 self._desired = message
-                self._news.set()
+                self._reconciler.wish(message)
                 self._bundle_news.set()
 
     async def _beat(self) -> None:
@@ -285,35 +284,6 @@ class Agent:
             self._mqtt.publish(beat, self._board)
             sequence += 1
             await asyncio.sleep(HEARTBEAT_S)
-
-    async def _reconcile(self) -> None:
-        """Act on the newest desired message; a newer one breaks off what is under way."""
-        work: asyncio.Task[None] | None = None
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            if work is not None:
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
-            if self._desired is not None:
-                work = self._loop.create_task(self._become(self._desired))
-
-    async def _become(self, desired: Desired) -> None:
-        """Do what is desired, and try again if it cannot be done now."""
-        while True:
-            try:
-                await self._reconciler.act(desired)
-            except (BoardError, ModelError) as error:
-                log.warning("%s; trying again", error)
-                self._reconciler.activity = f"failed: {error}"
-            except Exception:
-                log.exception("cannot become what is desired; trying again")
-                self._reconciler.activity = "failed: internal error, see the board's log"
-            else:
-                self._report()
-                return
-            self._report()
-            await asyncio.sleep(RETRY_S)
 
     async def _profile(self) -> None:
         """Fetch and measure the deployed bundle, whichever that is, beside whatever else goes on."""
@@ -351,7 +321,8 @@ class Agent:
     def _tell_vitals(self, vitals: Vitals) -> None:
         if self._watch.clocks_changed():
             self._measurer.doubt()
-        self._mqtt.publish(vitals, self._board)
+        health = replace(vitals.health, notes=(*vitals.health.notes, *self._links.notes))
+        self._mqtt.publish(replace(vitals, health=health), self._board)
 
     def _report(self) -> None:
         desired = self._desired

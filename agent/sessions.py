@@ -46,14 +46,14 @@ class Sessions:
                     self._opened[held[run]] = (segment, self._load(segment, run.part))
             return {run: self._opened[held[run]][1] for run in wanted}
 
-    def borrow(self, segment: Segment) -> Session:
+    def borrow(self, segment: Segment, part: tuple[int, ...] = ()) -> Session:
         """Return a session of one segment that is not kept beyond its use; BoardError as `open`."""
         with self._lock:
-            held = _held(segment, ())
+            held = _held(segment, part)
             if held in self._opened:
                 return self._opened[held][1]
             self._check({held: segment})
-            return self._load(segment, ())
+            return self._load(segment, part)
 
     def keep(self, wanted: Iterable[tuple[Segment, Run]]) -> None:
         """Close every segment but these."""

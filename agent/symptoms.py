@@ -14,7 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +22,11 @@ from shoal.clock import wall_ms
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree
 from shoal.profiler import doctor
+from shoal.profiler.dozing import Trips
 from shoal.profiler.interfaces import interfaces
 from shoal.profiler.mailbox import firmware
 from shoal.profiler.power import open_meter
+from shoal.records import BoardId
 
 UNSYNCHRONISED: Final = 5
 """What adjtimex returns while the clock follows nothing (TIME_ERROR)."""
@@ -32,8 +34,13 @@ LOAD_S: Final = 60.0
 _LOAD: Final = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 
 
-def symptoms(config: BoardConfig, tree: Tree, state_dir: Path) -> doctor.Facts:
-    """Return what there is to know about this machine; its files are those of `tree`."""
+def symptoms(
+    config: BoardConfig, tree: Tree, state_dir: Path, trips: Mapping[BoardId, Trips]
+) -> doctor.Facts:
+    """Return what there is to know about this machine; its files are those of `tree`.
+
+    `trips` are round trips to the boards of a cluster, if one is to be looked at.
+    """
     packages = {}
     for name in ("onnxruntime", doctor.SERVER_BUILD):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -53,6 +60,7 @@ def symptoms(config: BoardConfig, tree: Tree, state_dir: Path) -> doctor.Facts:
         today=datetime.datetime.fromtimestamp(wall_ms() / 1000, datetime.timezone.utc).date(),
         synchronised=_synchronised(),
         state_dir=state_dir,
+        trips=trips,
     )
 
 

@@ -157,10 +157,16 @@ class Watch:
         """Read power for ever, and tell the vitals; reading is done in a thread, since a chip may be slow."""
         rounds = max(1, round(VITALS_S / self.period_s))
         while True:
-            for _ in range(rounds):
+            for _ in range(rounds - 1):
                 await asyncio.sleep(self.period_s)
                 await asyncio.to_thread(self.sample)
-            publish(await asyncio.to_thread(self.vitals))
+            await asyncio.sleep(self.period_s)
+            publish(await asyncio.to_thread(self._last_sample))
+
+    def _last_sample(self) -> Vitals:
+        """Take the last reading of a round and return the vitals: one thread is woken for both."""
+        self.sample()
+        return self.vitals()
 
 
 def open_watch(

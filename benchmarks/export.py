@@ -21,7 +21,7 @@ from benchmarks.record import spread, write
 from shoal.errors import ConfigError
 from shoal.exporter.bundle import read_manifest
 from shoal.lab import models
-from shoal.profiler.segments import sample
+from shoal.profiler.counts import sample
 from shoal.session import open_session
 
 REPEATS = 15

@@ -2,7 +2,7 @@
 
     python -m benchmarks.links [--steady SECONDS] [--left 'CMD' --right 'CMD' --address HOST --shape 'CMD']
 
-Needs root: two network namespaces with token buckets are made and taken away.  To run through another
+Two hosts of the lab's network, which takes no root, stand at the ends of a cable.  To run through another
 network, give the commands that start a program at its two ends, the right end's address, and a command that
 shapes it, in which {rate} (Mbit/s) and {delay} (ms, one way) are filled in.
 """
@@ -15,8 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 
@@ -26,6 +25,10 @@ from shoal.agent.inbox import Inbox
 from shoal.agent.link_watch import LinkWatch
 from shoal.agent.peers import Peers
 from shoal.frames import Header
+from shoal.lab.namespaces import rerun_in_user_namespace
+from shoal.lab.network import Network
+from shoal.lab.scenario import Shape
+from shoal.lab.shaping import DESK, Wiring
 from shoal.messages import Airtime
 from shoal.records import Address, BoardId
 
@@ -34,6 +37,8 @@ PORT = 7077
 SIZES = (65_536, 131_072, 262_144, 600_000)
 SETTLE_S = 3.0
 BUSY_S = 8.0
+DELAYS_MS = (2.0, 10.0)
+"""One way."""
 
 
 def serve(host: str) -> None:
@@ -100,43 +105,58 @@ def drive(host: str, seconds: float, pause_s: float) -> None:
     asyncio.run(life())
 
 
-@contextmanager
-def namespaces() -> Iterator[argparse.Namespace]:
-    """Make two ends with a shaped cable between them."""
-    names = ["shoal-bench-left", "shoal-bench-right"]
+class Ends(Protocol):
+    """The two ends of a link that can be shaped."""
 
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True)
+    address: str
+    """Of the right end."""
 
-    for name in names:
-        ip("netns", "add", name)
-    try:
-        ip(
-            *f"-n {names[0]} link add e0 type veth peer name e0 netns {names[1]}".split(),
-        )
-        for number, name in enumerate(names, start=1):
-            ip(*f"-n {name} addr add 10.78.0.{number}/24 dev e0".split())
-            ip(*f"-n {name} link set e0 up".split())
-            ip(*f"-n {name} link set lo up".split())
-            ip("netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_congestion_control=cubic")
-        shape = " && ".join(
-            f"tc -n {name} qdisc replace dev e0 root tbf rate {{rate}}mbit burst {{burst}}kb latency 400ms"
-            for name in names
-        )
-        yield argparse.Namespace(
-            left=f"ip netns exec {names[0]}",
-            right=f"ip netns exec {names[1]}",
-            address="10.78.0.2",
-            shape=shape,
-        )
-    finally:
-        for name in names:
-            ip("netns", "del", name)
+    def start(self, end: BoardId, *words: str) -> "subprocess.Popen[str]":
+        """Start this program at an end."""
+        ...
+
+    def shape(self, rate: float, delay_ms: float) -> None:
+        """Let so many Mbit/s through, each way that much later."""
+        ...
 
 
-def program(prefix: str, *words: str) -> "subprocess.Popen[str]":
-    command = [*shlex.split(prefix), sys.executable, "-m", "benchmarks.links", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+class Lab:
+    """Two hosts of the lab."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.address = network.address(RIGHT)
+
+    def start(self, end: BoardId, *words: str) -> "subprocess.Popen[str]":
+        """Start this program in the end's namespace."""
+        command = [sys.executable, "-m", "benchmarks.links", *words]
+        enter = self._network.hosts[end].enter
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
+
+    def shape(self, rate: float, delay_ms: float) -> None:
+        """Shape both cables; each has half of the delay."""
+        for end in (LEFT, RIGHT):
+            self._network.shape((end,), Shape(rate_bits_per_s=rate * 1e6, delay_s=delay_ms / 2e3))
+
+
+class Elsewhere:
+    """Two ends that others made."""
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self._prefixes = {LEFT: chosen.left, RIGHT: chosen.right}
+        self._command = chosen.shape
+        self.address = chosen.address
+
+    def start(self, end: BoardId, *words: str) -> "subprocess.Popen[str]":
+        """Start this program behind the end's command."""
+        command = [*shlex.split(self._prefixes[end]), sys.executable, "-m", "benchmarks.links", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def shape(self, rate: float, delay_ms: float) -> None:
+        """Run the command that shapes."""
+        burst = max(16, round(0.75e-3 * rate * 1e6 / 8 / 1024) + 2)  # less under-delivers, more lets pass
+        command = self._command.format(rate=f"{rate:g}", delay=f"{delay_ms:g}", burst=burst)
+        subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
 
 
 def lines(process: "subprocess.Popen[str]") -> list[dict[str, float]]:
@@ -147,20 +167,18 @@ def lines(process: "subprocess.Popen[str]") -> list[dict[str, float]]:
 class Trial:
     """One network and what was found on it."""
 
-    def __init__(self, network: argparse.Namespace) -> None:
-        self.network = network
+    def __init__(self, ends: Ends) -> None:
+        self.ends = ends
         self.rows: list[object] = []
 
-    def shape(self, rate: float, delay_ms: float) -> None:
-        """Shape both ends."""
-        burst = max(16, round(0.75e-3 * rate * 1e6 / 8 / 1024) + 2)  # less under-delivers, more lets pass
-        command = self.network.shape.format(rate=f"{rate:g}", delay=f"{delay_ms:g}", burst=burst)
-        subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    def drive(self, seconds: float, pause_s: float) -> "subprocess.Popen[str]":
+        """Send tensors from the left end for a while."""
+        return self.ends.start(LEFT, "drive", self.ends.address, str(seconds), str(pause_s))
 
     def estimate(self, rate: float, delay_ms: float, pause_s: float) -> None:
         """Compare what is known after three seconds with how the link is shaped."""
-        self.shape(rate, delay_ms)
-        found = lines(program(self.network.left, "drive", self.network.address, str(SETTLE_S), str(pause_s)))
+        self.ends.shape(rate, delay_ms)
+        found = lines(self.drive(SETTLE_S, pause_s))
         row: dict[str, object] = {
             "what": "estimate after 3 s",
             "carries": "tensors" if pause_s >= 0 else "nothing",
@@ -178,11 +196,11 @@ class Trial:
 
     def drop(self, delay_ms: float) -> None:
         """See how long it takes until a drop from 100 to 10 Mbit/s is told."""
-        self.shape(100, delay_ms)
-        process = program(self.network.left, "drive", self.network.address, str(BUSY_S + 5), "0.02")
+        self.ends.shape(100, delay_ms)
+        process = self.drive(BUSY_S + 5, 0.02)
         time.sleep(BUSY_S)
         dropped_s = time.monotonic()
-        self.shape(10, delay_ms)
+        self.ends.shape(10, delay_ms)
         found = [line for line in lines(process) if line["at_s"] > dropped_s and line["mbit_per_s"] < 50]
         self.add(
             {
@@ -196,8 +214,8 @@ class Trial:
 
     def steady(self, seconds: float, delay_ms: float) -> None:
         """Count what is told of a link that stays as it is, under load."""
-        self.shape(100, delay_ms)
-        found = lines(program(self.network.left, "drive", self.network.address, str(seconds), "0.05"))
+        self.ends.shape(100, delay_ms)
+        found = lines(self.drive(seconds, 0.05))
         self.add(
             {
                 "what": "steady load at 100 Mbit/s",
@@ -215,21 +233,21 @@ class Trial:
         self.rows.append(row)
 
 
-def run(network: argparse.Namespace, delays_ms: Sequence[float], steady_s: float) -> list[object]:
-    """Make all trials on a network."""
-    trial = Trial(network)
-    served = program(network.right, "serve", network.address)
+def run(ends: Ends, steady_s: float) -> list[object]:
+    """Make all trials between two ends."""
+    trial = Trial(ends)
+    served = ends.start(RIGHT, "serve", ends.address)
     assert served.stdout is not None
     served.stdout.readline()
     try:
-        for delay_ms in delays_ms:
+        for delay_ms in DELAYS_MS:
             for rate in (10, 50, 100, 250):
                 for pause_s in (-1.0, 0.02):
                     trial.estimate(rate, delay_ms, pause_s)
         if steady_s:
             for _ in range(5):
-                trial.drop(delays_ms[0])
-            trial.steady(steady_s, delays_ms[0])
+                trial.drop(DELAYS_MS[0])
+            trial.steady(steady_s, DELAYS_MS[0])
     finally:
         served.terminate()
         served.wait()
@@ -252,10 +270,12 @@ def main() -> None:
         parser.add_argument(f"--{name}")
     chosen = parser.parse_args()
     if chosen.shape:
-        rows = run(chosen, (2.0, 10.0), chosen.steady)
+        rows = run(Elsewhere(chosen), chosen.steady)
     else:
-        with namespaces() as network:
-            rows = run(network, (0.0,), chosen.steady)
+        rerun_in_user_namespace(sys.argv[1:], module="benchmarks.links")
+        cables = {LEFT: Shape(), RIGHT: Shape(), DESK: Shape()}
+        with Network(Wiring(numbers={LEFT: 1, RIGHT: 2, DESK: 3}, cables=cables)) as network:
+            rows = run(Lab(network), chosen.steady)
     print(write(chosen.name, rows))
 
 

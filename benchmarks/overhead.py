@@ -23,7 +23,7 @@ from shoal.coordinator import client
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, free_port
 from shoal.messages import Deployment
-from shoal.profiler.segments import sample
+from shoal.profiler.counts import sample
 from shoal.records import BoardId
 from shoal.session import open_session
 

@@ -3,15 +3,16 @@
     python -m benchmarks.profile [LAYERS]
 
 A Vision Transformer of ViT-B's sizes with random weights is exported and profiled as an agent does it, on one
-core.  Then segments whose rows can be chosen are timed at the profiled counts and at others, all in turn,
-round after round, so that whatever else runs here slows all alike; the law fitted to the first is compared
-with the readings of the others.
+core.  Then the heaviest segment of each sharding is timed at the profiled counts and at others (rows or
+units, and batches), all in turn, round after round, so that whatever else runs here slows all alike; the law
+fitted to the first is compared with the readings of the others.
 """
 
 import contextlib
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from benchmarks.record import write
 from shoal.exporter.export import export
 from shoal.manifest import ROWS, Manifest, Segment
 from shoal.profiler import segments
+from shoal.profiler.counts import Counts, counts, samples
 from shoal.profiler.fit import Point, fit
-from shoal.session import open_session
+from shoal.profiler.opening import opener
 from tests.models import tiny_transformer
 
 TOKENS = 197
@@ -34,21 +36,18 @@ OTHERS = (0.09, 0.18, 0.33, 0.42, 0.6, 0.77, 0.9)
 def soon(bundle: Path, manifest: Manifest) -> dict[str, object]:
     """Return one row: when each segment had been timed once, and when all were known well."""
     alone = contextlib.nullcontext()
-
-    def opened(segment: Segment) -> object:
-        return open_session(bundle / f"{segment.name}.onnx", threads=1)
-
+    opened = opener(bundle, threads=1)
     begun_s = time.perf_counter()
-    known = {}
-    for found in segments.measure(manifest, opened, alone):  # type: ignore[arg-type]
-        known = dict(found)
+    *_, known = segments.measure(manifest, opened, alone)
     first_s = time.perf_counter() - begun_s
+    names = known.timings.keys() | known.laws.keys()
     closer = list(
         segments.refine(
             manifest,
-            opened,  # type: ignore[arg-type]
+            opened,
             alone,
-            known,
+            known.timings,
+            names,
             go_on=lambda: True,
             room_bytes=1 << 34,
         )
@@ -56,7 +55,7 @@ def soon(bundle: Path, manifest: Manifest) -> dict[str, object]:
     full_s = time.perf_counter() - begun_s
     return {
         "what": "profile of a bundle",
-        "segments": len(known),
+        "segments": len(names),
         "kinds": len(closer),
         "first_usable_s": first_s,
         "full_s": full_s,
@@ -65,25 +64,15 @@ def soon(bundle: Path, manifest: Manifest) -> dict[str, object]:
 
 
 def true(bundle: Path, manifest: Manifest, segment: Segment) -> list[dict[str, object]]:
-    """Return a row for each count that was not profiled: what the law says, and what was measured."""
-    session = open_session(bundle / f"{segment.name}.onnx", threads=1)
-    profiled = [c for c in segments.counts(manifest, segment) if c.sizes.get(manifest.batch or "", 1) == 1]
-    full = max(c.rows for c in profiled)
-    others = []
-    for share in OTHERS:
-        sizes = dict(profiled[0].sizes)
-        for name in sizes:
-            if name.startswith(ROWS) and "[" not in name:
-                sizes[name] = round(share * full)
-        attended = profiled[0].attended
-        others.append(segments.Counts(rows=round(share * full), attended=attended, sizes=sizes, growth=1.0))
-    feeds = [
-        {spec.name: segments.sample(spec, each.sizes) for spec in segment.inputs}
-        for each in (*profiled, *others)
-    ]
+    """Return a row for each of the counts that were not profiled: what the law says, what was measured."""
+    profiled = counts(manifest, segment)
+    opened = opener(bundle, threads=1)
+    others = _of_units(manifest, segment) if segment.units else _of_rows(manifest, profiled)
+    sessions = {each.part: opened(segment, each.part) for each in (*profiled, *others)}
+    feeds = [(sessions[each.part], samples(segment, each.sizes)) for each in (*profiled, *others)]
     readings: list[list[float]] = [[] for _ in feeds]
     for number in range(ROUNDS + 1):
-        for tensors, taken in zip(feeds, readings, strict=True):
+        for (session, tensors), taken in zip(feeds, readings, strict=True):
             begun_s = time.perf_counter()
             session.run(tensors)
             if number:
@@ -91,28 +80,53 @@ def true(bundle: Path, manifest: Manifest, segment: Segment) -> list[dict[str, o
     middles = [float(np.median(taken)) for taken in readings]
     law = fit(
         [
-            Point(rows=each.rows, attended=each.attended, seconds=middle)
+            Point(rows=each.rows, attended=each.attended, batch=each.batch, seconds=middle)
             for each, middle in zip(profiled, middles[: len(profiled)], strict=True)
         ]
     )
     rows: list[dict[str, object]] = []
     for each, middle in zip(others, middles[len(profiled) :], strict=True):
-        off = law.seconds(each.rows, each.attended) / middle - 1
+        predicted_s = law.seconds(each.rows, each.attended, each.batch)
+        what = f"units {each.part} of {segment.units}" if each.part else f"{each.rows} rows in all"
         rows.append(
             {
-                "what": f"{segment.name} at {each.rows} of {full} rows, {each.attended} attended",
+                "what": f"{segment.name}: {what}, {each.attended} attended, batch {each.batch}",
                 "measured_s": middle,
-                "predicted_s": law.seconds(each.rows, each.attended),
-                "off": off,
-                "met": abs(off) <= 0.1,
+                "predicted_s": predicted_s,
+                "off": predicted_s / middle - 1,
+                "met": abs(predicted_s / middle - 1) <= 0.1,
             }
         )
     return rows
 
 
+def _of_rows(manifest: Manifest, profiled: list[Counts]) -> list[Counts]:
+    """Return other numbers of rows, one after the other in a batch of one and of three."""
+    sampled, batch = profiled[0], manifest.batch
+    most = max(each.rows for each in profiled if each.batch == 1)
+    found = []
+    for index, share in enumerate(OTHERS):
+        tokens, size = round(share * most), 1 + 2 * (index % 2) if batch else 1
+        named = (name for name in sampled.sizes if name.startswith(ROWS) and "[" not in name)
+        sizes = {**sampled.sizes, **dict.fromkeys(named, tokens), **({batch: size} if batch else {})}
+        found.append(replace(sampled, rows=tokens * size, batch=size, sizes=sizes))
+    return found
+
+
+def _of_units(manifest: Manifest, segment: Segment) -> list[Counts]:
+    """Return other parts of the units, in a batch of one and of three."""
+    sampled, batch = counts(manifest, segment)[0], manifest.batch
+    found = []
+    for index, share in enumerate(OTHERS[1::2]):
+        held, size = round(share * segment.units), 1 + 2 * (index % 2) if batch else 1
+        sizes = {**sampled.sizes, **({batch: size} if batch else {})}
+        found.append(replace(sampled, rows=held * size, batch=size, sizes=sizes, part=(0, held)))
+    return found
+
+
 def _rows(manifest: Manifest, segment: Segment) -> int:
     """Return the most rows at which a segment is profiled, batches left out."""
-    return max(c.rows for c in segments.counts(manifest, segment) if c.sizes[manifest.batch or ""] == 1)
+    return max(each.rows for each in counts(manifest, segment) if each.batch == 1)
 
 
 def main() -> None:
@@ -125,10 +139,9 @@ def main() -> None:
         manifest = export(folder / "vit.onnx", folder / "bundle")
         rows: list[dict[str, object]] = [soon(folder / "bundle", manifest)]
         for sharding in manifest.shardings:
-            if sharding.strategy == "sequence":
-                divided = [s for s in sharding.segments if _rows(manifest, s) > TOKENS // 2]
-                heaviest = max(divided, key=lambda s: (s.flops, s.name))
-                rows += true(folder / "bundle", manifest, heaviest)
+            divided = [s for s in sharding.segments if s.units or _rows(manifest, s) > TOKENS // 2]
+            heaviest = max(divided, key=lambda s: (s.flops, s.name))
+            rows += true(folder / "bundle", manifest, heaviest)
     for row in rows:
         print(row)
     print(write("profile", rows))

@@ -16,7 +16,7 @@ from shoal.errors import BoardError, ConfigError, ModelError
 from shoal.manifest import Manifest, parse
 from shoal.messages import HEARTBEAT_S, BundleSource, Coordinator, Deployment, Heartbeat, Message
 from shoal.mqtt import Down, Mqtt, Up
-from shoal.profiler.segments import sample
+from shoal.profiler.counts import sample
 from shoal.program import Plan
 from shoal.records import Array, BoardId, Sha256
 from shoal.wire import every

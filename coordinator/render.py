@@ -260,6 +260,7 @@ def event(board: BoardId | None, message: Message | None) -> str | None:
         case Profile():
             links = ", ".join(
                 f"{peer} {link.rtt_s * 1e3:.1f} ms {link.goodput_bytes_per_s * 8e-6:.0f} Mbit/s"
+                + (" shared" if link.shared else "")
                 for peer, link in sorted(message.links.items())
             )
             return (

@@ -22,7 +22,7 @@ from shoal.manifest import COLUMNS, WHOLE, Manifest, Segment, ShardCollective, S
 from shoal.program import Collective, Lane, Run
 from shoal.records import BoardId, Profile
 from shoal.sharding import programs
-from shoal.sizes import dims_of, rows_of, sizes_at
+from shoal.sizes import counts_of, dims_of, sizes_at
 from shoal.traffic import flows
 
 MAX_BOARDS: Final = 64
@@ -168,6 +168,7 @@ class _Part:
     """... and so many more for each."""
     attended: int | None
     """None: as many as the board has gathered."""
+    batch: int
 
 
 def _parts(manifest: Manifest, sharding: Sharding) -> list[_Part]:
@@ -181,17 +182,18 @@ def _parts(manifest: Manifest, sharding: Sharding) -> list[_Part]:
     own = round(half[0] * sharding.units)
     found = []
     for segment, *others in alike.values():
-        most, attended = rows_of(manifest, segment, many)
-        unit_rows = (most - rows_of(manifest, segment, few)[0]) / (own - 1) if own > 1 else float(most)
+        most, attended, batch = counts_of(manifest, segment, many)
+        unit_rows = (most - counts_of(manifest, segment, few)[0]) / (own - 1) if own > 1 else float(most)
         gathers = any(dim.startswith(COLUMNS) for dim in dims_of(manifest, segment)[1])
         found.append(
             _Part(
                 segment=segment,
                 count=1 + len(others),
-                sample_rows=rows_of(manifest, segment, manifest.sizes)[0],
+                sample_rows=counts_of(manifest, segment, manifest.sizes)[0],
                 rows=most - unit_rows * own,
                 unit_rows=unit_rows,
                 attended=None if gathers else attended,
+                batch=batch,
             )
         )
     return found
@@ -218,12 +220,13 @@ def _load(manifest: Manifest, profile: Profile, sharding: Sharding, parts: Seque
             unit_s += count * row_s * part.unit_rows
         elif part.attended is None:
             fixed_s += count * (law.base_s + law.row_s * part.rows)
-            column_s += count * (law.column_s + law.pair_s * part.rows)
+            column_s += count * (law.column_s * part.batch + law.pair_s * part.rows)
             unit_s += count * law.row_s * part.unit_rows
             pair_s += count * law.pair_s * part.unit_rows
         else:
             row_s = law.row_s + law.pair_s * part.attended
-            fixed_s += count * (law.base_s + law.column_s * part.attended + row_s * part.rows)
+            whole_s = law.base_s + law.column_s * part.attended * part.batch
+            fixed_s += count * (whole_s + row_s * part.rows)
             unit_s += count * row_s * part.unit_rows
     most = _most(profile, sharding, parts)
     return Load(fixed_s=fixed_s, column_s=column_s, unit_s=unit_s, pair_s=pair_s, most=most)

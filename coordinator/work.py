@@ -9,7 +9,7 @@ from shoal.codec import Codec, Number
 from shoal.manifest import Manifest
 from shoal.program import Run
 from shoal.records import LEAST_S, Profile, Timing
-from shoal.sizes import rows_of
+from shoal.sizes import counts_of
 
 MESSAGE_S: Final = 3e-4
 """Of a core, at either end, for each message of a collective beyond the first, whose share is in the round
@@ -37,17 +37,14 @@ def run_s(manifest: Manifest, profile: Profile, run: Run, sizes: Mapping[str, in
     """
     segment = manifest.by_name[run.segment]
     law = profile.laws.get(segment.name)
-    if run.part:
-        held = run.part[1] - run.part[0]
-        if law is not None:
-            return law.seconds(held * sizes.get(manifest.batch or "", 1), 1)
-        whole = manifest.whole
-        share = held / ((segment.units + 1) // 2)
-        return segment_s(profile, whole.name) * share * segment.flops / max(1, whole.flops)
-    rows, attended = rows_of(manifest, segment, sizes)
     if law is not None:
-        return law.seconds(rows, attended)
-    return segment_s(profile, segment.name) * rows / rows_of(manifest, segment, manifest.sizes)[0]
+        return law.seconds(*counts_of(manifest, segment, sizes, run.part))
+    if run.part:
+        whole = manifest.whole
+        share = (run.part[1] - run.part[0]) / ((segment.units + 1) // 2)
+        return segment_s(profile, whole.name) * share * segment.flops / max(1, whole.flops)
+    rows = counts_of(manifest, segment, sizes)[0]
+    return segment_s(profile, segment.name) * rows / counts_of(manifest, segment, manifest.sizes)[0]
 
 
 def timings_at(manifest: Manifest, other: Manifest, profile: Profile) -> dict[str, Timing]:
@@ -55,12 +52,12 @@ def timings_at(manifest: Manifest, other: Manifest, profile: Profile) -> dict[st
     found = {}
     for name, timing in profile.segments.items():
         segment = manifest.by_name[name]
-        rows, attended = rows_of(other, segment, other.sizes)
+        counts = counts_of(other, segment, other.sizes)
         law = profile.laws.get(name)
         if law is not None:
-            seconds = law.seconds(rows, attended)
+            seconds = law.seconds(*counts)
         else:
-            seconds = timing.median_s * rows / rows_of(manifest, segment, manifest.sizes)[0]
+            seconds = timing.median_s * counts[0] / counts_of(manifest, segment, manifest.sizes)[0]
         found[name] = replace(timing, median_s=max(LEAST_S, seconds))
     return found
 

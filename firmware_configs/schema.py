@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from shoal.records import check_not_negative
+
 Scope = Literal["wall", "board", "module", "package", "chip", "battery"]
 """What a power figure covers: the wall (supply included), the whole board, a computing module without its
 carrier, a processor package, one chip, or everything that a battery feeds."""
@@ -75,8 +77,7 @@ class Memory:
     usable_gb: Range
 
     def __post_init__(self) -> None:
-        if self.floor_mb < 0:
-            raise ValueError(f"floor_mb: expected 0 or more, got {self.floor_mb}")
+        check_not_negative("floor_mb", self.floor_mb)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,8 @@ class Setting:
     calibration: Calibration
     speeds: Mapping[BoardId, float]
     memory_bytes: Mapping[BoardId, int]
+    sizes: Mapping[str, int]
+    """Of named dimensions of the inputs of one request."""
     input_bytes: int
     """Of one request."""
     output_bytes: int
@@ -247,7 +249,11 @@ class Board:
             and not segment.units
             and memory_bytes(manifest, (segment.name,)) <= self._memory_bytes
         }
-        known = {name: law for name, law in calibration.laws.items() if name in self._timings}
+        known = {
+            name: law
+            for name, law in calibration.laws.items()
+            if name in self._timings or manifest.by_name[name].units
+        }
         self._laws = scaled(known, 1 / self.worker.speed)
         self._bundle, self._drift = source.manifest, Drift()
         self.publish()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal.manifest import Manifest
 from shoal.records import Law
-from shoal.sizes import rows_of
+from shoal.sizes import counts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +15,13 @@ class Calibration:
     seconds: Mapping[str, float]
     """Of each segment at the sample sizes; in a sharding these are those of half of the units."""
     laws: Mapping[str, Law] = field(default_factory=dict)
-    """Of segments of which a board has a part of the rows."""
+    """Of segments of which a board has a part."""
 
 
 def completed(manifest: Manifest, calibration: Calibration) -> Calibration:
     """Return the calibration with an estimate of what it lacks.
 
-    A segment of which boards hold parts of the weights cannot be timed without them: it takes as much of
+    A segment of which boards hold parts of the weights takes what its law says, and without one as much of
     the whole model's time as of its operations.  A segment that was timed at one size takes a time that
     is in proportion to its rows.
     """
@@ -29,10 +29,14 @@ def completed(manifest: Manifest, calibration: Calibration) -> Calibration:
     whole = manifest.whole
     for sharding in manifest.shardings:
         for segment in sharding.segments:
-            if segment.units:
+            law, sizes = laws.get(segment.name), {**manifest.sample_sizes, **sharding.sizes}
+            if segment.units and law is not None:
+                half = (0, (segment.units + 1) // 2)
+                seconds[segment.name] = law.seconds(*counts_of(manifest, segment, sizes, half))
+            elif segment.units:
                 seconds[segment.name] = seconds[whole.name] * segment.flops / max(1, whole.flops)
-            elif segment.name in seconds and segment.name not in laws:
-                rows, _ = rows_of(manifest, segment, {**manifest.sample_sizes, **sharding.sizes})
+            elif segment.name in seconds and law is None:
+                rows = counts_of(manifest, segment, sizes)[0]
                 row_s = seconds[segment.name] / rows
                 laws[segment.name] = Law(
                     base_s=0.0, row_s=row_s, pair_s=0.0, column_s=0.0, residual=0.0, points=1

@@ -73,7 +73,7 @@ class Clients:
             asked_s=asked_s,
             input_bytes=self._setting.input_bytes,
             output_bytes=self._setting.output_bytes,
-            rows=self._workload.batch,
+            sizes=self._setting.sizes,
             ended=ended,
         )
         self._dispatcher.submit(ask, SERVE_S)

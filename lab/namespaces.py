@@ -124,8 +124,8 @@ def why_not_without_root() -> str:
     return "" if tried.returncode == 0 else f"no user namespaces: {tried.stderr.strip()[:200]}"
 
 
-def rerun_in_user_namespace(arguments: Sequence[str]) -> None:
-    """Start `python -m shoal` again as root of a user namespace, unless we have namespaces already.
+def rerun_in_user_namespace(arguments: Sequence[str], module: str = "shoal") -> None:
+    """Start `python -m MODULE` again as root of a user namespace, unless we have namespaces already.
 
     Does not return if it does so.
     """
@@ -134,7 +134,7 @@ def rerun_in_user_namespace(arguments: Sequence[str]) -> None:
     os.environ[MARK] = "1"
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvp("unshare", ["unshare", "-rn", sys.executable, "-m", "shoal", *arguments])
+    os.execvp("unshare", ["unshare", "-rn", sys.executable, "-m", module, *arguments])
 
 
 def is_root() -> bool:

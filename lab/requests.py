@@ -6,7 +6,7 @@ A test holds the constants of both equal.
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -19,6 +19,7 @@ from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest
 from shoal.program import Plan, bounds
+from shoal.program import serving as lanes_for
 from shoal.records import BoardId
 
 BARRED_S: Final = 1.0
@@ -40,7 +41,8 @@ class Ask:
     asked_s: float
     input_bytes: int
     output_bytes: int
-    rows: int
+    sizes: Mapping[str, int]
+    """Of named dimensions of its inputs."""
     ended: Callable[[Fate], None]
     parts: int = 1
     """Of a divided batch, those that are not answered yet."""
@@ -159,12 +161,13 @@ class Dispatcher:
         if not self._workers[lead].alive:
             self._timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
             return
-        lanes = plan.lanes if plan is not None else ()
-        if self._manifest.batch is not None and ask.rows > 1 and len(lanes) > 1:
-            edges = bounds(ask.rows, [lane.weight for lane in lanes])
+        lanes = [plan.lanes[index] for index in lanes_for(plan.lanes, ask.sizes)] if plan is not None else []
+        total = ask.sizes.get(self._manifest.batch, 1) if self._manifest.batch is not None else 1
+        if total > 1 and len(lanes) > 1:
+            edges = bounds(total, [lane.weight for lane in lanes])
             rows = [stop - start for start, stop in pairwise(edges) if stop > start]
             ask.parts = len(rows)
-            self._waiting.extend(_Part(ask=ask, share=count / ask.rows) for count in rows)
+            self._waiting.extend(_Part(ask=ask, share=count / total) for count in rows)
         else:
             self._waiting.append(_Part(ask=ask, share=1.0))
         self._dispatch()
@@ -175,16 +178,21 @@ class Dispatcher:
         if plan is None or not self._workers[plan.lead].alive:
             return
         while self._waiting:
-            lane = self._emptiest(plan)
+            part = self._waiting[0]
+            lanes = lanes_for(plan.lanes, part.ask.sizes)
+            if not lanes and self._resort(part):
+                continue
+            lane = self._emptiest(plan, lanes)
             if lane is None:
                 return
             self._begin(self._waiting.popleft(), plan, lane)
 
-    def _emptiest(self, plan: Plan) -> int | None:
-        """Return the lane that should finish a new request first; None if none has room."""
+    def _emptiest(self, plan: Plan, lanes: Sequence[int]) -> int | None:
+        """Return which of `lanes` should finish a new request first; None if none has room."""
         best, best_at = None, math.inf
         now_s = self._timeline.now_s
-        for index, (lane, use) in enumerate(zip(plan.lanes, self._uses, strict=True)):
+        for index in lanes:
+            lane, use = plan.lanes[index], self._uses[index]
             if use.in_flight <= len(lane.programs) and use.barred_until_s <= now_s:
                 at = (use.in_flight + 1) / lane.weight
                 if at < best_at:
@@ -229,15 +237,17 @@ class Dispatcher:
 
         return fail
 
-    def _resort(self, part: _Part) -> None:
-        """Run what no lane has taken for so long in one piece on the lead, if it fits."""
+    def _resort(self, part: _Part) -> bool:
+        """Run what no lane has taken, or is for, in one piece on the lead, and say whether that fits."""
         plan = self.plan
         if part not in self._waiting or plan is None:
-            return
+            return False
         lead = plan.lead
-        if self._resortable(lead) and self._workers[lead].alive:
+        fits = self._resortable(lead) and self._workers[lead].alive
+        if fits:
             self._waiting.remove(part)
             self._workers[lead].run(WHOLE, part.share, lambda _took_s: self._answered(part, lead))
+        return fits
 
     def _close(self, attempt: _Attempt) -> None:
         attempt.over = True

@@ -8,7 +8,7 @@ from shoal.lab.calibration import Calibration
 from shoal.manifest import Manifest, ShardCollective, Sharding
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId, TensorSpec
-from shoal.sizes import rows_of, sizes_at
+from shoal.sizes import counts_of, sizes_at
 from shoal.traffic import Flow, flows
 
 Flows = Mapping[int, Sequence[Flow]]
@@ -136,9 +136,8 @@ def _units(manifest: Manifest, run: Run) -> int:
 def _share(manifest: Manifest, calibration: Calibration, run: Run, sizes: Mapping[str, int]) -> float:
     """Return the share of a segment's time at the sample sizes, which are those of half of the units."""
     segment = manifest.by_name[run.segment]
-    if run.part:
-        return (run.part[1] - run.part[0]) / ((segment.units + 1) // 2)
     law = calibration.laws.get(run.segment)
-    if law is None:
-        return 1.0
-    return law.seconds(*rows_of(manifest, segment, sizes)) / calibration.seconds[run.segment]
+    if law is not None:
+        counts = counts_of(manifest, segment, sizes, run.part)
+        return law.seconds(*counts) / calibration.seconds[run.segment]
+    return (run.part[1] - run.part[0]) / ((segment.units + 1) // 2) if run.part else 1.0

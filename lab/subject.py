@@ -16,10 +16,12 @@ from shoal.lab.boards import Setting
 from shoal.lab.calibration import Calibration, completed
 from shoal.lab.files import kinds
 from shoal.lab.scenario import BoardSpec, Scenario
-from shoal.manifest import WHOLE, Manifest, Segment, parse
-from shoal.profiler.segments import measure, refine
-from shoal.records import Array, BoardId, Law, Sha256, TensorSpec, Timing
-from shoal.session import Session, open_session
+from shoal.manifest import WHOLE, Manifest, parse
+from shoal.profiler.opening import opener
+from shoal.profiler.segments import Found, measure, refine
+from shoal.records import Array, BoardId, Sha256, TensorSpec
+from shoal.session import open_session
+from shoal.sizes import sizes_in
 
 REQUESTS: Final = 4
 """So many different requests are asked in turn."""
@@ -82,23 +84,21 @@ def calibrate(subject: Subject, laws_s: float = 0.0) -> Calibration:
     The same small measurement that a board makes of itself, twice: the quicker one was disturbed less.
     Then for `laws_s` the closer one, at several sizes, of the segments of shardings.
     """
-
-    def opened(segment: Segment) -> Session:
-        return open_session(subject.bundle / f"{segment.name}.onnx", threads=1)
-
-    passes: list[Mapping[str, Timing]] = []
+    opened = opener(subject.bundle, threads=1)
+    passes: list[Found] = []
     for _ in range(PASSES):
         *_, found = measure(subject.manifest, opened, threading.Lock())
         passes.append(found)
-    best = {name: min((p[name] for p in passes), key=lambda timing: timing.median_s) for name in passes[0]}
-    shared = {name: best[name] for name in subject.parts.intersection(best)}
-    laws: dict[str, Law] = {}
+    timings = [found.timings for found in passes]
+    best = {name: min((each[name] for each in timings), key=lambda t: t.median_s) for name in timings[0]}
+    laws = dict(passes[-1].laws)
     if laws_s:
         closer = refine(
             subject.manifest,
             opened,
             threading.Lock(),
-            shared,
+            best,
+            subject.parts,
             go_on=lambda: True,
             room_bytes=MEMORY_BYTES,
             budget_s=laws_s,
@@ -148,6 +148,7 @@ def setting(scenario: Scenario, subject: Subject, calibration: Calibration) -> S
         speeds={name: speed or 1.0 for name, speed in speeds(scenario, subject, calibration).items()},
         memory_bytes={board.name: offered_bytes(board) for board in scenario.boards},
         input_bytes=sum(array.nbytes for array in subject.inputs[0].values()),
+        sizes=sizes_in(subject.manifest, subject.inputs[0]),
         output_bytes=sum(array.nbytes for array in subject.expected[0].values()),
     )
 

@@ -7,7 +7,7 @@ from itertools import count
 
 from shoal.records import BoardId
 
-Act = Callable[[], None]
+Act = Callable[[], object]
 
 
 class Timeline:

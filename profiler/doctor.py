@@ -5,6 +5,7 @@ Every check is a function of what was found; `examine` runs them all.  It change
 
 import datetime
 import shutil
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from shoal.firmware_configs.boards import identify
 from shoal.firmware_configs.schema import BoardConfig, PowerSource
 from shoal.firmware_configs.sysfs import Tree, Unreadable, Why
 from shoal.profiler import health
+from shoal.profiler.dozing import Trips, dozes
 from shoal.profiler.interfaces import Interface
 from shoal.profiler.mailbox import Ask
 from shoal.profiler.power import Metering
+from shoal.records import BoardId
 
 Weight = Literal["wrong", "hint", "fine"]
 
@@ -60,6 +63,8 @@ class Facts:
     synchronised: bool | None
     """Whether the clock follows a time server; None: not told."""
     state_dir: Path
+    trips: Mapping[BoardId, Trips]
+    """Round trips to the boards of a cluster; empty if none was named."""
 
 
 def examine(facts: Facts) -> tuple[Finding, ...]:
@@ -187,6 +192,23 @@ def _wifi(facts: Facts) -> Iterator[Finding]:
         yield _hint(f"{interface.name} is Wi-Fi: all boards share its air", "use a cable if you can")
 
 
+def _boards(facts: Facts) -> Iterator[Finding]:
+    for board, trips in facts.trips.items():
+        rested_s, following_s = (statistics.median(sort) for sort in (trips.rested_s, trips.following_s))
+        dozing = dozes(trips)
+        if dozing:
+            yield _wrong(
+                f"{board} answers after a pause in {rested_s * 1e3:.0f} ms, at once in "
+                f"{following_s * 1e3:.0f} ms: Wi-Fi on the way saves power",
+                f"on {board}, or here: sudo iw dev wlan0 set power_save off; `shoal doctor` there says how "
+                "to keep it",
+            )
+        elif dozing is False:
+            yield _fine(f"{board} answers in {following_s * 1e3:.1f} ms, after a pause too")
+        else:
+            yield _hint(f"{board} answers in {following_s * 1e3:.0f} ms: the network is congested", "")
+
+
 def _memory(facts: Facts) -> Iterator[Finding]:
     total, used = health.swap_bytes(facts.tree)
     if used > 50_000_000:
@@ -273,4 +295,4 @@ def _disk(facts: Facts) -> Iterator[Finding]:
         )
 
 
-_CHECKS: Final = (_board, _wheel, _instructions, _heat, _wifi, _memory, _clock, _power, _disk)
+_CHECKS: Final = (_board, _wheel, _instructions, _heat, _wifi, _boards, _memory, _clock, _power, _disk)

@@ -1,7 +1,8 @@
-"""Fits the time of a segment to `a + b n + c n m`, and `+ d m` where it has work on all that it attends to.
+"""Fits the time of a segment to `a + b n + c n m`, and `+ d m k` where it has work on all that it attends to.
 
 n is the number of rows that the segment computes (tokens times batch), m the number of tokens that each of
-them attends to.  No term may be negative: a segment is not made faster by more work.
+them attends to, k the batch; of a segment of which boards hold units, n is units times batch and m is 1.  No
+term may be negative: a segment is not made faster by more work.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ class Point:
     rows: int
     attended: int
     seconds: float
+    batch: int = 1
 
 
 def fit(points: Sequence[Point]) -> Law:
@@ -40,7 +42,7 @@ def fit(points: Sequence[Point]) -> Law:
     """
     if not points:
         raise ValueError("fit: expected at least one point, got none")
-    table = np.array([[1.0, p.rows, p.rows * p.attended, p.attended] for p in points])
+    table = np.array([[1.0, p.rows, p.rows * p.attended, p.attended * p.batch] for p in points])
     seconds = np.array([p.seconds for p in points])
     weighed = table / seconds[:, None]
     best: tuple[float, tuple[float, ...]] | None = None

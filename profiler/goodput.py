@@ -63,6 +63,7 @@ def shared(alone: Sequence[float], together: Sequence[float]) -> bool | None:
     """Say whether two flows share one medium: each is clearly slower while the other runs.
 
     Takes the rates of flows of different boards, alone and at once; None if there are too few of either.
+    There and back between two boards are such flows: on a switch each way has its own wires.
     On a switch both keep their rate; in one radio cell each gets about half.
 
     >>> shared([10.0, 9.0, 11.0], [5.0, 6.0, 5.0]), shared([10.0, 9.0, 11.0], [10.0, 9.0, 9.0])

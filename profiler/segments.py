@@ -3,95 +3,100 @@
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import ROWS, Manifest, Segment
+from shoal.manifest import Manifest, Segment
+from shoal.profiler.counts import Counts, counts, first, sample, samples
 from shoal.profiler.fit import CLOSE, Point, fit, known_within, settled
+from shoal.profiler.opening import OpenSegment
 from shoal.profiler.statistics import timing
-from shoal.records import Array, Law, TensorSpec, Timing
+from shoal.records import Array, Law, Timing
 from shoal.session import Session
-from shoal.sizes import dims_of, rows_of
 
 log = logging.getLogger(__name__)
 
 RUNS: Final = 5
 FIRST_BUDGET_S: Final = 0.4
 """Most time for the runs of a segment that is looked at for the first time; one run is always made."""
+FIRST_ROUNDS: Final = 3
+"""Of the counts of a segment of a sharding, when it is looked at for the first time."""
 REFINE_BUDGET_S: Final = 20.0
 """Most time for looking more closely, at all segments together."""
 LEAST_ROUNDS: Final = 5
 MOST_ROUNDS: Final = 60
-SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
-"""Of the sample's tokens, at which segments are timed whose number of tokens can be chosen."""
-ROW_SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1, 1.99)
-"""The same of segments of which a board takes a part of the rows: their sample has half of them."""
-BATCHES: Final = (2, 4)
-"""Batches, beside that of the sample, at which segments are timed whose batch can be chosen."""
-
-OpenSegment = Callable[[Segment], Session]
-"""Raises BoardError where memory does not suffice."""
 
 
-def sample(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
-    """Return a tensor for `spec`: noise if it is of floats, else ones (a token, a mask that is set)."""
-    shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape]
-    if spec.dtype.startswith("float"):
-        return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
-    return np.ones(shape, dtype=spec.dtype)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is known of the segments of a bundle, by their names."""
+
+    timings: Mapping[str, Timing]
+    """Of segments that can be run as a whole, at the sample's counts."""
+    laws: Mapping[str, Law]
 
 
 def timed(manifest: Manifest) -> tuple[Segment, ...]:
-    """Return the segments that can be timed: all but those of which a board holds a part of the weights."""
+    """Return the segments in the order in which they are timed: the chain, the whole, those of shardings."""
     shared = (s for sharding in manifest.shardings for s in sharding.segments)
-    return (*manifest.segments, manifest.whole, *(s for s in shared if not s.units))
+    return (*manifest.segments, manifest.whole, *shared)
 
 
 def measure(
     manifest: Manifest, open_segment: OpenSegment, alone: AbstractContextManager[object]
-) -> Iterator[Mapping[str, Timing]]:
+) -> Iterator[Found]:
     """Measure every segment that the board can hold; yield what is known so far after each.
 
     Segments get what earlier ones made, so that shapes and indices in it make sense.  Those of one kind
-    cost the same: the first of a kind is timed for all.  While `alone` is held, nothing else of this agent
-    computes.
+    cost the same: the first of a kind is timed for all.  Those of shardings are timed at a few small counts
+    too, which gives a first law: that is what it takes to plan how to divide them.  While `alone` is held,
+    nothing else of this agent computes.
     """
     known: dict[str, Timing] = {}
     kinds: dict[str, Timing] = {}
-    chain = frozenset((*(segment.name for segment in manifest.segments), manifest.whole.name))
     tensors = {spec.name: sample(spec, manifest.sizes) for spec in manifest.inputs}
-    for segment in timed(manifest):
-        if segment.name not in chain:
-            if segment.kind in kinds:
-                known[segment.name] = kinds[segment.kind]
-                continue
-            tensors = {}  # what a board hands on by itself has the names of the whole, and other shapes
+    for segment in (*manifest.segments, manifest.whole):
         try:
-            session = open_segment(segment)
+            session = open_segment(segment, ())
         except BoardError as error:
             log.info("not profiled: %s", error)
             continue
         for spec in segment.inputs:
             tensors.setdefault(spec.name, sample(spec, manifest.sizes))
-        try:
-            with alone:
-                made = session.run(tensors)  # also the warm-up
-        except ModelError as error:
-            if segment.name in chain:
-                raise
-            log.info("not profiled: %s", error)
-            continue
+        with alone:
+            made = session.run(tensors)  # also the warm-up
         if segment.kind not in kinds:
             kinds[segment.kind] = time_runs(session, tensors, alone)
         tensors |= made
         known[segment.name] = kinds[segment.kind]
-        yield dict(known)
-    yield dict(known)
+        yield Found(timings=dict(known), laws={})
+    laws: dict[str, Law] = {}
+    for alike in _kinds(s for sharding in manifest.shardings for s in sharding.segments):
+        found = _looked_closer(
+            alike,
+            first(counts(manifest, alike[0])),
+            open_segment,
+            alone,
+            budget_s=FIRST_BUDGET_S,
+            rounds=(1, FIRST_ROUNDS),
+        )
+        if found.timing is not None:
+            known |= dict.fromkeys(found.segments, found.timing)
+        if found.law is not None:
+            laws |= dict.fromkeys(found.segments, found.law)
+        yield Found(timings=dict(known), laws=dict(laws))
+    yield Found(timings=dict(known), laws=dict(laws))
+
+
+def _kinds(segments: Iterable[Segment]) -> list[list[Segment]]:
+    """Return segments that cost the same together, in the order in which their kinds turn up."""
+    found: dict[str, list[Segment]] = {}
+    for segment in segments:
+        found.setdefault(segment.kind, []).append(segment)
+    return list(found.values())
 
 
 def time_runs(
@@ -112,49 +117,12 @@ def _run_s(session: Session, tensors: Mapping[str, Array], alone: AbstractContex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Counts at which a segment is timed, and the sizes of named dimensions that they stand for."""
-
-    rows: int
-    attended: int
-    sizes: Mapping[str, int]
-    growth: float
-    """By how much more is computed than for the sample, at most."""
-
-
-def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
-    """Return the counts at which to time a segment, the sample's first; one if none can be chosen."""
-    local, gathered = dims_of(manifest, segment)
-    shares = ROW_SHARES if any(name.startswith(ROWS) for name in local) else SHARES
-    batch = manifest.batch if any(manifest.batch in spec.shape for spec in segment.inputs) else None
-
-    def at(share: float, attended_share: float, batch_size: int | None) -> Counts:
-        sizes = dict(manifest.sizes)
-        sizes |= {name: max(1, round(share * manifest.sizes[name])) for name in local}
-        sizes |= {name: max(1, round(attended_share * manifest.sizes[name])) for name in gathered}
-        if batch is not None and batch_size is not None:
-            sizes[batch] = batch_size
-        rows, attended = rows_of(manifest, segment, sizes)
-        growth = rows / rows_of(manifest, segment, manifest.sizes)[0]
-        return Counts(rows=rows, attended=attended, sizes=sizes, growth=growth)
-
-    found = [at(1, 1, None)]
-    if local:
-        found += [at(share, 1 if gathered else share, None) for share in shares]
-    if gathered:
-        found += [at(share, min(1.0, share), None) for share in shares if share <= 1]
-    if batch is not None:
-        found += [at(1, 1, size) for size in BATCHES]
-    return list({(c.rows, c.attended): c for c in found}.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Closer:
     """What a closer look found of the segments of one kind."""
 
     segments: tuple[str, ...]
     timing: Timing | None
-    """At the sample's counts; None: it does not run, or not now."""
+    """Of the whole segment at the sample's counts; None: it does not run, or not now, or is held in parts."""
     law: Law | None
     """None: its counts cannot be chosen."""
 
@@ -164,26 +132,28 @@ def refine(
     open_segment: OpenSegment,
     alone: AbstractContextManager[object],
     known: Mapping[str, Timing],
+    due: Collection[str],
     *,
     go_on: Callable[[], bool],
     room_bytes: int,
     budget_s: float = REFINE_BUDGET_S,
 ) -> Iterator[Closer]:
-    """Look more closely at one segment of each kind in `known`, the slowest first, while `go_on` says so.
+    """Look more closely at one segment of each kind in `due`, while `go_on` says so.
 
-    All counts of a segment are timed in turn, round after round, so that whatever else slows the board down
-    meanwhile slows all alike; a segment is done when every middle is known well, or its share of the time
-    is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
+    Those that a board's own rows go through come first, for their laws are the least known; of each sort the
+    slowest.  All counts of a segment are timed in turn, round after round, so that whatever else slows the
+    board down meanwhile slows all alike; a segment is done when every middle is known well, or its share of
+    the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
     """
-    kinds: dict[str, list[Segment]] = {}
-    for segment in timed(manifest):
-        if segment.name in known:
-            kinds.setdefault(segment.kind, []).append(segment)
+    shared = {s.name for sharding in manifest.shardings for s in sharding.segments}
+    flop_s = _flop_s(manifest, known)
     todo = []
-    for alike in kinds.values():
+    for alike in _kinds(segment for segment in timed(manifest) if segment.name in due):
         wanted = [c for c in counts(manifest, alike[0]) if _fits(alike[0], c, room_bytes)]
-        todo.append((alike, wanted, known[alike[0].name].median_s))
-    todo.sort(key=lambda each: -each[2])
+        timing = known.get(alike[0].name)
+        if wanted:
+            todo.append((alike, wanted, timing.median_s if timing else alike[0].flops * flop_s))
+    todo.sort(key=lambda each: (each[0][0].name not in shared, -each[2]))
     until_s = time.perf_counter() + budget_s
     for index, (alike, wanted, run_s) in enumerate(todo):
         left_s = until_s - time.perf_counter()
@@ -194,32 +164,81 @@ def refine(
         affordable = share_s / ((LEAST_ROUNDS + 1) * run_s)
         while len(wanted) > 1 and sum(c.growth for c in wanted) > affordable:
             wanted.remove(max(wanted[1:], key=lambda c: c.growth))
-        try:
-            found = _look_closer(alike, wanted, open_segment, alone, go_on, share_s)
-        except (BoardError, ModelError) as error:
-            log.info("not looked at more closely: %s", error)
-            found = Closer(segments=tuple(each.name for each in alike), timing=None, law=None)
-        yield found
+        yield _looked_closer(
+            alike,
+            wanted,
+            open_segment,
+            alone,
+            go_on=go_on,
+            budget_s=share_s,
+            rounds=(LEAST_ROUNDS, MOST_ROUNDS),
+        )
+
+
+def _flop_s(manifest: Manifest, known: Mapping[str, Timing]) -> float:
+    """Return about what an operation takes, from the largest segment of which that is known."""
+    timed_ones = [manifest.by_name[name] for name in known]
+    largest = max(timed_ones, key=lambda s: (s.flops, s.name), default=None)
+    return known[largest.name].median_s / max(1, largest.flops) if largest is not None else 0.0
 
 
 def _fits(segment: Segment, each: Counts, room_bytes: int) -> bool:
-    return each.growth == 1.0 or segment.weight_bytes + each.growth * segment.work_bytes <= room_bytes
+    needed = segment.held_bytes(each.part) + max(1.0, each.growth) * segment.work_bytes
+    return (each.growth == 1.0 and not each.part) or needed <= room_bytes
 
 
-def _look_closer(
+def _looked_closer(
     alike: Sequence[Segment],
+    wanted: Sequence[Counts],
+    open_segment: OpenSegment,
+    alone: AbstractContextManager[object],
+    *,
+    go_on: Callable[[], bool] = lambda: True,
+    budget_s: float,
+    rounds: tuple[int, int],
+) -> Closer:
+    """Time the first of the segments, between so many times, as often as there is time and it is worth it."""
+    names = tuple(each.name for each in alike)
+    try:
+        readings = _readings(alike[0], wanted, open_segment, alone, go_on, budget_s, rounds)
+    except (BoardError, ModelError) as error:
+        log.info("not profiled: %s", error)
+        return Closer(segments=names, timing=None, law=None)
+    points = [
+        Point(
+            rows=each.rows,
+            attended=each.attended,
+            batch=each.batch,
+            seconds=statistics.median(settled(seconds)),
+        )
+        for each, seconds in readings
+    ]
+    sampled, seconds = readings[0]
+    return Closer(
+        segments=names,
+        timing=timing(settled(seconds)) if not sampled.part else None,
+        law=fit(points) if len(points) > 1 else None,
+    )
+
+
+def _readings(
+    segment: Segment,
     wanted: Sequence[Counts],
     open_segment: OpenSegment,
     alone: AbstractContextManager[object],
     go_on: Callable[[], bool],
     budget_s: float,
-) -> Closer:
+    rounds: tuple[int, int],
+) -> list[tuple[Counts, list[float]]]:
+    """Return what runs at each of the counts took.  Raises ModelError if it does not run at the first."""
     begun_s = time.perf_counter()
-    segment = alike[0]
-    session = open_segment(segment)
-    usable: list[tuple[Counts, Mapping[str, Array], list[float]]] = []
+    sessions: dict[tuple[int, ...], Session] = {}
+    usable: list[tuple[Counts, Session, Mapping[str, Array], list[float]]] = []
     for each in wanted:
-        tensors: Mapping[str, Array] = {spec.name: sample(spec, each.sizes) for spec in segment.inputs}
+        if each.part not in sessions:
+            sessions[each.part] = open_segment(segment, each.part)
+        session = sessions[each.part]
+        tensors: Mapping[str, Array] = samples(segment, each.sizes)
         try:
             _run_s(session, tensors, alone)  # the warm-up
         except (BoardError, ModelError) as error:
@@ -227,20 +246,13 @@ def _look_closer(
                 raise
             log.info("%s does not run at %d rows: %s", segment.name, each.rows, error)
             continue
-        usable.append((each, tensors, []))
-    for number in range(MOST_ROUNDS):
-        if number >= LEAST_ROUNDS and all(known_within(settled(r)) <= CLOSE for _, _, r in usable):
+        usable.append((each, session, tensors, []))
+    least, most = rounds
+    for number in range(most):
+        if number >= least and all(known_within(settled(r)) <= CLOSE for *_, r in usable):
             break
         if number >= 1 and (time.perf_counter() - begun_s > budget_s or not go_on()):
             break
-        for _, tensors, readings in usable:
-            readings.append(_run_s(session, tensors, alone))
-    points = [
-        Point(rows=each.rows, attended=each.attended, seconds=statistics.median(settled(readings)))
-        for each, _, readings in usable
-    ]
-    return Closer(
-        segments=tuple(each.name for each in alike),
-        timing=timing(settled(usable[0][2])),
-        law=fit(points) if len(points) > 1 else None,
-    )
+        for _, session, tensors, seconds in usable:
+            seconds.append(_run_s(session, tensors, alone))
+    return [(each, seconds) for each, _, _, seconds in usable]

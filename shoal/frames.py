@@ -40,6 +40,7 @@ MAX_TABLE_BYTES: Final = 2**16 - 1
 MAX_PAYLOAD_BYTES: Final = 1 << 30
 MAX_TEXT_BYTES: Final = 4096
 MAX_NOTES_BYTES: Final = 1 << 20
+MAX_ECHO_BYTES: Final = 1 << 20
 NO_ATTEMPT: Final = bytes(16)
 TRACED: Final = 1
 ALIGNED: Final = 8
@@ -58,10 +59,13 @@ class Kind(IntEnum):
     PING = 5
     """Any payload; the receiver answers with PONG once it has all of it."""
     PONG = 6
+    """The answer to PING, without payload, or to ECHO."""
     HEARD = 7
     """How fast tensors came, from whoever received them; the payload is text."""
     NOTES = 8
     """What the sender did when in an attempt, for the lead; the payload is text."""
+    ECHO = 9
+    """As PING, but PONG carries as much: so bytes flow both ways at once."""
 
 
 _LIMITS: Final = {
@@ -70,6 +74,7 @@ _LIMITS: Final = {
     Kind.REFUSE: MAX_TEXT_BYTES,
     Kind.HEARD: MAX_TEXT_BYTES,
     Kind.NOTES: MAX_NOTES_BYTES,
+    Kind.ECHO: MAX_ECHO_BYTES,
 }
 
 

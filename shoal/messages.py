@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.program import MAX_EPOCH, Plan
-from shoal.records import Address, BoardId, Profile, Sha256, check_name
+from shoal.records import Address, BoardId, Profile, Sha256, check_name, check_not_negative
 
 HEARTBEAT_S: Final = 0.25
 """Agents send a heartbeat so often."""
@@ -231,8 +231,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         check_name("model", self.bundle.name)
-        if self.max_boards < 0:
-            raise ValueError(f"deployment: expected max_boards of 0 or more, got {self.max_boards}")
+        check_not_negative("deployment max_boards", self.max_boards)
         if not 0 <= self.max_error <= 1:
             raise ValueError(f"deployment: expected max_error of 0 to 1, got {self.max_error}")
 

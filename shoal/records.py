@@ -66,6 +66,12 @@ def check_positive(what: str, value: float) -> None:
         raise ValueError(f"{what}: expected a finite number above 0, got {value!r}")
 
 
+def check_not_negative(what: str, value: int) -> None:
+    """Raise ValueError unless `value` is 0 or more."""
+    if value < 0:
+        raise ValueError(f"{what}: expected 0 or more, got {value}")
+
+
 LEAST_S = 1e-9
 LONGEST_S = 1e6
 """Times outside these are no measurements."""
@@ -105,8 +111,7 @@ class Blob:
 
     def __post_init__(self) -> None:
         check_sha256("blob", self.sha256)
-        if self.size_bytes < 0:
-            raise ValueError(f"blob {self.sha256}: expected 0 bytes or more, got {self.size_bytes}")
+        check_not_negative(f"blob {self.sha256} size_bytes", self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +168,12 @@ class Timing:
 class Law:
     """The time of a segment by its counts.
 
-    `base_s + row_s * rows + pair_s * rows * attended + column_s * attended`: the last is what a board
-    computes of the tokens of others, where it gathers them before their keys and values are made.
+    `base_s + row_s * rows + pair_s * rows * attended + column_s * attended * batch`: the last is what a
+    board computes of the tokens of others, where it gathers them before their keys and values are made.
 
-    Rows are tokens times batch; attended is the number of tokens that each row attends to.
+    Rows are tokens times batch; attended is the number of tokens that each row attends to.  Of a segment of
+    which boards hold a part of the units, rows are units held times batch, and attended is 1: the last term
+    is then what is not shared out.
     """
 
     base_s: float
@@ -183,9 +190,9 @@ class Law:
         if not all(math.isfinite(term) and term >= 0 for term in terms) or self.points < 1:
             raise ValueError(f"law: expected terms of 0 or more and points >= 1, got {self!r}")
 
-    def seconds(self, rows: int, attended: int) -> float:
-        """Return the time for these counts."""
-        return self.base_s + (self.row_s + self.pair_s * attended) * rows + self.column_s * attended
+    def seconds(self, rows: int, attended: int, batch: int = 1) -> float:
+        """Return the time for these counts; `batch` is a factor of `rows` already."""
+        return self.base_s + (self.row_s + self.pair_s * attended) * rows + self.column_s * attended * batch
 
     def scaled(self, factor: float) -> "Law":
         """Return the law on a board on which all takes `factor` times as long."""
@@ -206,10 +213,12 @@ class LinkProfile:
     """What one board measured towards a peer."""
 
     rtt_s: float
-    """Median time of a small message there and back, software included."""
+    """Least time of a small message there and back, software included."""
     goodput_bytes_per_s: float
     rtt_p95_s: float | None = None
     """Time within which 95 of 100 small messages are there and back; None: not known."""
+    dozing: bool = False
+    """Wi-Fi on the way saves power: what comes after a pause waits for a beacon, some 50 ms more."""
     shared: bool | None = None
     """Both ways share one medium, with all other such links of these boards: the air of a Wi-Fi cell; False:
     each way has its own, as on a switch; None: not known."""
@@ -240,5 +249,4 @@ class Profile:
 
     def __post_init__(self) -> None:
         check_positive("profile slowdown", self.slowdown)
-        if self.memory_bytes < 0:
-            raise ValueError(f"profile memory_bytes: expected >= 0, got {self.memory_bytes}")
+        check_not_negative("profile memory_bytes", self.memory_bytes)

@@ -14,7 +14,7 @@ from typing import Final
 from shoal.codec import PLAIN, Codec
 from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, ShardCollective, Sharding
 from shoal.program import bounds
-from shoal.records import TensorSpec
+from shoal.records import Array, TensorSpec
 
 _WORD: Final = re.compile(rf"({re.escape(ROWS)}|{re.escape(COLUMNS)})(\d*)(?:\*(\d+))?")
 
@@ -67,23 +67,47 @@ def resized(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:
     return replace(manifest, sample_sizes=sample_sizes, shardings=tuple(shardings))
 
 
-def rows_of(manifest: Manifest, segment: Segment, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Return the rows that a segment computes at these sizes, and how many tokens each attends to.
+def sizes_in(manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Return the sizes that the named dimensions have in these inputs of the model."""
+    sizes: dict[str, int] = {}
+    for spec in manifest.inputs:
+        if spec.name in inputs:
+            sized = zip(spec.shape, inputs[spec.name].shape, strict=False)
+            sizes |= {dim: size for dim, size in sized if isinstance(dim, str)}
+    return sizes
 
-    They are what a `shoal.records.Law` takes.  The rows are those of the outputs, times the batch.  A named
-    dimension that the inputs have and the outputs have not is that of the tokens attended to; without one,
-    rows attend to one another.
+
+def counts_of(
+    manifest: Manifest, segment: Segment, sizes: Mapping[str, int], part: tuple[int, ...] = ()
+) -> tuple[int, int, int]:
+    """Return the rows that a segment computes at these sizes, how many tokens each attends to, and the batch.
+
+    They are what `shoal.records.Law.seconds` takes.  The rows are those of `dims_of`, times the batch.  Where
+    a segment has gathered none, its rows attend to one another.  Of a `part` of its units, (start, stop),
+    these stand for the rows, and 1 for what they attend to.
     """
+    dim = batch_of(manifest, segment)
+    batch = sizes[dim] if dim else 1
+    if part:
+        return (part[1] - part[0]) * batch, 1, batch
     local, gathered = dims_of(manifest, segment)
     rows = max([1, *(sizes[name] for name in local)])
-    if manifest.batch is not None and manifest.batch in _names(segment.inputs):
-        rows *= sizes[manifest.batch]
-    return rows, max([1, *(sizes[name] for name in gathered or local)])
+    return rows * batch, max([1, *(sizes[name] for name in gathered or local)]), batch
+
+
+def batch_of(manifest: Manifest, segment: Segment) -> str | None:
+    """Return the named dimension of the batch, if the segment's can be chosen."""
+    return manifest.batch if any(manifest.batch in spec.shape for spec in segment.inputs) else None
 
 
 def dims_of(manifest: Manifest, segment: Segment) -> tuple[list[str], list[str]]:
-    """Return the named dimensions of a segment's own rows, and of those that it has gathered."""
+    """Return the named dimensions of a segment's own rows, and of those that it has gathered.
+
+    Its own are those of its outputs, and a board's own rows among its inputs, which it may average over; any
+    other dimension of its inputs is of what it has gathered.
+    """
     made, read = (_names(specs) - {manifest.batch or ""} for specs in (segment.outputs, segment.inputs))
+    made |= {name for name in read if name.startswith(ROWS)}
     return sorted(made), sorted(read - made)
 
 

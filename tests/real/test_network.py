@@ -11,12 +11,12 @@ import pytest
 from shoal.lab import namespaces
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+def told_by(check: str) -> dict[str, Any]:
+    """Return what a program of these tests prints that has a network of namespaces, without root."""
     reason = namespaces.why_not() or namespaces.why_not_without_root()
     if reason:
         pytest.skip(f"no network of namespaces here: {reason}")
-    command = ["unshare", "-rn", sys.executable, "-m", "tests.real.network_check"]
+    command = ["unshare", "-rn", sys.executable, "-m", f"tests.real.{check}"]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -28,6 +28,11 @@ def found() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return told_by("network_check")
 
 
 def test_every_figure_is_near_what_was_asked(found: dict[str, Any]) -> None:
@@ -61,3 +66,12 @@ def test_in_the_air_two_flows_share_what_one_has_alone(found: dict[str, Any]) ->
     alone, together = found["alone in the air"], found["shared air"]
     assert 7e6 < alone < 60e6
     assert sum(together) < 1.5 * alone
+
+
+def test_boards_tell_a_cell_from_a_switch() -> None:
+    told = told_by("cell_check")
+    assert len(told["cell"]) == len(told["switch"]) == 6
+    for kind, links in told.items():
+        for link, (rate, shared) in links.items():
+            assert shared is (kind == "cell"), f"{link} on a {kind}"
+            assert 20e6 / 2 < rate < 20e6 * 1.5, f"{link} on a {kind}"

@@ -13,7 +13,7 @@ from shoal.coordinator.cost import predict
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s, cells_of
 from shoal.coordinator.work import COPY_BYTES_PER_S, MESSAGE_S, decode_s, encode_s, run_s
 from shoal.errors import PlanError
-from shoal.manifest import ROWS, Manifest, ShardRun, Slice
+from shoal.manifest import COLUMNS, ROWS, Manifest, ShardRun, Slice
 from shoal.program import Exchange, Lane, Prediction, Program, Run
 from shoal.records import BoardId, Law, LinkProfile, Profile, TensorSpec
 from shoal.sharding import programs
@@ -191,6 +191,12 @@ def test_without_a_law_a_run_takes_as_long_as_its_share_of_rows() -> None:
     assert run_s(TOKENS, timed, Run(segment="q0"), {"batch": 1, ROWS: 4}) == pytest.approx(0.4)
     ruled = replace(timed, laws={"q0": law(0.1, base_s=0.3)})
     assert run_s(TOKENS, ruled, Run(segment="q0"), {"batch": 2, ROWS: 4}) == pytest.approx(1.1)
+
+
+def test_what_others_gave_is_paid_for_once_for_each_of_a_batch() -> None:
+    sizes = {"batch": 2, ROWS: 4, COLUMNS: 10}
+    ruled = replace(build.profile(TOKENS), laws={"q1": replace(law(0.1), column_s=0.01)})
+    assert run_s(TOKENS, ruled, Run(segment="q1"), sizes) == pytest.approx(8 * 0.1 + 2 * 10 * 0.01)
 
 
 def test_a_range_of_the_weights_takes_as_long_as_its_operations() -> None:

@@ -32,7 +32,7 @@ class Fake:
 
     def lead(
         self, epoch: int, lane: int, _attempt: bytes, inputs: Mapping[str, Array], _deadline_s: float,
-        wanted: Sequence[str],
+        wanted: Sequence[str], _trace: object = None,
     ) -> dict[str, Array]:  # fmt: skip
         self.asked.append((epoch, lane, inputs["x"].shape[0]))
         self.act(epoch, lane)

@@ -16,9 +16,11 @@ from shoal.firmware_configs import boards
 from shoal.firmware_configs.sysfs import Tree, Unreadable, Why
 from shoal.profiler import doctor
 from shoal.profiler.doctor import Facts, Finding
+from shoal.profiler.dozing import Trips
 from shoal.profiler.interfaces import Interface, interfaces
 from shoal.profiler.power import open_meter
 from tests.boards import plant, put
+from tests.build import A, B, C
 
 
 def facts(tree: Tree) -> Facts:
@@ -37,6 +39,7 @@ def facts(tree: Tree) -> Facts:
         today=datetime.date(2027, 1, 1),
         synchronised=True,
         state_dir=tree.root,
+        trips={},
     )
 
 
@@ -49,6 +52,21 @@ def said(found: Facts, words: str) -> Finding:
 
 def silent(found: Facts, words: str) -> bool:
     return not any(words in finding.what for finding in doctor.examine(found))
+
+
+def test_boards_whose_radio_dozes_are_told_from_others(tmp_path: Path) -> None:
+    awake_s = (0.005, 0.006, 0.007) * 8
+    trips = {
+        A: Trips(rested_s=(0.012, 0.031, 0.052, 0.074, 0.093, 0.108), following_s=awake_s),
+        B: Trips(rested_s=awake_s[:6], following_s=awake_s),
+        C: Trips(rested_s=(0.2,) * 6, following_s=(0.18,) * 24),
+    }
+    found = replace(facts(plant(tmp_path, "raspberry-pi-4")), trips=trips)
+    dozing = said(found, "a answers after a pause in 63 ms, at once in 6 ms")
+    assert dozing.weight == "wrong"
+    assert "power_save off" in dozing.fix
+    assert said(found, "b answers in 6.0 ms").weight == "fine"
+    assert said(found, "c answers in 180 ms").weight == "hint"
 
 
 def test_a_core_without_dot_products_is_told(tmp_path: Path) -> None:

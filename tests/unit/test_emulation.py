@@ -23,6 +23,7 @@ class Quick(Session):
     def __init__(self) -> None:
         self.inputs = ("x",)
         self.outputs = ("y",)
+        self.rows: dict[str, int] = {}
 
     def run(self, inputs: Mapping[str, Array], _outputs: Sequence[str] | None = None) -> dict[str, Array]:
         return {"y": inputs["x"]}
@@ -47,6 +48,49 @@ def test_a_run_takes_as_long_as_the_slow_board_would(tmp_path: Path) -> None:
     made = session.run({"x": np.zeros(100, np.float32)})
     assert 0.039 < time.perf_counter() - begun_s < 0.12
     assert made["y"].size == 100
+
+
+class LateClock:
+    """Time that goes by while somebody sleeps, who wakes later than asked."""
+
+    def __init__(self, late_s: float) -> None:
+        self.now_s = 50.0
+        self.late_s = late_s
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds + self.late_s
+
+
+def slowed(folder: Path, monkeypatch: pytest.MonkeyPatch, clock: LateClock) -> Session:
+    """Return a session whose runs should take a millisecond each by that clock."""
+    monkeypatch.setattr("shoal.agent.emulation.time", clock)
+    return Emulation(said(folder, speed=1.0, seconds={"s00": 0.001})).session(Quick(), "s00")
+
+
+@pytest.mark.parametrize("late_s", [0.0001, 0.0007, 0.002])
+def test_a_timer_that_wakes_late_makes_no_board_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_s: float
+) -> None:
+    clock = LateClock(late_s)
+    session, begun_s = slowed(tmp_path, monkeypatch, clock), clock.now_s
+    for _ in range(1000):
+        session.run({"x": np.zeros(100, np.float32)})
+    assert 1.0 - 1e-9 <= clock.now_s - begun_s <= 1.0 + late_s + 1e-9
+
+
+def test_a_machine_at_a_standstill_is_not_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = LateClock(3.0)
+    session = slowed(tmp_path, monkeypatch, clock)
+    session.run({"x": np.zeros(100, np.float32)})
+    clock.late_s, begun_s = 0.0, clock.now_s
+    for _ in range(100):
+        session.run({"x": np.zeros(100, np.float32)})
+    assert clock.now_s - begun_s == pytest.approx(0.09)
 
 
 def test_the_file_may_change_and_one_that_is_spoilt_changes_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
+from shoal.profiler.counts import counts, samples
 from shoal.profiler.fit import Point, fit, known_within, settled
 from shoal.records import TensorSpec
 from shoal.session import Session, open_session
@@ -66,6 +67,27 @@ def test_work_on_all_that_is_attended_to_is_a_term_of_its_own() -> None:
     law = fit([replace(p, seconds=p.seconds + 21e-6 * p.attended) for p in points(1e-3, 127e-6, 54e-9)])
     assert law.column_s == pytest.approx(21e-6, rel=1e-6)
     assert law.seconds(30, 197) == pytest.approx(1e-3 + 127e-6 * 30 + 54e-9 * 30 * 197 + 21e-6 * 197)
+
+
+def test_a_batch_multiplies_rows_and_what_is_attended_to_but_no_fixed_cost() -> None:
+    """Keys and values are made of the tokens of each item of a batch."""
+
+    def seconds(tokens: int, attended: int, batch: int) -> float:
+        return 1e-3 + batch * (127e-6 * tokens + 54e-9 * tokens * attended + 21e-6 * attended)
+
+    read = [(tokens, attended, 1) for tokens, attended in READ] + [(98, 197, 2), (98, 197, 4)]
+    law = fit([Point(rows=n * k, attended=m, batch=k, seconds=seconds(n, m, k)) for n, m, k in read])
+    for n, m, k in ((60, 197, 3), (25, 80, 8), (180, 197, 1)):
+        assert law.seconds(n * k, m, k) == pytest.approx(seconds(n, m, k), rel=1e-6)
+
+
+def test_of_units_the_law_tells_what_is_shared_out_from_what_is_not() -> None:
+    """Of a batch: 1 ms once, 2 ms that each board does whole, 0.5 ms for each unit."""
+    read = [(units, batch) for units in (2, 3, 6) for batch in (1, 2)]
+    law = fit(
+        [Point(rows=u * k, attended=1, batch=k, seconds=1e-3 + 2e-3 * k + 5e-4 * u * k) for u, k in read]
+    )
+    assert law.seconds(9 * 4, 1, 4) == pytest.approx(1e-3 + 8e-3 + 18e-3)
 
 
 def test_what_cannot_be_told_apart_is_one_term() -> None:
@@ -129,7 +151,7 @@ def divisible(folder: Path) -> tuple[Manifest, Segment, Path]:
 
 def test_counts_of_a_segment_that_attends_to_the_rows_of_others(tmp_path: Path) -> None:
     manifest, segment, _ = divisible(tmp_path)
-    found = [(c.rows, c.attended) for c in segments.counts(manifest, segment)]
+    found = [(c.rows, c.attended) for c in counts(manifest, segment)]
     assert found[0] == (64, 64), "the sample's"
     assert set(found) == {
         *((n, 64) for n in (8, 16, 32, 64)),
@@ -144,13 +166,13 @@ def test_counts_of_a_segment_whose_rows_attend_to_one_another() -> None:
     chain = build.chain((100,))
     segment = replace(chain.segments[0], inputs=(spec,), outputs=(replace(spec, name="y"),))
     manifest = replace(chain, segments=(segment,), sample_sizes={"tokens": 128})
-    found = [(c.rows, c.attended) for c in segments.counts(manifest, segment)]
+    found = [(c.rows, c.attended) for c in counts(manifest, segment)]
     assert found == [(128, 128), (16, 16), (32, 32), (64, 64)]
 
 
 def test_a_segment_of_fixed_counts_is_timed_at_these() -> None:
     chain = build.chain((100,))
-    found = segments.counts(chain, chain.segments[0])
+    found = counts(chain, chain.segments[0])
     assert [(c.rows, c.attended) for c in found] == [(1, 1)]
 
 
@@ -166,9 +188,10 @@ def closer(
     return list(
         segments.refine(
             manifest,
-            lambda _segment: session,
+            lambda _segment, _part: session,
             contextlib.nullcontext(),
             {s.name: build.timing(1e-3) for s in manifest.segments},
+            {s.name for s in manifest.segments},
             go_on=go_on,
             room_bytes=room_bytes,
             budget_s=2.0,
@@ -185,7 +208,7 @@ def test_a_real_segment_is_timed_at_its_counts_and_its_law_fits(tmp_path: Path) 
     assert found.timing is not None
     assert found.law.points == 9
     sizes = {"batch": 1, "local": 48, "gathered": 56}
-    tensors = {spec.name: segments.sample(spec, sizes) for spec in segment.inputs}
+    tensors = samples(segment, sizes)
     measured_s = segments.time_runs(session, tensors, contextlib.nullcontext(), runs=50).median_s
     assert measured_s / 3 < found.law.seconds(48, 56) < 3 * measured_s
 

@@ -139,7 +139,7 @@ def test_a_truncated_frame_is_a_wire_error() -> None:
 def test_refusals_say_what_was_expected_and_what_came() -> None:
     fixed, table = one()
     assert "expected b'SHL2', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], table)
-    assert "expected a kind of 1 to 8, got 9" in refusal(fixed[:4] + b"\x09" + fixed[5:], table)
+    assert "expected a kind of 1 to 9, got 10" in refusal(fixed[:4] + b"\x0a" + fixed[5:], table)
     assert "at most 8 sizes, got 1, 9" in refusal(fixed, b"\x01\x09" + bytes(72))
     assert f"got {len(DTYPES)}, 2" in refusal(fixed, bytes([len(DTYPES)]) + table[1:])
     assert "expected 24 bytes of 1 tensors in a table of 18, got 23" in refusal(*one(length=23))
@@ -162,6 +162,7 @@ def test_no_frame_asks_for_more_memory_than_the_limit() -> None:
     rows = MAX_PAYLOAD_BYTES // 4 + 1
     assert f"at most {MAX_PAYLOAD_BYTES} bytes" in refusal(*one((rows,)))
     refusal(frames.pack(Header(kind=Kind.PING, length=MAX_PAYLOAD_BYTES + 1)))
+    assert "in ECHO" in refusal(frames.pack(Header(kind=Kind.ECHO, length=frames.MAX_ECHO_BYTES + 1)))
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,17 @@ def test_pings_find_round_trip_and_goodput(rtt_s: float, rate: float) -> None:
     assert sum(sent) <= 3 << 20
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_the_least_round_trip_is_that_of_the_link(seed: int) -> None:
+    """4 ms, and four threads that are late by a millisecond on average in three of ten cases each."""
+    random = np.random.default_rng(seed)
+    late_s = (random.random((9, 4)) < 0.3) * random.exponential(1e-3, (9, 4))
+    found = links.profile(list(4e-3 + late_s.sum(axis=1)), 12.5e6)
+    assert found.rtt_s == pytest.approx(4e-3, rel=0.1)
+    assert found.rtt_p95_s is not None
+    assert found.rtt_p95_s >= found.rtt_s
+
+
 def test_a_slow_link_is_not_flooded() -> None:
     ping, sent = wire(5e-3, 50_000.0)
     links.measure(ping)

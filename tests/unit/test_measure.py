@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +16,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError
-from shoal.manifest import WHOLE, Manifest, Segment, memory_bytes
+from shoal.manifest import WHOLE, Manifest, Segment, Sharding, memory_bytes
 from shoal.profiler.statistics import WINDOW_S
 from shoal.records import Array, Profile, Sha256, Source
 from shoal.session import Session
@@ -34,6 +35,7 @@ class Timed:
 
     def run(self, _tensors: Mapping[str, Array]) -> dict[str, Array]:
         self.board.runs.append(self.segment.name)
+        self.board.ran(self.segment)
         time.sleep(self.board.takes_s)
         return {}
 
@@ -46,6 +48,7 @@ class Board:
         self.loaded: list[Segment] = []
         self.runs: list[str] = []
         self.takes_s = 0.002
+        self.ran: Callable[[Segment], None] = lambda _segment: None
         self.published: list[Profile] = []
         self.alone = contextlib.nullcontext()
         self.measurer = Measurer(
@@ -60,7 +63,7 @@ class Board:
     def fits(self, segment: Segment) -> bool:
         return memory_bytes([*self.loaded, segment]) <= self.memory_bytes
 
-    def borrow(self, segment: Segment) -> Session:
+    def borrow(self, segment: Segment, _part: tuple[int, ...] = ()) -> Session:
         if not self.fits(segment):
             raise BoardError("does not fit")
         return cast(Session, Timed(self, segment))
@@ -96,6 +99,56 @@ def serve(
     while clock.now_s < until_s:
         clock.now_s += 0.01
         board.measurer.ran(name, size(MODEL, name) if size_bytes is None else size_bytes, took_s)
+
+
+def test_a_slow_board_tells_the_whole_model_before_all_shardings(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    shared = [replace(MODEL.segments[0], name=f"q{number}", kind=f"q{number}") for number in range(4)]
+    sharding = Sharding(
+        name="sequence",
+        strategy="sequence",
+        point="kv",
+        units=4,
+        causal=False,
+        sizes={},
+        steps=(),
+        segments=tuple(shared),
+    )
+    board = Board(tmp_path)
+    board.takes_s = 0.0
+
+    def slow(_segment: Segment) -> None:
+        clock.now_s += 0.7
+
+    board.ran = slow
+    board.measurer.measure(BUNDLE, replace(MODEL, shardings=(sharding,)))
+    first, last = board.published[0], board.published[-1]
+    assert {WHOLE, *PARTS} <= first.segments.keys() < last.segments.keys()
+    assert last.segments.keys() == {WHOLE, *PARTS, *(s.name for s in shared)}
+
+
+def test_a_slow_board_is_looked_at_no_longer_than_a_fast_one(tmp_path: Path, clock: SimpleNamespace) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.takes_s = 0.0
+    serve(board, clock, "s00", 1000 * board.profile.segments["s00"].median_s)
+    canary = board.measurer._canary
+    assert canary is not None
+    board.runs.clear()
+    board.measurer._look(canary, board.profile.segments["s00"].median_s / board.profile.slowdown)
+    assert len(board.runs) == 2, "one to warm up, and one that should take two seconds"
+
+
+def test_a_closer_look_ends_a_slowdown_that_is_over(tmp_path: Path, clock: SimpleNamespace) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    serve(board, clock, "s00", 20 * board.profile.segments["s00"].median_s)
+    assert board.profile.slowdown > 10
+    clock.now_s += 10.0
+    board.measurer.refine()
+    assert board.profile.slowdown == 1.0
+    assert 0.002 <= board.profile.segments["s00"].median_s < 0.02
 
 
 def test_all_segments_are_timed_and_published(tmp_path: Path) -> None:

@@ -187,6 +187,24 @@ def test_a_manifest_that_cannot_be_had_is_an_error_to_be_tried_again(boards: Boa
     run(work)
 
 
+def test_a_newer_wish_breaks_off_one_that_cannot_be_fulfilled(boards: Boards) -> None:
+    boards.away = True
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        plan = boards.plan(1, B, lead=B)
+        boards.reconciler.wish(boards.desired(plan, committed=1))
+        while not boards.reconciler.activity.startswith("failed"):
+            await asyncio.sleep(0.001)
+        boards.reconciler.wish(boards.desired())
+        while boards.reconciler.activity != "idle":
+            await asyncio.sleep(0.001)
+        assert boards.reconciler.epochs == ()
+        becoming.cancel()
+
+    run(work)
+
+
 def test_what_a_board_says_now_is_its_address_whatever_older_plans_say(boards: Boards) -> None:
     async def work() -> None:
         new = build.address_of(B, 2)

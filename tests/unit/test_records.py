@@ -93,7 +93,7 @@ def test_a_timing_has_a_spread_and_runs(spread_s: float, runs: int) -> None:
 def test_other_figures_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="memory_bytes"):
         build.profile(build.chain(), memory_bytes=-1)
-    with pytest.raises(ValueError, match="expected 0 bytes or more"):
+    with pytest.raises(ValueError, match="size_bytes: expected 0 or more, got -1"):
         build.blob(1, -1)
     with pytest.raises(ValueError, match="max_boards"):
         build.deployment(max_boards=-1)

@@ -18,12 +18,14 @@ from shoal.lab.steps import Await, Hand, Move, Work, moves_of
 from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding, ShardRun, Slice
-from shoal.program import Collective, Lane, Plan, Prediction, Program
+from shoal.program import Collective, Lane, Plan, Prediction, Program, Run
 from shoal.records import BoardId, Law, TensorSpec
 from shoal.sharding import programs
 from tests.build import BUNDLE, A, B, C, address_of, blob, sha, sharded
 
 ROW = 32
+SIZES = {"batch": 1, "tokens": 10}
+"""Of the sample."""
 RANGES2, RANGES3 = 24 + 3 * 8, 24 + 4 * 8
 """Bytes of its range, and of all ranges, that a scatter among two or three hands each board."""
 
@@ -52,15 +54,15 @@ def lane_of(
 
 
 def answered_s(
-    lane: Lane,
-    *,
+    *lanes: Lane,
+    sizes: Mapping[str, int] = SIZES,
     rate: float | None = None,
     air: float | None = None,
     speeds: Mapping[BoardId, float] | None = None,
     asked: int = 1,
 ) -> list[float]:
     """Return when requests are answered that are asked at once, with cables of `rate` bytes a second."""
-    boards = list(lane.programs)
+    boards = list(dict.fromkeys(board for lane in lanes for board in lane.programs))
     bits = None if rate is None else 8 * rate / PAYLOAD_SHARE
     wiring = Wiring(
         numbers={board: number for number, board in enumerate((*boards, DESK), start=1)},
@@ -82,7 +84,7 @@ def answered_s(
         model="model",
         strategy="sequence",
         lead=boards[0],
-        lanes=(lane,),
+        lanes=lanes,
         addresses={board: address_of(board) for board in boards},
         predicted=Prediction(latency_s=1.0, throughput_per_s=1.0),
         reason="test",
@@ -95,7 +97,7 @@ def answered_s(
         ended.append(timeline.now_s)
 
     for _ in range(asked):
-        dispatcher.submit(Ask(asked_s=0.0, input_bytes=0, output_bytes=0, rows=1, ended=end), 0.0)
+        dispatcher.submit(Ask(asked_s=0.0, input_bytes=0, output_bytes=0, sizes=sizes, ended=end), 0.0)
     timeline.run(lambda: False, 100.0)
     assert len(ended) == asked
     return ended
@@ -238,6 +240,20 @@ def test_requests_follow_one_another_through_a_sharding() -> None:
     assert second_s >= 2 * (q0_s(5) + q1_s(5))
 
 
+def test_lanes_are_for_requests_of_their_sizes() -> None:
+    shared = replace(lane_of(sharded(), (A, B), (0.5, 0.5)), least={"tokens": 8})
+    alone = Lane(programs={A: Program(steps=(Run(segment=WHOLE),))}, weight=1.0)
+    together_s = answered_s(shared, asked=2)
+    assert answered_s(alone, shared, asked=2) == together_s
+    apart = [1.0, 2.0]  # all on a: none goes where there is room, for that lane is for longer ones
+    assert answered_s(alone, shared, sizes={**SIZES, "tokens": 7}, asked=2) == pytest.approx(apart, abs=1e-3)
+
+
+def test_a_request_that_no_lane_is_for_runs_in_one_piece() -> None:
+    shared = replace(lane_of(sharded(), (A, B), (0.5, 0.5)), least={"tokens": 8})
+    assert answered_s(shared, sizes={**SIZES, "tokens": 7}) == pytest.approx([1.0], abs=1e-3)
+
+
 # --- what was not measured ---------------------------------------------------------------------------
 
 
@@ -292,6 +308,16 @@ def by_weights() -> Manifest:
         segments=(segment,),
     )
     return replace(manifest, whole=whole, shardings=(sharding,))
+
+
+def test_a_part_of_the_weights_takes_what_its_law_says() -> None:
+    manifest = by_weights()
+    law = Law(base_s=0.1, row_s=0.2, pair_s=0.0, column_s=0.05, residual=0.0, points=3)
+    found = completed(manifest, Calibration(seconds={WHOLE: 1.0}, laws={"p": law}))
+    assert found.seconds["p"] == pytest.approx(0.1 + 2 * 0.2 + 0.05)
+    moves = moves_of(manifest, found, lane_of(manifest, (A, B), (0.75, 0.25)))
+    shares = {board: next(move.share for move in moves[board] if isinstance(move, Work)) for board in (A, B)}
+    assert shares == pytest.approx({A: (0.1 + 3 * 0.2 + 0.05) / 0.55, B: (0.1 + 0.2 + 0.05) / 0.55})
 
 
 def test_a_part_of_the_weights_takes_its_part_of_the_operations() -> None:

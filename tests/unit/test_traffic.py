@@ -1,6 +1,7 @@
 """What crosses the wire in a sharding, worked out by hand and against the arrays that boards hand out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from shoal.collective import BOUNDS, handed_out
 from shoal.manifest import COLUMNS, ROWS, Sharding
 from shoal.program import Collective, bounds
 from shoal.records import BoardId, TensorSpec
-from shoal.sizes import rows_of, sizes_at
+from shoal.sizes import counts_of, sizes_at
 from shoal.traffic import flows
 from tests.build import A, B, C, sharded
 
@@ -67,7 +68,8 @@ def test_a_codec_sends_fewer_bytes(codec: str, sizes: Sequence[int]) -> None:
 
 def test_what_is_not_a_float_crosses_as_it_is() -> None:
     ids = (spec("k.part", 1, ROWS, dtype="int64"),)
-    assert flows(gather(root=A, codec=codec_of("i8")), ids, SIZES) == [(B, A, 24), (C, A, 16)]
+    found = flows(gather(codec=codec_of("i8")), ids, SIZES)
+    assert [size for _, _, size in found] == [8 * rows for rows in (5, 5, 3, 3, 2, 2)]
 
 
 def test_a_scatter_hands_each_board_its_range() -> None:
@@ -148,5 +150,8 @@ def test_a_segment_computes_its_rows_times_the_batch() -> None:
     manifest = sharded()
     sizes = {"batch": 3, "tokens": 10, ROWS: 6, COLUMNS: 10}
     own, meeting = manifest.by_name["q0"], manifest.by_name["q1"]
-    assert rows_of(manifest, own, sizes) == (18, 6)
-    assert rows_of(manifest, meeting, sizes) == (18, 10)
+    assert counts_of(manifest, own, sizes) == (18, 6, 3)
+    assert counts_of(manifest, meeting, sizes) == (18, 10, 3)
+    assert counts_of(manifest, meeting, sizes, (1, 3)) == (2 * 3, 1, 3)
+    pooled = replace(meeting, outputs=(spec("pooled", "batch", WIDTH),))
+    assert counts_of(manifest, pooled, sizes) == (18, 10, 3), "it averages over the rows of the board"
