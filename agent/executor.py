@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -143,7 +144,7 @@ class Executor:
             held = self._held.get(epoch)
             waiting = list(held.inboxes) if held else []
         for inbox in waiting:
-            inbox.end(BoardError(f"{self._board}: epoch {epoch} is over"))
+            inbox.end(partial(BoardError, f"{self._board}: epoch {epoch} is over"))
 
     def epochs(self) -> dict[int, Plan]:
         """Return the plans that this board is ready for."""

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -133,21 +134,29 @@ class Peers:
             connection.close()
 
     def open(self, attempt: bytes, peers: frozenset[BoardId]) -> tuple[Inbox, bool]:
-        """Return the inbox of an attempt that this board takes part in, and whether it is new."""
+        """Return the inbox of an attempt that this board takes part in, and whether it is new.
+
+        Raises BoardError if the attempt is over: another board's abort came just before.
+        """
         with self._lock:
             found = self._inboxes.get(attempt)
             if found is not None:
                 return found, False
+            if attempt in self._over:
+                raise BoardError(f"{self._board}: that attempt is over")
             inbox = self._inboxes[attempt] = Inbox(peers)
             return inbox, True
 
     def close(self, attempt: bytes) -> None:
         """Forget an attempt; what still comes for it is dropped."""
         with self._lock:
-            self._inboxes.pop(attempt, None)
-            self._over[attempt] = None
-            while len(self._over) > REMEMBERED:
-                self._over.popitem(last=False)
+            self._forget(attempt)
+
+    def _forget(self, attempt: bytes) -> None:
+        self._inboxes.pop(attempt, None)
+        self._over[attempt] = None
+        while len(self._over) > REMEMBERED:
+            self._over.popitem(last=False)
 
     def send(self, peer: BoardId, buffers: Buffers) -> None:
         """Send frames to `peer`.  Raises ExchangeError."""
@@ -193,7 +202,7 @@ class Peers:
         for connection in connections:
             connection.close()
         for inbox in waiting:
-            inbox.end(BoardError(f"{self._board} is stopping"))
+            inbox.end(partial(BoardError, f"{self._board} is stopping"))
 
     def _connection(self, peer: BoardId) -> Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
@@ -257,7 +266,7 @@ class Peers:
             why = str(error)
             log.warning("refused a connection from %s: %s", connection.peer or "a stranger", error)
         except OSError as error:
-            why = str(error)
+            why = connection.broken or str(error)
         finally:
             connection.close()
             self._lost(connection, why)
@@ -304,10 +313,9 @@ class Peers:
             self.on_notes(header.attempt, peer, connection.receive(header.length))
         else:
             words = connection.receive(header.length).decode(errors="replace")
-            self._end(
-                header.attempt,
-                ModelError(words) if header.kind is Kind.REFUSE else BoardError(f"{peer}: {words}"),
-            )
+            refused = header.kind is Kind.REFUSE
+            why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
+            self._end(header.attempt, why)
 
     def _receive(self, connection: Connection, view: memoryview) -> None:
         """Receive tensors, and tell their sender how fast they came unless others came at the same time."""
@@ -328,12 +336,13 @@ class Peers:
             with self._lock:
                 self._receiving -= 1
 
-    def _end(self, attempt: bytes, why: Exception) -> None:
+    def _end(self, attempt: bytes, why: Callable[[], Exception]) -> None:
         """End an attempt, also one whose first tensor has not come yet."""
-        inbox = self._inboxes.get(attempt)
-        if inbox is None:
-            self.close(attempt)
-        else:
+        with self._lock:
+            inbox = self._inboxes.get(attempt)
+            if inbox is None:
+                self._forget(attempt)
+        if inbox is not None:
             inbox.end(why)
 
     def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
@@ -365,4 +374,4 @@ class Peers:
             waiting = [box for box in self._inboxes.values() if peer in box.peers]
         if peer is not None and not self._closing:
             for inbox in waiting:
-                inbox.end(ExchangeError(peer, why))
+                inbox.end(partial(ExchangeError, peer, why))
