@@ -398,8 +398,10 @@ class Executor:
 
     def _tell(self, part: _Attempt, error: ShoalError) -> None:
         kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT
-        gone = {error.peer} if isinstance(error, ExchangeError) else set()
-        self.peers.abort(part.header.attempt, part.others - gone, kind, str(error))
+        told = part.others
+        if isinstance(error, ExchangeError) and not self.peers.connected(error.peer):
+            told -= {error.peer}
+        self.peers.abort(part.header.attempt, told, kind, str(error))
 
     def _enter(self, epoch: int) -> Held:
         with self._lock:

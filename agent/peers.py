@@ -14,8 +14,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
@@ -41,6 +43,9 @@ HEARD_S: Final = 0.1
 """A peer is told no more often than this how fast its tensors come."""
 REMEMBERED: Final = 4096
 """So many attempts that are over are remembered, to drop what comes late."""
+PERHAPS_LOST: Final = 64
+"""When a connection is lost, its peer is told of so many attempts that were over last: what was sent for
+them may not have come."""
 MAX_CONNECTIONS: Final = 256
 
 
@@ -164,6 +169,11 @@ class Peers:
             self._connection(peer).send(buffers)
         except (OSError, ValueError) as error:  # ValueError: an address that is none
             raise ExchangeError(peer, f"cannot send: {error}") from error
+
+    def connected(self, peer: BoardId) -> bool:
+        """Say whether there is a connection to send to `peer` on."""
+        with self._lock:
+            return peer in self._outgoing
 
     def abort(self, attempt: bytes, peers: frozenset[BoardId], kind: Kind, why: str) -> None:
         """Tell the others that an attempt is over, as far as they can be reached."""
@@ -366,12 +376,21 @@ class Peers:
         inbox.put((header.tag, peer, header.chunk), arrived)
 
     def _lost(self, connection: Connection, why: str) -> None:
+        """End the attempts that the peer has part in, here and, if we sent on this connection, there."""
         peer = connection.peer
         with self._lock:
             self._all.discard(connection)
-            if peer is not None and self._outgoing.get(peer) is connection:
+            if peer is None or self._closing:
+                return
+            sending = self._outgoing.get(peer) is connection
+            if sending:
                 del self._outgoing[peer]
-            waiting = [box for box in self._inboxes.values() if peer in box.peers]
-        if peer is not None and not self._closing:
-            for inbox in waiting:
-                inbox.end(partial(ExchangeError, peer, why))
+            waiting = {attempt: box for attempt, box in self._inboxes.items() if peer in box.peers}
+            over = [*islice(reversed(self._over), PERHAPS_LOST)]
+        for inbox in waiting.values():
+            inbox.end(partial(ExchangeError, peer, why))
+        if sending:
+            words = f"what was sent to {peer} is lost: {why}"
+            with suppress(ExchangeError):
+                for attempt in (*waiting, *over):
+                    self.send(peer, frames.text(Kind.ABORT, words, attempt=attempt))

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
+import psutil
 import pytest
 
 from shoal.agent.inbox import Inbox
@@ -82,3 +84,41 @@ def test_an_attempt_that_is_over_does_not_begin_again(trio: Trio) -> None:
     with pytest.raises(BoardError, match="over"):
         trio.peers[1].open(attempt, frozenset({BOARDS[0]}))
     assert trio.under_way() == 0
+
+
+def test_what_was_sent_on_a_connection_that_the_peer_had_closed_is_not_waited_for(trio: Trio) -> None:
+    """The lead has closed it over garbage, and the other board sends the next request's rows on it."""
+    trio.mood.notices.clear()
+    with pytest.raises(BoardError):
+        trio.ask("garbage")
+    noticing = threading.Timer(0.3, trio.mood.notices.set)
+    noticing.start()
+    begun_s = time.monotonic()
+    with pytest.raises(BoardError, match=r"c: what was sent to . is lost"):
+        trio.ask()
+    assert time.monotonic() - begun_s < 5
+    noticing.join()
+    assert trio.settle() == 0
+    trio.ask()
+
+
+def test_many_requests_with_faults_leave_nothing_behind(trio: Trio) -> None:
+    chance = np.random.default_rng(5)
+    own = psutil.Process()
+    trio.settle()
+    threads, descriptors = threading.active_count(), own.num_fds()
+    answered = spoilt = faults = 0
+    for _ in range(300):
+        fault = QUICK[chance.integers(len(QUICK))] if chance.random() < 0.3 else None
+        try:
+            trio.ask(fault)
+            answered += 1
+        except ShoalError:
+            spoilt += fault is None
+        faults += fault is not None
+    assert answered + spoilt + faults == 300
+    assert spoilt <= faults, "a connection that a fault closed may end the request after it too"
+    assert trio.settle() == 0
+    trio.ask()
+    assert threading.active_count() <= threads + 6, "a lead's and two followers' pools, and no more"
+    assert own.num_fds() <= descriptors + 6
