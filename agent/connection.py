@@ -55,7 +55,8 @@ class Connection:
         """Messages, or what is left of them; the first is being written as long as it stands here."""
         self._queued_bytes = 0
         self._writer: threading.Thread | None = None
-        self._broken: OSError | None = None
+        self.broken = ""
+        """Why nothing more can be sent; empty as long as something can."""
 
     def send(self, buffers: Buffers) -> None:
         """Hand over a message, which must not change from now on.
@@ -65,12 +66,12 @@ class Connection:
         """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         with self._state:
-            if self.direct and not self._queue and self._broken is None:
+            if self.direct and not self._queue and not self.broken:
                 views = self._push(views, socket.MSG_DONTWAIT)
-            while self._queued_bytes > MAX_QUEUED_BYTES and self._broken is None:
+            while self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
                 self._state.wait()
-            if self._broken is not None:
-                raise self._broken
+            if self.broken:
+                raise ConnectionError(self.broken)
             if not views:
                 return
             self._queue.append(views)
@@ -88,11 +89,11 @@ class Connection:
             except BlockingIOError as error:
                 if flags & socket.MSG_DONTWAIT:
                     return views
-                stuck = TimeoutError(f"the peer took nothing for {STUCK_S:.0f} s")
+                stuck = f"the peer took nothing for {STUCK_S:.0f} s"
                 self._break(stuck)
-                raise stuck from error
+                raise TimeoutError(stuck) from error
             except OSError as error:
-                self._break(error)
+                self._break(str(error))
                 raise
             while views and sent >= len(views[0]):
                 sent -= len(views[0])
@@ -101,17 +102,17 @@ class Connection:
                 views = [views[0][sent:], *views[1:]]
         return views
 
-    def _break(self, error: OSError) -> None:
-        self._broken = self._broken or error  # a message cut short spoils the connection
+    def _break(self, why: str) -> None:
+        self.broken = self.broken or why  # a message cut short spoils the connection
         self.close()
 
     def _write(self) -> None:
         """Write what is queued, as long as the connection lasts."""
         while True:
             with self._state:
-                while not self._queue and self._broken is None:
+                while not self._queue and not self.broken:
                     self._state.wait()
-                if self._broken is not None:
+                if self.broken:
                     self._queue.clear()
                     return
                 views = self._queue[0]
@@ -214,7 +215,7 @@ class Connection:
             log.debug("connection was closed already")
         self.sock.close()
         with self._state:
-            self._broken = self._broken or ConnectionError("the connection is closed")
+            self.broken = self.broken or "the connection is closed"
             self._state.notify_all()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -143,7 +144,7 @@ class Executor:
             held = self._held.get(epoch)
             waiting = list(held.inboxes) if held else []
         for inbox in waiting:
-            inbox.end(BoardError(f"{self._board}: epoch {epoch} is over"))
+            inbox.end(partial(BoardError, f"{self._board}: epoch {epoch} is over"))
 
     def epochs(self) -> dict[int, Plan]:
         """Return the plans that this board is ready for."""
@@ -397,8 +398,10 @@ class Executor:
 
     def _tell(self, part: _Attempt, error: ShoalError) -> None:
         kind = Kind.REFUSE if isinstance(error, ModelError) else Kind.ABORT
-        gone = {error.peer} if isinstance(error, ExchangeError) else set()
-        self.peers.abort(part.header.attempt, part.others - gone, kind, str(error))
+        told = part.others
+        if isinstance(error, ExchangeError) and not self.peers.connected(error.peer):
+            told -= {error.peer}
+        self.peers.abort(part.header.attempt, told, kind, str(error))
 
     def _enter(self, epoch: int) -> Held:
         with self._lock:

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from shoal.errors import BoardError
@@ -39,7 +40,8 @@ class Inbox:
         self._arrived: dict[Key, Arrived] = {}
         self._missing: set[Key] = set()
         self._size_bytes = 0
-        self._over: Exception | None = None
+        self._over: Callable[[], Exception] | None = None
+        """Makes what waits fail with.  One that was raised holds all that its frames do, so none is kept."""
         self._changed = threading.Condition()
 
     def put(self, key: Key, arrived: Arrived) -> None:
@@ -47,7 +49,7 @@ class Inbox:
         with self._changed:
             self._size_bytes += arrived.size_bytes
             if self._size_bytes > MAX_INBOX_BYTES:
-                self._over = BoardError(f"more than {MAX_INBOX_BYTES} bytes came for one request")
+                self._over = partial(BoardError, f"more than {MAX_INBOX_BYTES} bytes came for one request")
                 self._changed.notify()
             self._arrived[key] = arrived
             if key in self._missing:
@@ -55,8 +57,8 @@ class Inbox:
                 if not self._missing:
                     self._changed.notify()
 
-    def end(self, why: Exception) -> None:
-        """Make every wait on this inbox fail with `why`."""
+    def end(self, why: Callable[[], Exception]) -> None:
+        """Make every wait on this inbox fail with what `why` returns."""
         with self._changed:
             self._over = self._over or why
             self._changed.notify()
@@ -64,14 +66,14 @@ class Inbox:
     def take(self, keys: Sequence[Key], deadline_s: float) -> list[Arrived]:
         """Return the messages `keys`, in that order, once all of them are here.
 
-        Raises what `end` was given, or BoardError at `deadline_s` (of time.monotonic): that is no proof
+        Raises what `end` was told, or BoardError at `deadline_s` (of time.monotonic): that is no proof
         against the link, which ends its connection if it is at fault.
         """
         with self._changed:
             self._missing = {key for key in keys if key not in self._arrived}
             while self._missing:
                 if self._over is not None:
-                    raise self._over
+                    raise self._over()
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._changed.wait(left_s):
                     tag, late, _ = min(self._missing)

@@ -15,7 +15,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
@@ -41,6 +44,9 @@ HEARD_S: Final = 0.1
 """A peer is told no more often than this how fast its tensors come."""
 REMEMBERED: Final = 4096
 """So many attempts that are over are remembered, to drop what comes late."""
+PERHAPS_LOST: Final = 64
+"""When a connection is lost, its peer is told of so many attempts that were over last: what was sent for
+them may not have come."""
 MAX_CONNECTIONS: Final = 256
 
 
@@ -134,21 +140,29 @@ class Peers:
             connection.close()
 
     def open(self, attempt: bytes, peers: frozenset[BoardId]) -> tuple[Inbox, bool]:
-        """Return the inbox of an attempt that this board takes part in, and whether it is new."""
+        """Return the inbox of an attempt that this board takes part in, and whether it is new.
+
+        Raises BoardError if the attempt is over: another board's abort came just before.
+        """
         with self._lock:
             found = self._inboxes.get(attempt)
             if found is not None:
                 return found, False
+            if attempt in self._over:
+                raise BoardError(f"{self._board}: that attempt is over")
             inbox = self._inboxes[attempt] = Inbox(peers)
             return inbox, True
 
     def close(self, attempt: bytes) -> None:
         """Forget an attempt; what still comes for it is dropped."""
         with self._lock:
-            self._inboxes.pop(attempt, None)
-            self._over[attempt] = None
-            while len(self._over) > REMEMBERED:
-                self._over.popitem(last=False)
+            self._forget(attempt)
+
+    def _forget(self, attempt: bytes) -> None:
+        self._inboxes.pop(attempt, None)
+        self._over[attempt] = None
+        while len(self._over) > REMEMBERED:
+            self._over.popitem(last=False)
 
     def send(self, peer: BoardId, buffers: Buffers) -> None:
         """Send frames to `peer`.  Raises ExchangeError."""
@@ -156,6 +170,11 @@ class Peers:
             self._connection(peer).send(buffers)
         except (OSError, ValueError) as error:  # ValueError: an address that is none
             raise ExchangeError(peer, f"cannot send: {error}") from error
+
+    def connected(self, peer: BoardId) -> bool:
+        """Say whether there is a connection to send to `peer` on."""
+        with self._lock:
+            return peer in self._outgoing
 
     def abort(self, attempt: bytes, peers: frozenset[BoardId], kind: Kind, why: str) -> None:
         """Tell the others that an attempt is over, as far as they can be reached."""
@@ -211,7 +230,7 @@ class Peers:
         for connection in connections:
             connection.close()
         for inbox in waiting:
-            inbox.end(BoardError(f"{self._board} is stopping"))
+            inbox.end(partial(BoardError, f"{self._board} is stopping"))
 
     def _connection(self, peer: BoardId) -> Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
@@ -275,7 +294,7 @@ class Peers:
             why = str(error)
             log.warning("refused a connection from %s: %s", connection.peer or "a stranger", error)
         except OSError as error:
-            why = str(error)
+            why = connection.broken or str(error)
         finally:
             connection.close()
             self._lost(connection, why)
@@ -325,10 +344,9 @@ class Peers:
             self.on_notes(header.attempt, peer, connection.receive(header.length))
         else:
             words = connection.receive(header.length).decode(errors="replace")
-            self._end(
-                header.attempt,
-                ModelError(words) if header.kind is Kind.REFUSE else BoardError(f"{peer}: {words}"),
-            )
+            refused = header.kind is Kind.REFUSE
+            why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
+            self._end(header.attempt, why)
 
     def _receive(self, connection: Connection, view: memoryview) -> None:
         """Receive tensors, and tell their sender how fast they came unless others came at the same time."""
@@ -349,12 +367,13 @@ class Peers:
             with self._lock:
                 self._receiving -= 1
 
-    def _end(self, attempt: bytes, why: Exception) -> None:
+    def _end(self, attempt: bytes, why: Callable[[], Exception]) -> None:
         """End an attempt, also one whose first tensor has not come yet."""
-        inbox = self._inboxes.get(attempt)
-        if inbox is None:
-            self.close(attempt)
-        else:
+        with self._lock:
+            inbox = self._inboxes.get(attempt)
+            if inbox is None:
+                self._forget(attempt)
+        if inbox is not None:
             inbox.end(why)
 
     def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
@@ -378,12 +397,21 @@ class Peers:
         inbox.put((header.tag, peer, header.chunk), arrived)
 
     def _lost(self, connection: Connection, why: str) -> None:
+        """End the attempts that the peer has part in, here and, if we sent on this connection, there."""
         peer = connection.peer
         with self._lock:
             self._all.discard(connection)
-            if peer is not None and self._outgoing.get(peer) is connection:
+            if peer is None or self._closing:
+                return
+            sending = self._outgoing.get(peer) is connection
+            if sending:
                 del self._outgoing[peer]
-            waiting = [box for box in self._inboxes.values() if peer in box.peers]
-        if peer is not None and not self._closing:
-            for inbox in waiting:
-                inbox.end(ExchangeError(peer, why))
+            waiting = {attempt: box for attempt, box in self._inboxes.items() if peer in box.peers}
+            over = [*islice(reversed(self._over), PERHAPS_LOST)]
+        for inbox in waiting.values():
+            inbox.end(partial(ExchangeError, peer, why))
+        if sending:
+            words = f"what was sent to {peer} is lost: {why}"
+            with suppress(ExchangeError):
+                for attempt in (*waiting, *over):
+                    self.send(peer, frames.text(Kind.ABORT, words, attempt=attempt))

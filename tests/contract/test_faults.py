@@ -1,0 +1,124 @@
+"""Three boards, one of which fails in every way: errors that say so, in time, and nothing left behind."""
+
+import gc
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from shoal.agent.inbox import Inbox
+from shoal.errors import BoardError, ModelError, ShoalError
+from tests.faulty import BOARDS, FAULTS, PATIENCE_S, Fault, Trio
+
+QUICK = [fault for fault in FAULTS if fault != "reads nothing"]
+
+
+@pytest.fixture
+def trio() -> Iterator[Trio]:
+    trio = Trio()
+    trio.ask()
+    yield trio
+    trio.stop()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ("refuses", BoardError, "c: c: not ready for epoch 2"),
+        ("fails", ModelError, "expected numbers"),
+        ("closes mid-frame", BoardError, "c: closed by the peer"),
+        ("wrong shape", BoardError, "c: step 1, gather: K: expected rows of"),
+        ("garbage", BoardError, "exchange with c: frame: expected b'SHL2'"),
+        ("silent", BoardError, "nothing came from c for step 1 in time"),
+    ],
+)
+def test_a_fault_is_told_in_time_with_board_and_reason(
+    trio: Trio, fault: Fault, kind: type[ShoalError], words: str
+) -> None:
+    begun_s = time.monotonic()
+    with pytest.raises(kind, match=words):
+        trio.ask(fault)
+    assert time.monotonic() - begun_s < PATIENCE_S + 1
+    assert trio.settle() == 0
+    trio.ask()
+
+
+def test_a_peer_that_reads_nothing_is_given_up(trio: Trio) -> None:
+    connection = trio.peers[0]._outgoing[BOARDS[-1]]
+    begun_s = time.monotonic()
+    with pytest.raises(BoardError, match=r"exchange with c: .*(took nothing for 2 s|timed out)"):
+        trio.ask("reads nothing")
+    assert time.monotonic() - begun_s < 6
+    assert trio.settle() == 0
+    assert connection._writer is not None, "the kernel took all of it"
+    connection._writer.join(5)
+    assert not connection._writer.is_alive()
+    assert not connection._queue, "what was not sent is kept"
+    trio.ask()
+
+
+def test_what_a_failed_attempt_held_is_freed_without_a_garbage_collector(trio: Trio) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for fault in QUICK:
+            for _ in range(5):
+                with pytest.raises(ShoalError):
+                    trio.ask(fault)
+        assert trio.settle() == 0
+        time.sleep(0.2)  # until the last threads that read have ended
+        assert sum(isinstance(each, Inbox) for each in gc.get_objects()) == 0
+    finally:
+        gc.enable()
+
+
+def test_an_attempt_that_is_over_does_not_begin_again(trio: Trio) -> None:
+    """Of two boards' frames, the tensors and the abort of one attempt may be taken at the same time."""
+    trio.settle()
+    attempt = secrets.token_bytes(16)
+    trio.peers[1].close(attempt)
+    with pytest.raises(BoardError, match="over"):
+        trio.peers[1].open(attempt, frozenset({BOARDS[0]}))
+    assert trio.under_way() == 0
+
+
+def test_what_was_sent_on_a_connection_that_the_peer_had_closed_is_not_waited_for(trio: Trio) -> None:
+    """The lead has closed it over garbage, and the other board sends the next request's rows on it."""
+    trio.mood.notices.clear()
+    with pytest.raises(BoardError):
+        trio.ask("garbage")
+    noticing = threading.Timer(0.3, trio.mood.notices.set)
+    noticing.start()
+    begun_s = time.monotonic()
+    with pytest.raises(BoardError, match=r"c: what was sent to . is lost"):
+        trio.ask()
+    assert time.monotonic() - begun_s < 5
+    noticing.join()
+    assert trio.settle() == 0
+    trio.ask()
+
+
+def test_many_requests_with_faults_leave_nothing_behind(trio: Trio) -> None:
+    chance = np.random.default_rng(5)
+    own = psutil.Process()
+    trio.settle()
+    threads, descriptors = threading.active_count(), own.num_fds()
+    answered = spoilt = faults = 0
+    for _ in range(300):
+        fault = QUICK[chance.integers(len(QUICK))] if chance.random() < 0.3 else None
+        try:
+            trio.ask(fault)
+            answered += 1
+        except ShoalError:
+            spoilt += fault is None
+        faults += fault is not None
+    assert answered + spoilt + faults == 300
+    assert spoilt <= faults, "a connection that a fault closed may end the request after it too"
+    assert trio.settle() == 0
+    trio.ask()
+    assert threading.active_count() <= threads + 6, "a lead's and two followers' pools, and no more"
+    assert own.num_fds() <= descriptors + 6
