@@ -133,9 +133,9 @@ def speedup(found: dict[str, Any]) -> list[str]:
     lines += [
         "A Transformer of ViT-B's shape (12 layers of 768, fp32) by `sequence`, next to the best single",
         "board of the same run with the original graph. Real agents in namespaces, a quota of processor time",
-        "each, RTT 2 ms. *Limit* is what computing alone would give: the whole model against a board's share,",
-        "without exchange or waiting, on one thread of this machine. *Hidden* is in what share of the time in",
-        "which bytes came in the boards computed.",
+        "each, RTT 2 ms. *Limit* is what computing alone would give: the whole model against a board's",
+        "share, without exchange or waiting, on one thread of this machine. *Hidden* is in what share of the",
+        "time in which bytes came in the boards computed.",
         "",
     ]
     body = [
@@ -156,8 +156,8 @@ def speedup(found: dict[str, Any]) -> list[str]:
     head = ("cell", "chunks", "alone ms", "together ms", "speed-up (asked)", "two in flight (asked)")
     lines += table((*head, "limit", "hidden", "largest error"), body)
     lines += [
-        "What four boards did in one request: [request.trace.json](plots/request.trace.json), to be opened in",
-        "ui.perfetto.dev.",
+        "What four boards did in one request: [request.trace.json](plots/request.trace.json), to be opened",
+        "in ui.perfetto.dev.",
         "",
     ]
     return lines
