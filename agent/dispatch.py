@@ -37,6 +37,7 @@ BARRED_S: Final = 1.0
 """A lane that failed is not used for so long, unless there is no other."""
 RESORT_S: Final = 3.0
 """A request that no lane answers for so long runs in one piece on this board, if it fits."""
+USUAL: Final = 0.1
 PATIENCE: Final = 8.0
 """An attempt may take so many times what is predicted for the requests before it, and more:"""
 LEAST_ATTEMPT_S: Final = 3.0
@@ -101,7 +102,10 @@ class Dispatcher:
         self._serving: _Serving | None = None
         self._changed = asyncio.Condition()
         self.in_flight = 0
+        self._begun = 0
         self._answered: deque[float] = deque(maxlen=4096)
+        self._alone: deque[float] = deque(maxlen=4096)
+        """Seconds of requests beside which there was no other."""
         self._failed = 0
         self._retried = 0
 
@@ -112,6 +116,7 @@ class Dispatcher:
                 self._serving = None
             elif self._serving is None or self._serving.plan != plan:
                 self._serving = _Serving(plan=plan, manifest=manifest)
+                self._alone.clear()
             self._changed.notify_all()
 
     async def stop(self) -> None:
@@ -157,8 +162,11 @@ class Dispatcher:
             retried=self._retried,
             latency_median_s=statistics.median(seconds),
             latency_p95_s=seconds[math.ceil(0.95 * len(seconds)) - 1],
+            alone=len(self._alone),
+            alone_median_s=statistics.median(self._alone) if self._alone else 0.0,
         )
         self._answered.clear()
+        self._alone.clear()
         self._failed = self._retried = 0
         return report
 
@@ -170,7 +178,10 @@ class Dispatcher:
         """
         if self.in_flight >= MAX_WAITING:
             raise OverloadedError(f"{self._board}: {MAX_WAITING} requests wait already; try again later")
+        quiet, serving = self.in_flight == 0, self._serving
         self.in_flight += 1
+        self._begun += 1
+        number = self._begun
         begun_s = time.monotonic()
         try:
             outputs = await self._divided(question)
@@ -181,7 +192,11 @@ class Dispatcher:
             raise
         finally:
             self.in_flight -= 1
-        self._answered.append(time.monotonic() - begun_s)
+        took_s = time.monotonic() - begun_s
+        self._answered.append(took_s)
+        alone = quiet and number == self._begun
+        if alone and serving is not None and serving is self._serving and _usual(serving.manifest, question):
+            self._alone.append(took_s)
         return outputs
 
     async def _divided(self, question: Question) -> dict[str, Array]:
@@ -296,6 +311,12 @@ def _size(manifest: Manifest, inputs: Mapping[str, Array]) -> float:
     """Return how many times larger a request is than the sample for which plans are predicted."""
     expected = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
     return max(1.0, sum(tensor.nbytes for tensor in inputs.values()) / max(1, expected))
+
+
+def _usual(manifest: Manifest, question: Question) -> bool:
+    """Say whether a request is about as large as the sample for which plans are predicted."""
+    expected = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
+    return abs(sum(x.nbytes for x in question.inputs.values()) - expected) <= USUAL * expected
 
 
 def _capacity(lane: Lane) -> int:

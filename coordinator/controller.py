@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from shoal.coordinator import experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
+from shoal.coordinator.experience import Experience, Trial
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.weigh import (
@@ -30,7 +32,7 @@ from shoal.coordinator.weigh import (
     why_not_more,
 )
 from shoal.manifest import Manifest
-from shoal.messages import Decision, Deployment, Desired, Readiness
+from shoal.messages import Decision, Deployment, Desired, Readiness, Telemetry
 from shoal.program import Plan, shape_of
 from shoal.records import BoardId, Sha256
 
@@ -69,6 +71,10 @@ class State:
     dwell_s: float = 0.0
     given_up: Mapping[tuple[object, ...], float] = field(default_factory=dict)
     """When a plan of that shape could not be prepared."""
+    trial: Trial | None = None
+    """What the plan in force has shown so far."""
+    experience: Experience = field(default_factory=dict)
+    """What strategies turned out to be worth."""
     cause: str = "start"
     """What happened last that could call for another plan."""
     ranking: Ranking | None = None
@@ -115,7 +121,23 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
     elif before.profile and after.profile and before.profile.links != after.profile.links:
         cause = f"the links of {board} changed"
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
-    return replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
+    state = replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
+    return _tried(state, board, message, now_s) if isinstance(message, Telemetry) else state
+
+
+def _tried(state: State, board: BoardId, message: Telemetry, now_s: float) -> State:
+    """Return the state after the lead told how long requests took under the plan that is on trial."""
+    plan, switched_s = state.serving, state.switched_s
+    if plan is None or (board, message.epoch) != (plan.lead, plan.epoch):
+        return state
+    if switched_s is None or now_s - switched_s > experience.TRIAL_S:
+        return state
+    trial = experience.heard(state.trial, plan, message)
+    learnt = experience.learnt(state.experience, plan, trial, state.settings.margin, now_s)
+    cause = state.cause
+    if learnt != state.experience and plan.strategy in learnt:
+        cause = f"{plan.strategy} turned out {learnt[plan.strategy].factor:.1f} times slower than predicted"
+    return replace(state, trial=trial, experience=learnt, cause=cause)
 
 
 def deployed(state: State, deployment: Deployment | None, now_s: float) -> State:
@@ -129,6 +151,7 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
         deployed_s=now_s,
         manifest=state.manifest if same_bundle else None,
         pending=None,
+        experience={},
         cause=f"{deployment.bundle.name} was deployed" if deployment else "nothing is deployed",
     )
 
@@ -311,6 +334,9 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
+    if ranking is not None:
+        known = experience.ordered(ranking.candidates, question.objective, state.experience, now_s)
+        ranking = replace(ranking, candidates=known)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
@@ -328,7 +354,12 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     best = open_to_us[0][1]
     if old is not None and serves:
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
-        stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s)
+        old_factor, best_factor = (
+            experience.factor(state.experience, each.strategy, now_s) for each in (old, best)
+        )
+        stay = reason_to_stay(
+            state.settings, question, old, best, since_s, state.dwell_s, (old_factor, best_factor)
+        )
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
             return replace(state, decision=_decision(ranking, old.epoch, 0, reason))

@@ -87,19 +87,28 @@ def rank(question: Question) -> Ranking:
 
 
 def reason_to_stay(
-    settings: Settings, question: Question, old: Plan, new: Candidate, since_s: float, dwell_s: float
+    settings: Settings,
+    question: Question,
+    old: Plan,
+    new: Candidate,
+    since_s: float,
+    dwell_s: float,
+    known: tuple[float, float] = (1.0, 1.0),
 ) -> str:
     """Return why `old` is kept although `new` is another plan; empty if the switch is worth it.
 
-    `since_s` is the time since the last switch.  Gain is measured in seconds of service won over the
-    time that things should stay as they are, loss in seconds of service that the switch costs.
+    `known` is by how much the strategies of both have turned out slower than predicted.  `since_s` is the
+    time since the last switch.  Gain is measured in seconds of service won over the time that things should
+    stay as they are, loss in seconds of service that the switch costs.
     """
     try:
         cells = cells_of(question.profiles)
         kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes, cells)
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
-    gain = 1 - cost_s(new.predicted, question.objective) / cost_s(kept, question.objective)
+    old_factor, new_factor = known
+    new_s, old_s = (cost_s(each, question.objective) for each in (new.predicted, kept))
+    gain = 1 - new_factor * new_s / (old_factor * old_s)
     better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
     if gain < settings.margin:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"

@@ -122,6 +122,10 @@ class Telemetry:
     retried: int
     latency_median_s: float
     latency_p95_s: float
+    alone: int = 0
+    """Of those answered, how many were of about the sample's size and had the cluster to themselves."""
+    alone_median_s: float = 0.0
+    """Of these; what the plan predicts of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

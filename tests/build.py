@@ -16,6 +16,7 @@ from typing import Any, Literal, Union
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from shoal.codec import PLAIN, Codec
 from shoal.manifest import (
     COLUMNS,
     FORMAT,
@@ -399,6 +400,8 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Deployment, "max_error"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
+    (Run, "chunks"): st.integers(1, 4),
+    (Codec, "rate"): st.sampled_from([1.0, 2.5, 20.0]),
     (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),
 }
 """Fields whose records take less than their type says."""
@@ -459,6 +462,9 @@ def _collectives(draw: st.DrawFn) -> Collective:
     boards = tuple(draw(st.lists(any_of(BoardId), min_size=2, max_size=4, unique=True)))
     rooted = kind in ("broadcast", "scatter") or draw(st.booleans())
     tensors = draw(st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple))
+    rows = draw(st.sampled_from([(), (0, 1), (-1, 9)]))
+    among_all = kind in ("gather", "reduce") and not rooted and not rows
+    codec = draw(any_of(Codec)) if among_all else PLAIN
     return Collective(
         kind=kind,
         tag=draw(st.integers(0, 65535)),
@@ -469,7 +475,9 @@ def _collectives(draw: st.DrawFn) -> Collective:
         root=boards[-1] if rooted else None,
         shares=(1 / len(boards),) * len(boards) if kind == "scatter" else (),
         causal=draw(st.booleans()),
-        rows=draw(st.sampled_from([(), (0, 1), (-1, 9)])),
+        rows=rows,
+        codec=codec if kind == "gather" else dataclasses.replace(codec, rate=1.0),
+        chunks=draw(st.integers(1, 3)) if among_all and kind == "gather" else 1,
     )
 
 

@@ -330,3 +330,26 @@ def test_a_request_that_no_lane_is_for_runs_in_one_piece_at_once() -> None:
         fake.threads.shutdown()
 
     asyncio.run(play())
+
+
+def test_only_requests_of_the_usual_size_with_the_cluster_to_themselves_prove_a_plan() -> None:
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(lanes=2), manifest())
+        fake.act = lambda _epoch, _lane: time.sleep(0.02)
+        usual, large = X[:1], X
+        await dispatcher.infer(question(usual))
+        await dispatcher.infer(question(large))
+        await asyncio.gather(dispatcher.infer(question(usual)), dispatcher.infer(question(usual)))
+        report = dispatcher.telemetry(7)
+        assert report is not None
+        assert (report.answered, report.alone) == (4, 1)
+        assert 0.02 <= report.alone_median_s < 0.2
+        asking = asyncio.ensure_future(dispatcher.infer(question(usual)))
+        await asyncio.sleep(0.005)
+        await dispatcher.serve(plan(epoch=2, lanes=2), manifest())
+        await asking
+        report = dispatcher.telemetry(7)
+        assert report is not None
+        assert (report.answered, report.alone) == (1, 0), "which plan it shows is not known"
+
+    run(work)
