@@ -22,11 +22,11 @@ from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
-from shoal.collective import MisfitError, handed_out, made_of, makes, messages, needs, ranges
+from shoal.collective import MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.encoding import to_json
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import TRACED, Header, Kind
-from shoal.program import RANGE, Collective, Exchange, Plan, Program, Run, Step
+from shoal.program import RANGE, Collective, Exchange, Plan, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
 from shoal.session import Session
 from shoal.timeline import Notes, What
@@ -319,7 +319,7 @@ class Executor:
         axes = part.held.sessions[step].rows
         first, behind, total = tensors[RANGE].tolist()
         found: list[dict[str, Array]] = []
-        for number, (start, stop) in enumerate(ranges(following, behind - first)):
+        for number, (start, stop) in enumerate(ranges(behind - first, following.chunks)):
             chunk = {
                 name: array[(slice(None),) * axes[name] + (slice(start, stop),)] if name in axes else array
                 for name, array in tensors.items()

@@ -18,7 +18,7 @@ from shoal.errors import PlanError
 from shoal.manifest import Manifest, ShardCollective, Sharding
 from shoal.program import Collective, Exchange, Lane, Prediction, Run, serving
 from shoal.records import BoardId, LinkProfile, Profile
-from shoal.sizes import sizes_at
+from shoal.sizes import in_chunks, sizes_at
 from shoal.traffic import Flow, flows
 
 Profiles = Mapping[BoardId, Profile]
@@ -40,7 +40,7 @@ def memory_bytes(manifest: Manifest, segments: Iterable[str]) -> int:
 
 def held_bytes(manifest: Manifest, runs: Iterable[Run]) -> int:
     """Return what a board needs to hold what it runs, of divided weights its parts, and to run it."""
-    held = [(manifest.by_name[run.segment], run.part) for run in frozenset(runs)]
+    held = [(manifest.by_name[name], part) for name, part in {(run.segment, run.part) for run in runs}]
     weights = sum(segment.held_bytes(part) for segment, part in held)
     return weights + max((segment.work_bytes for segment, _ in held), default=0)
 
@@ -104,7 +104,7 @@ def _plain(manifest: Manifest, profiles: Profiles) -> Words:
     """Return what steps mean where every board does whole segments, at the sample sizes."""
     return Words(
         inputs=partial(_inputs, manifest),
-        run_s=lambda board, run: segment_s(profiles[board], run.segment),
+        run_s=lambda board, run: (segment_s(profiles[board], run.segment),),
         sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
         flows=lambda _step: (),
     )
@@ -133,11 +133,12 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
     boards = meetings[0].boards
     scattered = next((step.shares for step in meetings if step.shares), None)
     shares = scattered or _shares_of(manifest, lane, boards)
-    sizes = dict(zip(boards, sizes_at(manifest, sharding, shares, codec), strict=True))
-    by_tag: dict[int, list[Flow]] = {}
-    alike: dict[object, list[Flow]] = {}
+    chunks = max(step.chunks for step in meetings)
+    sizes = dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+    by_tag: dict[int, list[list[Flow]]] = {}
+    alike: dict[object, list[list[Flow]]] = {}
 
-    def flows_of(step: Collective) -> list[Flow]:
+    def flows_of(step: Collective) -> list[list[Flow]]:
         if step.tag not in by_tag:
             told = sharding.steps[step.tag]
             assert isinstance(told, ShardCollective)
@@ -145,13 +146,14 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
             specs = tuple(replace(spec, name=name) for spec, name in zip(told.tensors, names, strict=True))
             nameless = replace(step, tag=0, tensors=names, made=names)
             if (nameless, specs) not in alike:
-                alike[nameless, specs] = flows(nameless, specs, [sizes[board] for board in step.boards])
+                each = [sizes[board] for board in step.boards]
+                alike[nameless, specs] = [flows(nameless, specs, each, n) for n in range(step.chunks)]
             by_tag[step.tag] = alike[nameless, specs]
         return by_tag[step.tag]
 
     @cache
-    def seconds(board: BoardId, run: Run) -> float:
-        return run_s(manifest, profiles[board], run, sizes[board])
+    def seconds(board: BoardId, run: Run) -> list[float]:
+        return [run_s(manifest, profiles[board], run, each) for each in in_chunks(sizes[board], run.chunks)]
 
     return Words(inputs=cache(partial(_inputs, manifest)), run_s=seconds, sent_bytes=_none, flows=flows_of)
 

@@ -1,13 +1,15 @@
 """Plays one request alone through the programs of a lane, in virtual time.
 
-As on a board, a collective begins at its step and is awaited by the first later step that needs a tensor of
-it, so what travels meanwhile costs nothing while the board computes.
+As on a board, a collective begins at its step, or with the first chunk of the run before it, and is awaited
+by the first later step that needs a tensor of it, so what travels meanwhile costs nothing while the board
+computes.
 """
 
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -26,10 +28,11 @@ class Words:
 
     inputs: Callable[[str], tuple[str, ...]]
     """The tensors that a segment reads."""
-    run_s: Callable[[BoardId, Run], float]
+    run_s: Callable[[BoardId, Run], Sequence[float]]
+    """Of each chunk; a board with few rows may have fewer chunks than the run says."""
     sent_bytes: Callable[[Exchange], int]
-    flows: Callable[[Collective], Sequence[Flow]]
-    """The same list for collectives in which the same happens."""
+    flows: Callable[[Collective], Sequence[Sequence[Flow]]]
+    """Of each chunk; the same list for collectives in which the same happens."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,15 +64,22 @@ def play(lead: BoardId, lane: Lane, wires: Wires, words: Words) -> Played:
 class _Shape:
     """What happens in a collective, whatever its tensors are called."""
 
-    targets: Mapping[int, Indices]
-    """Of each board that sends."""
-    size_bytes: Mapping[int, Floats]
-    begin_s: Mapping[int, float]
-    """What each board does before it sends."""
+    parcels: Sequence[Mapping[int, "_Parcel"]]
+    """Of each chunk, by the board that sends it."""
     end_s: Mapping[int, float]
     """What each board does with what came."""
-    senders: Sequence[int]
-    """How many send to each board."""
+    coming: Sequence[int]
+    """How many messages come to each board."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """What a board sends at once."""
+
+    targets: Indices
+    size_bytes: Floats
+    begin_s: float
+    """What it does before."""
 
 
 @dataclass(slots=True)
@@ -105,7 +115,7 @@ class _Stage:
             _, board = heapq.heappop(due)
             if position[board] == len(self._scripts[board]):
                 continue
-            awaited, step = self._scripts[board][position[board]]
+            awaited, step, chunk = self._scripts[board][position[board]]
             lacks, there_s = self._lacks(board, awaited, step)
             if lacks is not None:
                 self._stuck[lacks] = board
@@ -117,7 +127,7 @@ class _Stage:
                 position[board] += 1
                 for tag in awaited:
                     self._work(board, self._mail[tag].end_s.get(board, 0.0))
-                for each in (board, *self._take(board, step)):
+                for each in (board, *self._take(board, step, chunk)):
                     heapq.heappush(due, (self._now_s[each], each))
         stuck = [self._boards[board] for board in self._stuck.values()]
         if stuck:
@@ -144,18 +154,19 @@ class _Stage:
             there_s = max(there_s, self._posted[key])
         return None, there_s
 
-    def _take(self, board: int, step: Step | None) -> list[int]:
-        """Do a step; return the boards that need not wait any more."""
+    def _take(self, board: int, step: Step | None, chunk: int) -> list[int]:
+        """Do a step, or a chunk of it; return the boards that need not wait any more."""
         if step is None:
             return []
         if isinstance(step, Run):
-            seconds = self._words.run_s(self._boards[board], step)
+            each_s = self._words.run_s(self._boards[board], step)
+            seconds = each_s[chunk] if chunk < len(each_s) else 0.0
             self._work(board, seconds)
             if board == self._lead:
                 self._played.compute_s += seconds
             return []
         if isinstance(step, Collective):
-            return self._begin(board, step)
+            return self._begin(board, step, chunk)
         if step.kind == "recv":
             return []
         target = self._index[step.peer]
@@ -164,14 +175,14 @@ class _Stage:
         self._posted[board, target, step.tag] = float(there_s)
         return self._wake((board, target, step.tag))
 
-    def _begin(self, board: int, step: Collective) -> list[int]:
-        shape = self._shape(step)
+    def _begin(self, board: int, step: Collective, chunk: int) -> list[int]:
         mail = self._mail_of(step)
-        targets = shape.targets.get(board)
-        if targets is None:
+        parcel = self._shape(step).parcels[chunk].get(board)
+        if parcel is None:
             return []
-        self._work(board, shape.begin_s[board])
-        there_s = self._send(board, targets, shape.size_bytes[board])
+        self._work(board, parcel.begin_s)
+        targets = parcel.targets
+        there_s = self._send(board, targets, parcel.size_bytes)
         mail.there_s[targets] = np.maximum(mail.there_s[targets], there_s)
         woken: list[int] = []
         for target in targets.tolist():
@@ -193,9 +204,7 @@ class _Stage:
         found = self._mail.get(step.tag)
         if found is None:
             shape = self._shape(step)
-            found = self._mail[step.tag] = _Mail(
-                list(shape.senders), np.zeros(len(self._boards)), shape.end_s
-            )
+            found = self._mail[step.tag] = _Mail(list(shape.coming), np.zeros(len(self._boards)), shape.end_s)
         return found
 
     def _shape(self, step: Collective) -> _Shape:
@@ -205,48 +214,56 @@ class _Stage:
             found = self._shapes[id(flows)] = self._shape_of(step, flows)
         return found
 
-    def _shape_of(self, step: Collective, flows: Sequence[Flow]) -> _Shape:
-        out: dict[int, list[tuple[int, int]]] = {}
+    def _shape_of(self, step: Collective, chunks: Sequence[Sequence[Flow]]) -> _Shape:
         came: dict[int, list[int]] = {}
-        for source, target, size_bytes in flows:
-            out.setdefault(self._index[source], []).append((self._index[target], size_bytes))
+        for _, target, size_bytes in chain.from_iterable(chunks):
             came.setdefault(self._index[target], []).append(size_bytes)
         coded = step.kind in ("gather", "reduce")
         return _Shape(
-            targets={board: np.array([target for target, _ in sent]) for board, sent in out.items()},
-            size_bytes={board: np.array([size for _, size in sent], float) for board, sent in out.items()},
-            begin_s={
-                board: (len(sent) - 1) * MESSAGE_S
-                + (encode_s(step.codec, max(size for _, size in sent)) if coded else 0.0)
-                for board, sent in out.items()
-            },
+            parcels=[self._parcels(step, flows, first=not number) for number, flows in enumerate(chunks)],
             end_s={
                 board: (len(sizes) - 1) * MESSAGE_S + (decode_s(step.codec, sum(sizes)) if coded else 0.0)
                 for board, sizes in came.items()
             },
-            senders=[len(came.get(board, ())) for board in range(len(self._boards))],
+            coming=[len(came.get(board, ())) for board in range(len(self._boards))],
         )
+
+    def _parcels(self, step: Collective, flows: Sequence[Flow], *, first: bool) -> dict[int, _Parcel]:
+        """Return what each board sends in a chunk; one message of the first is free, see `MESSAGE_S`."""
+        out: dict[int, list[tuple[int, int]]] = {}
+        for source, target, size_bytes in flows:
+            out.setdefault(self._index[source], []).append((self._index[target], size_bytes))
+        coded = step.kind in ("gather", "reduce")
+        return {
+            board: _Parcel(
+                targets=np.array([target for target, _ in sent]),
+                size_bytes=np.array([size for _, size in sent], float),
+                begin_s=(len(sent) - first) * MESSAGE_S
+                + (encode_s(step.codec, max(size for _, size in sent)) if coded else 0.0),
+            )
+            for board, sent in out.items()
+        }
 
 
 def _script(
     program: Program, inputs: Callable[[str], tuple[str, ...]], *, leads: bool
-) -> list[tuple[tuple[int, ...], Step | None]]:
-    """Return the steps of a program, each with the tags of the collectives that it has to wait for.
+) -> list[tuple[tuple[int, ...], Step | None, int]]:
+    """Return the steps of a program, each with the tags of what it has to wait for, and with its chunk.
 
     The lead waits in the end for all that is still to come: the answer is among it.
     """
     coming: dict[str, int] = {}
-    script: list[tuple[tuple[int, ...], Step | None]] = []
-    for step in program.steps:
+    script: list[tuple[tuple[int, ...], Step | None, int]] = []
+    for step, chunk in program.pieces():
         tags = {coming[name] for name in _needs(step, inputs) if name in coming}
         if tags:
             coming = {name: tag for name, tag in coming.items() if tag not in tags}
-        script.append((tuple(sorted(tags)), step))
+        script.append((tuple(sorted(tags)), step, chunk))
         if isinstance(step, Collective):
             made = (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made
             coming |= dict.fromkeys(made, step.tag)
     if leads:
-        script.append((tuple(sorted(set(coming.values()))), None))
+        script.append((tuple(sorted(set(coming.values()))), None, 0))
     return script
 
 

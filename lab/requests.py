@@ -5,7 +5,7 @@ A test holds the constants of both equal.
 """
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -65,8 +65,8 @@ class _Attempt:
     lane: int
     moves: Mapping[BoardId, tuple[Move, ...]]
     position: dict[BoardId, int] = field(default_factory=dict)
-    arrived: set[tuple[BoardId, int, BoardId]] = field(default_factory=set)
-    """Receiver, tag and sender of what has come."""
+    arrived: dict[tuple[BoardId, int], int] = field(default_factory=lambda: defaultdict(int))
+    """How many messages have come, by receiver and tag."""
     waiting: dict[BoardId, Await] = field(default_factory=dict)
     over: bool = False
 
@@ -308,14 +308,14 @@ class Dispatcher:
         for target, size_bytes in move.parcels:
             arrives_s = self._traffic.send(board, target, int(size_bytes * share), now_s)
             if arrives_s < math.inf:
-                self._timeline.at(arrives_s, self._arrival(attempt, target, move.tag, board))
+                self._timeline.at(arrives_s, self._arrival(attempt, target, move.tag))
         return True
 
-    def _arrival(self, attempt: _Attempt, target: BoardId, tag: int, source: BoardId) -> Callable[[], None]:
+    def _arrival(self, attempt: _Attempt, target: BoardId, tag: int) -> Callable[[], None]:
         def arrive() -> None:
             if attempt.over or not self._workers[target].alive or target in self._stuck:
                 return
-            attempt.arrived.add((target, tag, source))
+            attempt.arrived[target, tag] += 1
             if target not in attempt.position:  # the first tensor of an attempt begins it
                 attempt.position[target] = 0
                 self._advance(attempt, target)
@@ -333,7 +333,7 @@ class Dispatcher:
 
     @staticmethod
     def _is_here(attempt: _Attempt, board: BoardId, move: Await) -> bool:
-        return all((board, move.tag, source) in attempt.arrived for source in move.boards)
+        return attempt.arrived[board, move.tag] == len(move.boards)
 
 
 _MOVES: Final[Mapping[type, Callable[..., bool]]] = {

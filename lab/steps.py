@@ -8,11 +8,13 @@ from shoal.lab.calibration import Calibration
 from shoal.manifest import Manifest, ShardCollective, Sharding
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId, TensorSpec
-from shoal.sizes import counts_of, sizes_at
+from shoal.sizes import counts_of, in_chunks, sizes_at
 from shoal.traffic import Flow, flows
 
-Flows = Mapping[int, Sequence[Flow]]
-"""What crosses the wire under each tag."""
+Flows = Mapping[int, Sequence[Sequence[Flow]]]
+"""What crosses the wire under each tag, in each chunk."""
+Shares = Mapping[Run, Sequence[float]]
+"""Of the time that segments take at the sample sizes, in each chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """Send so many bytes to each of some boards, one after the other."""
+    """Send a message of so many bytes to each of some boards, one after the other."""
 
     tag: int
     parcels: tuple[tuple[BoardId, int], ...]
@@ -34,10 +36,11 @@ class Hand:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Go on once what these boards send under the tag is here."""
+    """Go on once all messages under the tag are here."""
 
     tag: int
     boards: tuple[BoardId, ...]
+    """Of each message its sender."""
 
 
 Move = Work | Hand | Await
@@ -48,39 +51,47 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
     steps = [step for program in lane.programs.values() for step in program.steps]
     meetings = {step.tag: step for step in steps if isinstance(step, Collective)}
     if not meetings:
-        shares = dict.fromkeys((step for step in steps if isinstance(step, Run)), 1.0)
+        shares = dict.fromkeys((step for step in steps if isinstance(step, Run)), (1.0,))
         return {b: _moves(manifest, b, program, shares, {}) for b, program in lane.programs.items()}
     sharding = _sharding_of(manifest, steps)
     boards = next(iter(meetings.values())).boards
     codec = max((step.codec for step in meetings.values()), key=lambda codec: codec.rate)
-    sizes = sizes_at(manifest, sharding, _shares(manifest, lane, boards, meetings), codec)
-    crossing = {tag: flows(step, _tensors(sharding, tag), sizes) for tag, step in meetings.items()}
+    sizes = sizes_at(manifest, sharding, _shares(manifest, lane, boards, meetings), codec, lane.chunks)
+    crossing = {
+        tag: [flows(step, _tensors(sharding, tag), sizes, chunk) for chunk in range(step.chunks)]
+        for tag, step in meetings.items()
+    }
     found = {}
     for board, each in zip(boards, sizes, strict=True):
         program = lane.programs[board]
         runs = (step for step in program.steps if isinstance(step, Run))
-        work = {run: _share(manifest, calibration, run, each) for run in runs}
+        work = {
+            run: [_share(manifest, calibration, run, chunk) for chunk in in_chunks(each, run.chunks)]
+            for run in runs
+        }
         found[board] = _moves(manifest, board, program, work, crossing)
     return found
 
 
 def _moves(
-    manifest: Manifest, board: BoardId, program: Program, shares: Mapping[Run, float], crossing: Flows
+    manifest: Manifest, board: BoardId, program: Program, shares: Shares, crossing: Flows
 ) -> tuple[Move, ...]:
     """Return the moves of one board; what a collective brings is awaited where it is needed first."""
     moves: list[Move] = []
     coming: list[tuple[Await, frozenset[str]]] = []
-    for step in program.steps:
+    for step, chunk in program.pieces():
         needed = _needs(manifest, step)
         moves += [awaited for awaited, made in coming if made & needed]
         coming = [(awaited, made) for awaited, made in coming if not made & needed]
         if isinstance(step, Run):
-            moves.append(Work(step.segment, shares[step]))
+            moves += [Work(step.segment, share) for share in shares[step][chunk : chunk + 1]]
         elif isinstance(step, Collective):
-            mine = tuple((target, size) for source, target, size in crossing[step.tag] if source == board)
-            givers = tuple(source for source, target, _ in crossing[step.tag] if target == board)
+            sent = crossing[step.tag]
+            mine = tuple((target, size) for source, target, size in sent[chunk] if source == board)
             moves += [Hand(step.tag, mine)] if mine else []
-            coming += [(Await(step.tag, givers), _makes(step))] if givers else []
+            if chunk == step.chunks - 1:
+                givers = tuple(source for each in sent for source, target, _ in each if target == board)
+                coming += [(Await(step.tag, givers), _makes(step))] if givers else []
         elif step.kind == "send":
             size_bytes = sum(manifest.tensor_bytes[name] for name in step.tensors)
             moves.append(Hand(step.tag, ((step.peer, size_bytes),)))

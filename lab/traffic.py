@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.lab.shaping import PAYLOAD_SHARE, Wiring
+from shoal.profiler.goodput import SHARED_BELOW
 from shoal.records import BoardId, LinkProfile
 
 MESSAGE_S: Final = 0.3e-3
@@ -73,9 +74,18 @@ class Traffic:
             self._profiles[alike] = (
                 None
                 if math.isinf(rtt_s)
-                else LinkProfile(rtt_s=rtt_s, goodput_bytes_per_s=there.bits_per_s / 8)
+                else LinkProfile(
+                    rtt_s=rtt_s, goodput_bytes_per_s=there.bits_per_s / 8, shared=self._shares_air(there)
+                )
             )
         return self._profiles[alike]
+
+    def _shares_air(self, way: _Way) -> bool:
+        """Say whether the air would slow down as much again the other way at the same time."""
+        air_bits_per_s = self.wiring.air_bits_per_s
+        if air_bits_per_s is None:
+            return False
+        return air_bits_per_s * PAYLOAD_SHARE / 2 < SHARED_BELOW * way.bits_per_s
 
     def _way(self, source: BoardId, target: BoardId) -> _Way:
         found = self._ways.get((source, target))

@@ -6,7 +6,7 @@ is encoded as the collective's codec says, `handed` is what came, as it came.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from shoal import coding
 from shoal.codec import Codec, counts, parts_of
 from shoal.errors import ModelError, WireError
-from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds, ranges
 from shoal.records import Array, BoardId
 
 BOUNDS: Final = "shoal.bounds"
@@ -59,21 +59,13 @@ def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[Boar
     return tuple(givers)
 
 
-def ranges(step: Collective, rows: int) -> list[tuple[int, int]]:
-    """Return which of the rows of a board with `rows` of them cross in each message, start and stop."""
-    count = max(1, min(step.chunks, rows))
-    if count == 1:
-        return [(0, rows)]
-    return list(pairwise(bounds(rows, (1 / count,) * count)))
-
-
 def messages(step: Collective, board: BoardId, tensors: Tensors) -> list[tuple[BoardId, int]]:
     """Return the messages that `board` needs for this step: of whom, and which of that board's."""
     givers = waited_for(step, board, tensors)
     if step.chunks == 1:
         return [(giver, 0) for giver in givers]
-    rows = np.diff(tensors[BOUNDS]).tolist()
-    return [(g, number) for g in givers for number in range(len(ranges(step, rows[step.boards.index(g)])))]
+    rows = dict(zip(step.boards, np.diff(tensors[BOUNDS]).tolist(), strict=True))
+    return [(g, number) for g in givers for number in range(len(ranges(rows[g], step.chunks)))]
 
 
 def handed_out(step: Collective, board: BoardId, tensors: Tensors) -> dict[BoardId, list[Array]]:
@@ -183,7 +175,7 @@ def _what_means_stand_for(step: Collective, board: BoardId, tensors: Tensors) ->
     rows = np.diff(tensors[BOUNDS]).tolist()
     own = step.boards.index(board)
     seen = rows[: own + 1] if step.causal else rows
-    chunks = [tuple(stop - start for start, stop in ranges(step, each)) for each in seen]
+    chunks = [tuple(stop - start for start, stop in ranges(each, step.chunks)) for each in seen]
     log_counts, columns = _stood_for(step.codec, tuple(chunks), own)
     return {LOG_COUNTS: log_counts, COLUMNS: columns}
 

@@ -7,10 +7,10 @@ first later step that needs a tensor of it, so bytes travel while the board comp
 ways to make programs; a board does not know that strategies exist.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from shoal.codec import PLAIN, Codec
@@ -148,6 +148,16 @@ def _bounds(units: int, shares: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(accumulate(counts, initial=0))
 
 
+def ranges(rows: int, chunks: int) -> list[tuple[int, int]]:
+    """Return which of a board's rows, start and stop, are in each chunk; none is empty unless all are.
+
+    >>> ranges(5, 2), ranges(1, 3)
+    ([(0, 3), (3, 5)], [(0, 1)])
+    """
+    count = max(1, min(chunks, rows))
+    return list(pairwise(bounds(rows, (1 / count,) * count)))
+
+
 Step = Run | Exchange | Collective
 
 
@@ -156,6 +166,21 @@ class Program:
     """The steps of one board in one lane."""
 
     steps: tuple[Step, ...]
+
+    def pieces(self) -> Iterator[tuple[Step, int]]:
+        """Yield what a board does in its order: steps, each with the number of its chunk.
+
+        A run in chunks and the collective behind it, which hands these out, take turns.
+        """
+        held: Run | None = None
+        for step in self.steps:
+            if isinstance(step, Run) and step.chunks > 1:
+                held = step
+            elif held is not None:
+                yield from ((each, chunk) for chunk in range(held.chunks) for each in (held, step))
+                held = None
+            else:
+                yield step, 0
 
     @property
     def segments(self) -> frozenset[str]:
@@ -188,6 +213,11 @@ class Lane:
         check_positive("lane weight", self.weight)
         if not self.programs:
             raise ValueError("lane: expected a program for one board or more, got none")
+
+    @property
+    def chunks(self) -> int:
+        """Return in how many chunks, at most, its boards compute what others gather."""
+        return max((run.chunks for program in self.programs.values() for run in program.runs), default=1)
 
 
 def serving(lanes: Sequence[Lane], sizes: Mapping[str, int]) -> tuple[int, ...]:

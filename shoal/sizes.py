@@ -13,19 +13,19 @@ from typing import Final
 
 from shoal.codec import PLAIN, Codec
 from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, ShardCollective, Sharding
-from shoal.program import bounds
+from shoal.program import bounds, ranges
 from shoal.records import Array, TensorSpec
 
 _WORD: Final = re.compile(rf"({re.escape(ROWS)}|{re.escape(COLUMNS)})(\d*)(?:\*(\d+))?")
 
 
 def sizes_at(
-    manifest: Manifest, sharding: Sharding, shares: Sequence[float], codec: Codec = PLAIN
+    manifest: Manifest, sharding: Sharding, shares: Sequence[float], codec: Codec = PLAIN, chunks: int = 1
 ) -> tuple[Mapping[str, int], ...]:
     """Return what each named dimension is at each board when the boards have `shares` of the units.
 
     All others are as in the sample.  `codec` is that of the gathers: the rows of others that came as means
-    are as many as there are means.
+    are as many as there are means, of each of the `chunks` in which they were sent.
     """
     found: list[dict[str, int]] = [{**manifest.sample_sizes, **sharding.sizes} for _ in shares]
     for word in sharding.sizes:
@@ -38,9 +38,16 @@ def sizes_at(
             count = own
             if match[1] == COLUMNS:
                 others = counts[:index] + ([] if sharding.causal else counts[index + 1 :])
-                count += sum(codec.rows(other) for other in others)
+                count += sum(codec.rows(b - a) for other in others for a, b in ranges(other, chunks))
             found[index][word] = count * packed
     return tuple(found)
+
+
+def in_chunks(sizes: Mapping[str, int], chunks: int) -> list[Mapping[str, int]]:
+    """Return the sizes of named dimensions in each chunk of a board's rows, given those in all of them."""
+    if chunks == 1:
+        return [sizes]
+    return [{**sizes, ROWS: stop - start} for start, stop in ranges(sizes[ROWS], chunks)]
 
 
 def resized(manifest: Manifest, sizes: Mapping[str, int]) -> Manifest:

@@ -8,19 +8,22 @@ import numpy as np
 
 from shoal.codec import PLAIN
 from shoal.collective import BOUNDS, handed_out
-from shoal.program import Collective
+from shoal.program import Collective, ranges
 from shoal.records import Array, BoardId, TensorSpec
 
 Flow = tuple[BoardId, BoardId, int]
 """Source, target and bytes."""
 
 
-def flows(step: Collective, tensors: Sequence[TensorSpec], sizes: Sequence[Mapping[str, int]]) -> list[Flow]:
-    """Return what crosses the wire in a collective; the headers of frames are not counted.
+def flows(
+    step: Collective, tensors: Sequence[TensorSpec], sizes: Sequence[Mapping[str, int]], chunk: int = 0
+) -> list[Flow]:
+    """Return what crosses the wire in a collective, in one of its chunks; headers of frames are not counted.
 
     `tensors` are what the sharding's step says of those that each board (of a broadcast or scatter: the
     root) hands in; `sizes` says for each of the step's boards what the named dimensions are there, as
-    `shoal.sizes.sizes_at` returns them.  A board's flows stand in the order in which it sends them.
+    `shoal.sizes.sizes_at` returns them.  A board's flows stand in the order in which it sends them; one with
+    fewer rows than there are chunks has none in the last ones.
     """
     held = [{spec.name: _hollow(spec, each) for spec in tensors} for each in sizes]
     if step.rows:
@@ -29,11 +32,23 @@ def flows(step: Collective, tensors: Sequence[TensorSpec], sizes: Sequence[Mappi
         held = [{**arrays, BOUNDS: edges} for arrays in held]
     plain = replace(step, codec=PLAIN)
     found = []
-    for board, arrays in zip(step.boards, held, strict=True):
-        for peer, handed in handed_out(plain, board, arrays).items():
+    for board, whole in zip(step.boards, held, strict=True):
+        arrays = _cut(step, whole, chunk) if step.chunks > 1 else whole
+        for peer, handed in (handed_out(plain, board, arrays) if arrays else {}).items():
             size_bytes = sum(_size_bytes(step, index, array) for index, array in enumerate(handed))
             found.append((board, peer, size_bytes))
     return found
+
+
+def _cut(step: Collective, arrays: Mapping[str, Array], chunk: int) -> dict[str, Array]:
+    """Return the rows of a chunk of a board's tensors; none if it has fewer chunks."""
+    axes = dict(zip(step.tensors, step.axes, strict=True))
+    cut: dict[str, Array] = {}
+    for name, axis in axes.items():
+        found = ranges(arrays[name].shape[axis], step.chunks)
+        if chunk < len(found):
+            cut[name] = arrays[name][(slice(None),) * axis + (slice(*found[chunk]),)]
+    return cut
 
 
 def _hollow(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:

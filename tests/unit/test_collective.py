@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.codec import Codec, codec_of
-from shoal.collective import BOUNDS, MisfitError, handed_out, made_of, messages, ranges
+from shoal.collective import BOUNDS, MisfitError, handed_out, made_of, messages
 from shoal.errors import ModelError
-from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds, ranges
 from shoal.records import Array, BoardId
 
 BOARDS = tuple(BoardId(name) for name in ("a", "b", "c", "d"))
@@ -42,7 +42,7 @@ def in_chunks(step: Collective, tensors: Mapping[str, Array]) -> list[Mapping[st
     if step.chunks == 1:
         return [tensors]
     rows = tensors["x"].shape[1]
-    return [{**tensors, "x": tensors["x"][:, start:stop]} for start, stop in ranges(step, rows)]
+    return [{**tensors, "x": tensors["x"][:, start:stop]} for start, stop in ranges(rows, step.chunks)]
 
 
 def collective(kind: str, boards: Sequence[BoardId], **fields: object) -> Collective:

@@ -54,9 +54,10 @@ def together(
     manifest: Manifest = TOKENS,
     codec: Codec = PLAIN,
     cells: Cells = SWITCHED,
+    chunks: int = 1,
 ) -> Prediction:
     boards = list(profiles)
-    told = programs(manifest.shardings[0], boards, boards[0], shares, codec)
+    told = programs(manifest.shardings[0], boards, boards[0], shares, codec, chunks)
     return predict(manifest, profiles, frozenset(), boards[0], (Lane(programs=told, weight=1.0),), cells)
 
 
@@ -99,6 +100,24 @@ def test_bytes_travel_while_boards_compute() -> None:
     # a: 0.6 + 0.9 s until it needs b's k, which is there after 0.276 + 0.4 + 0.228 s; then 1.2 s
     assert found.latency_s == pytest.approx(0.6 + 0.9 + 1.2, abs=TINY)
     assert found.waits == 0
+
+
+def test_a_chunk_travels_while_the_next_is_computed() -> None:
+    profiles = {
+        name: replace(each, laws={**each.laws, "q0": law(0.1, base_s=0.05)})
+        for name, each in fleet(A, B, goodput=400.0).items()
+    }
+    found = together(profiles, (0.6, 0.4), chunks=2)
+    # b has its rows of x after 176 / 400 + 0.1 s; two rows of k take it 0.05 + 0.2 s, and so do two more,
+    # while those are on their way for 64 / 400 s; the second message costs a bit at both ends
+    ready_s = (0.44 + 0.1) + 2 * 0.25 + (0.16 + 0.1)
+    assert found.latency_s == pytest.approx(ready_s + 2 * MESSAGE_S + 1.2, abs=TINY)
+    assert found.compute_s == pytest.approx(2 * 0.05 + 0.6 + 1.2)
+    whole_s = together(profiles, (0.6, 0.4)).latency_s
+    assert whole_s == pytest.approx((0.44 + 0.1) + 0.45 + (0.32 + 0.1) + 1.2, abs=TINY)
+    few = together(profiles, (0.9, 0.1), chunks=3)  # b has one row and sends it at once
+    assert few.compute_s == pytest.approx(3 * 0.05 + 0.9 + 1.8)
+    assert few.carried_bytes == ROW + 48 + (9 + 1) * ROW + ROW
 
 
 def test_a_codec_makes_fewer_bytes_and_more_work() -> None:

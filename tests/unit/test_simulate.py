@@ -218,6 +218,17 @@ def test_in_the_air_all_messages_queue() -> None:
     assert traffic.send(B, A, size, 0.0) == pytest.approx(0.2 + MESSAGE_S)
 
 
+def test_links_are_shared_where_the_air_is_what_limits_them() -> None:
+    def shared(rate: float | None, air: float | None) -> bool | None:
+        found = Traffic(wiring(rate, air_bits_per_s=air)).profile(A, B)
+        assert found is not None
+        return found.shared
+
+    assert shared(None, 8e6)
+    assert not shared(8e6, None)
+    assert not shared(2e6, 8e6), "the air carries both ways at once"
+
+
 def test_who_is_cut_off_gets_nothing() -> None:
     traffic = Traffic(wiring(None, apart=frozenset((A,))))
     assert traffic.send(A, B, 1, 0.0) == math.inf

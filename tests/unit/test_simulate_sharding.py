@@ -35,10 +35,14 @@ CALIBRATION = Calibration(seconds={WHOLE: 1.0, "s00": 1.0, "q0": 0.2, "q1": 0.15
 
 
 def lane_of(
-    manifest: Manifest, boards: Sequence[BoardId], shares: Sequence[float], codec: Codec = PLAIN
+    manifest: Manifest,
+    boards: Sequence[BoardId],
+    shares: Sequence[float],
+    codec: Codec = PLAIN,
+    chunks: int = 1,
 ) -> Lane:
     """Return a lane in which `boards` share each request, led by the first, with a codec where all gather."""
-    made = programs(manifest.shardings[0], boards, boards[0], shares)
+    made = programs(manifest.shardings[0], boards, boards[0], shares, chunks=chunks)
 
     def coded(program: Program) -> Program:
         return Program(
@@ -167,6 +171,45 @@ def test_a_codec_shrinks_what_is_handed_to_all_and_means_what_is_attended() -> N
     assert moves[B][2] == Hand(2, ((A, 2 * row),))
     assert moves[A][4] == work("q1", q1_s(6, columns=6 + 2) / 0.15)
     assert moves[B][5] == Hand(4, ((A, 4 * ROW),))  # the answer goes as it is
+
+
+def test_each_chunk_is_handed_out_when_it_is_made() -> None:
+    moves = moved(sharded(), lane_of(sharded(), (A, B, C), (0.6, 0.3, 0.1), chunks=2))
+    assert moves[A] == (
+        Hand(0, ((B, 3 * ROW + RANGES3), (C, ROW + RANGES3))),
+        *(work("q0", q0_s(3) / 0.2), Hand(2, ((B, 3 * ROW), (C, 3 * ROW)))),
+        *(work("q0", q0_s(3) / 0.2), Hand(2, ((B, 3 * ROW), (C, 3 * ROW)))),
+        Await(2, (B, C, B)),
+        work("q1", q1_s(6) / 0.15),
+        Await(4, (B, C)),
+    )
+    assert moves[C] == (
+        Await(0, (A,)),
+        work("q0", q0_s(1) / 0.2),
+        Hand(2, ((A, ROW), (B, ROW))),
+        Await(2, (A, B, A, B)),
+        work("q1", q1_s(1) / 0.15),
+        Hand(4, ((A, ROW),)),
+    )
+
+
+def test_a_chunk_travels_while_the_next_is_computed() -> None:
+    rate = 1000.0
+    (took_s,) = answered_s(lane_of(sharded(), (A, B), (0.6, 0.4), chunks=2), rate=rate)
+
+    def wire_s(size_bytes: int) -> float:
+        return (size_bytes + FRAME_BYTES) / rate + MESSAGE_S
+
+    # a's uplink is never idle: it makes three rows of k while b's of x go out, and three while those do.
+    b_begins = wire_s(0) + wire_s(4 * ROW + RANGES2)
+    a_k_at_b = b_begins + 2 * wire_s(3 * ROW)
+    assert wire_s(0) + 2 * q0_s(3) < b_begins + wire_s(3 * ROW)
+    assert b_begins + 2 * q0_s(2) < a_k_at_b
+    # b's first two rows of k are at a when it has made two more; its part of y is what comes last.
+    k_at_a = b_begins + 2 * q0_s(2) + wire_s(2 * ROW)
+    y_at_a = a_k_at_b + q1_s(4) + wire_s(4 * ROW)
+    assert k_at_a + q1_s(6) < y_at_a
+    assert took_s == pytest.approx(y_at_a + wire_s(0), abs=5 * MESSAGE_S)
 
 
 def test_two_boards_without_limits_meet_at_each_gather() -> None:

@@ -66,6 +66,20 @@ def test_a_codec_sends_fewer_bytes(codec: str, sizes: Sequence[int]) -> None:
     assert [size for _, _, size in found] == [size for size in sizes for _ in range(2)]
 
 
+def test_means_are_counted_in_each_chunk() -> None:
+    step = gather(codec=codec_of("means2"), chunks=2)
+    first, second = (flows(step, K, SIZES, chunk) for chunk in range(2))
+    # 3 and 2 rows, 2 and 1, 1 and 1: means of two rows each, or of one that is left
+    assert [size for _, _, size in first] == [2 * ROW, 2 * ROW, ROW, ROW, ROW, ROW]
+    assert [size for _, _, size in second] == [ROW] * 6
+    assert [{source for source, *_ in flows(gather(chunks=3), K, SIZES, chunk)} for chunk in (1, 2)] == [
+        {A, B, C},
+        {A, B},
+    ], "c has two rows"
+    found = sizes_at(sharded(), sharding(), (0.5, 0.3, 0.2), codec_of("means2"), 2)
+    assert [each[COLUMNS] for each in found] == [5 + 2 + 2, 3 + 3 + 2, 2 + 3 + 2]
+
+
 def test_what_is_not_a_float_crosses_as_it_is() -> None:
     ids = (spec("k.part", 1, ROWS, dtype="int64"),)
     found = flows(gather(codec=codec_of("i8")), ids, SIZES)
