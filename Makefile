@@ -76,6 +76,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.looking
 	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.page
 

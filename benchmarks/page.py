@@ -124,8 +124,54 @@ def exchange(found: dict[str, Any]) -> list[str]:
             number(r["goodput_mbit"], 1),
         )
         for r in found["rows"]
+        if "bytes" in r
     ]
-    return lines + table(("exchange", "shoal ms", "bare ms", "ratio", "goodput Mbit/s"), body)
+    lines += table(("exchange", "shoal ms", "bare ms", "ratio", "goodput Mbit/s"), body)
+    body = [
+        (
+            r["codec"],
+            number(r["promised_bytes"] / 1e3),
+            number(r["sent_bytes"] / 1e3),
+            number(r["ratio"], 4),
+            number(r["with_headers_bytes"] / 1e3),
+        )
+        for r in found["rows"]
+        if "codec" in r
+    ]
+    if not body:
+        return lines
+    lines += [
+        "All that two boards send each other in a request of 197 tokens through 24 layers of ViT-B's width,",
+        "by the bytes that the codec promises, and as the network counts them, with headers.",
+        "",
+    ]
+    return lines + table(("codec", "promised kB", "sent kB", "ratio", "with headers kB"), body)
+
+
+def aborts(found: dict[str, Any]) -> list[str]:
+    lines = ["## Requests that are aborted", "", where(found), ""]
+    lines += [
+        "Three boards in one process; in one request of three the last of them refuses, fails, closes",
+        "mid-frame, sends another shape or garbage, says nothing, or reads nothing. Of the memory only",
+        "what the boards remember of attempts that are over may grow, by "
+        f"{found['rows'][-1]['allowed_bytes'] / 1e6:.1f} MB.",
+        "",
+    ]
+    body = [
+        (
+            str(r["requests"]),
+            str(r["ended"]["answered"]),
+            number(r["rss_bytes"] / 1e6),
+            str(r["threads"]),
+            str(r["descriptors"]),
+            str(r["under_way"]),
+            number(r["longest_s"]),
+        )
+        for r in found["rows"]
+        if "requests" in r
+    ]
+    head = ("requests", "answered", "resident MB", "threads", "descriptors", "still under way", "longest s")
+    return lines + table(head, body)
 
 
 def others() -> list[str]:
@@ -169,6 +215,9 @@ def main() -> None:
             lines += [NOTES.read_text().strip(), ""]
     if bare is not None:
         lines += exchange(bare)
+    ends = read("aborts")
+    if ends is not None:
+        lines += aborts(ends)
     lines += others()
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
