@@ -174,6 +174,28 @@ def aborts(found: dict[str, Any]) -> list[str]:
     return lines + table(head, body)
 
 
+def peers(found: dict[str, Any]) -> list[str]:
+    lines = ["## Beside the published baseline", "", where(found), ""]
+    lines += [
+        "One request at a time through 12 layers of ViT-B's shape, fp32 weights, in the lab with a quota",
+        "for each board and a round trip of 2 ms: shoal's `sequence`, and torch.distributed with Gloo, eager,",
+        "one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM). Below 1 it lost.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:g} Mbit/s: {r['what']}",
+            number(1e3 * r["seconds"]["median"], 0),
+            number(r["over_onnxruntime_alone"], 2),
+            number(r["over_torch_alone"], 2),
+            f"{r['max_abs_err']:.0e}",
+        )
+        for r in found["rows"]
+    ]
+    head = ("who", "median ms", "speed-up over onnxruntime alone", "over torch alone", "largest error")
+    return lines + table(head, body)
+
+
 def others() -> list[str]:
     lines = []
     planner, overhead = read("planner"), read("overhead")
@@ -218,6 +240,9 @@ def main() -> None:
     ends = read("aborts")
     if ends is not None:
         lines += aborts(ends)
+    baseline = read("peers")
+    if baseline is not None:
+        lines += peers(baseline)
     lines += others()
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)

@@ -3,7 +3,8 @@
 A Transformer of ViT-B's shape (12 layers of 768, 12 heads, fp32, token ids in), real agents in the lab with
 a quota of processor time each, on a switch with a round trip of 2 ms.  In one run, in turns: the best single
 board with the original graph, and the boards together, one request at a time and two in flight.  Every
-answer is compared with the unsplit model's.
+answer is compared with the unsplit model's.  Of the agents' resident memory, what is neither weights nor
+activations is in the rows too.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.puppets import Answered, Puppets, scenario
+from benchmarks.question import question
 from benchmarks.record import spread, write
 from shoal.codec import codec_of
 from shoal.lab import namespaces
@@ -89,6 +91,7 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
             told = programs(
                 sharding, cluster.boards, lead, (1 / count,) * count, codec_of(cell.codec), cell.chunks
             )
+            beyond: list[int] = []
             found: dict[str, list[float]] = {"alone": [], "one": [], "two": [], "cpu": []}
             error = 0.0
             for _ in range(turns):
@@ -105,6 +108,7 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                 found["two"].append(took_s / len(answers))
                 spent = [after - before[board] for board, after in cluster.cpu_s().items()]
                 found["cpu"].append(statistics.mean(spent) / len(answers))
+                beyond += cluster.beyond_bytes().values()
             alone_s = statistics.median(found["alone"])
             one, two = (alone_s / statistics.median(found[what]) for what in ("one", "two"))
             rows.append(
@@ -119,16 +123,13 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                     "asked": [cell.one, cell.two],
                     "met": one >= cell.one and two >= cell.two,
                     "max_abs_err": error,
+                    "resident_beyond_bytes": max(beyond),
                     "quota": QUOTAS[count],
                     **{f"{what}_s": spread(values) for what, values in found.items()},
                 }
             )
             print(rows[-1], flush=True)
     return rows
-
-
-def question(tokens: int) -> Array:
-    return np.random.default_rng(0).integers(0, 1000, (1, tokens))
 
 
 def off(got: Array, wanted: Array) -> float:
