@@ -178,8 +178,9 @@ def peers(found: dict[str, Any]) -> list[str]:
     lines = ["## Beside the published baseline", "", where(found), ""]
     lines += [
         "One request at a time through 12 layers of ViT-B's shape, fp32 weights, in the lab with a quota",
-        "for each board and a round trip of 2 ms: shoal's `sequence`, and torch.distributed with Gloo, eager,",
-        "one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM). Below 1 it lost.",
+        "for each board, on cables with a round trip of 2 ms: shoal's `sequence`, and torch.distributed",
+        "with Gloo, eager, one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM).",
+        "Below 1 it lost.",
         "",
     ]
     body = [
