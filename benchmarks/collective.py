@@ -90,6 +90,29 @@ def program(case: Case) -> Program:
     return Program(steps=(*steps, Run(segment=f"s{LAYERS}")))
 
 
+def hold(executor: Executor, case: Case, addresses: Mapping[BoardId, Address]) -> None:
+    """Have a board be ready for the case."""
+    plan = Plan(
+        epoch=1,
+        bundle=Sha256("0" * 64),
+        model="bench",
+        strategy="sequence",
+        lead=case.boards[0],
+        lanes=(Lane(programs=dict.fromkeys(case.boards, program(case)), weight=1.0),),
+        addresses=addresses,
+        predicted=Prediction(latency_s=1.0, throughput_per_s=1.0),
+        reason="a benchmark",
+    )
+    executor.peers.know(addresses)
+    executor.hold(plan, {Run(segment=f"s{layer}"): Give(layer) for layer in range(LAYERS + 1)})
+
+
+def lead(executor: Executor, x: Array, requests: int) -> None:
+    """Ask, one request after the other."""
+    for _ in range(requests):
+        executor.lead(1, 0, secrets.token_bytes(16), {"q": x}, time.monotonic() + 60, ["y"])
+
+
 def board(index: int, case: Case, pipe: Connection) -> None:
     """Be a board; the other end of the pipe says what to do."""
     keep()
@@ -103,25 +126,12 @@ def board(index: int, case: Case, pipe: Connection) -> None:
         b: Address(host="127.0.0.1", data_port=port, http_port=1)
         for b, port in zip(case.boards, ports, strict=True)
     }
-    plan = Plan(
-        epoch=1,
-        bundle=Sha256("0" * 64),
-        model="bench",
-        strategy="sequence",
-        lead=case.boards[0],
-        lanes=(Lane(programs=dict.fromkeys(case.boards, program(case)), weight=1.0),),
-        addresses=addresses,
-        predicted=Prediction(latency_s=1.0, throughput_per_s=1.0),
-        reason="a benchmark",
-    )
-    peers.know(addresses)
-    executor.hold(plan, {Run(segment=f"s{layer}"): Give(layer) for layer in range(LAYERS + 1)})
+    hold(executor, case, addresses)
     pipe.send(None)
     x = np.random.default_rng(0).standard_normal((1, case.rows * len(case.boards), 12, 64), np.float32)
     while (asked := pipe.recv()) is not None:
         begun_s = time.perf_counter()
-        for _ in range(asked):
-            executor.lead(1, 0, secrets.token_bytes(16), {"q": x}, time.monotonic() + 60, ["y"])
+        lead(executor, x, asked)
         pipe.send((time.process_time(), time.perf_counter() - begun_s))
 
 

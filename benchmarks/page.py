@@ -124,8 +124,77 @@ def exchange(found: dict[str, Any]) -> list[str]:
             number(r["goodput_mbit"], 1),
         )
         for r in found["rows"]
+        if "bytes" in r
     ]
-    return lines + table(("exchange", "shoal ms", "bare ms", "ratio", "goodput Mbit/s"), body)
+    lines += table(("exchange", "shoal ms", "bare ms", "ratio", "goodput Mbit/s"), body)
+    body = [
+        (
+            r["codec"],
+            number(r["promised_bytes"] / 1e3),
+            number(r["sent_bytes"] / 1e3),
+            number(r["ratio"], 4),
+            number(r["with_headers_bytes"] / 1e3),
+        )
+        for r in found["rows"]
+        if "codec" in r
+    ]
+    if not body:
+        return lines
+    lines += [
+        "All that two boards send each other in a request of 197 tokens through 24 layers of ViT-B's width,",
+        "by the bytes that the codec promises, and as the network counts them, with headers.",
+        "",
+    ]
+    return lines + table(("codec", "promised kB", "sent kB", "ratio", "with headers kB"), body)
+
+
+def aborts(found: dict[str, Any]) -> list[str]:
+    lines = ["## Requests that are aborted", "", where(found), ""]
+    lines += [
+        "Three boards in one process; in one request of three the last of them refuses, fails, closes",
+        "mid-frame, sends another shape or garbage, says nothing, or reads nothing. Of the memory only",
+        "what the boards remember of attempts that are over may grow, by "
+        f"{found['rows'][-1]['allowed_bytes'] / 1e6:.1f} MB.",
+        "",
+    ]
+    body = [
+        (
+            str(r["requests"]),
+            str(r["ended"]["answered"]),
+            number(r["rss_bytes"] / 1e6),
+            str(r["threads"]),
+            str(r["descriptors"]),
+            str(r["under_way"]),
+            number(r["longest_s"]),
+        )
+        for r in found["rows"]
+        if "requests" in r
+    ]
+    head = ("requests", "answered", "resident MB", "threads", "descriptors", "still under way", "longest s")
+    return lines + table(head, body)
+
+
+def peers(found: dict[str, Any]) -> list[str]:
+    lines = ["## Beside the published baseline", "", where(found), ""]
+    lines += [
+        "One request at a time through 12 layers of ViT-B's shape, fp32 weights, in the lab with a quota",
+        "for each board, on cables with a round trip of 2 ms: shoal's `sequence`, and torch.distributed",
+        "with Gloo, eager, one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM).",
+        "Below 1 it lost.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:g} Mbit/s: {r['what']}",
+            number(1e3 * r["seconds"]["median"], 0),
+            number(r["over_onnxruntime_alone"], 2),
+            number(r["over_torch_alone"], 2),
+            f"{r['max_abs_err']:.0e}",
+        )
+        for r in found["rows"]
+    ]
+    head = ("who", "median ms", "speed-up over onnxruntime alone", "over torch alone", "largest error")
+    return lines + table(head, body)
 
 
 def speedup(found: dict[str, Any]) -> list[str]:
@@ -228,6 +297,12 @@ def main() -> None:
         lines += speedup(fast)
     if spent is not None:
         lines += collective(spent)
+    ends = read("aborts")
+    if ends is not None:
+        lines += aborts(ends)
+    baseline = read("peers")
+    if baseline is not None:
+        lines += peers(baseline)
     lines += others()
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)

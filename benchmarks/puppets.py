@@ -146,6 +146,17 @@ class Puppets:
         times = {board: psutil.Process(process.pid).cpu_times() for board, process in self.processes.items()}
         return {board: float(each.user + each.system) for board, each in times.items()}
 
+    def beyond_bytes(self) -> dict[BoardId, int]:
+        """Return what is resident of each board's agent beside its plan's weights and activations."""
+        found = {}
+        (lane,) = self.plan.lanes
+        for board, program in lane.programs.items():
+            segments = {run: self.manifest.by_name[run.segment] for run in program.runs}
+            weights = sum(segment.held_bytes(run.part) for run, segment in segments.items())
+            work = max(segment.work_bytes for segment in segments.values())
+            found[board] = psutil.Process(self.processes[board].pid).memory_info().rss - weights - work
+        return found
+
     async def _tell(self, plan: Plan, *, committed: int) -> None:
         for board in self.boards:
             self._version += 1

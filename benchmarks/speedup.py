@@ -3,7 +3,8 @@
 A Transformer of ViT-B's shape (12 layers of 768, 12 heads, fp32, token ids in), real agents in the lab with
 a quota of processor time each, on a switch with a round trip of 2 ms.  In one run, in turns: the best single
 board with the original graph, and the boards together, one request at a time and two in flight.  Every
-answer is compared with the unsplit model's.
+answer is compared with the unsplit model's.  Of the agents' resident memory, what is neither weights nor
+activations is in the rows too.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.puppets import Answered, Puppets, scenario
+from benchmarks.question import question
 from benchmarks.record import spread, write
 from shoal.codec import codec_of
 from shoal.exporter.bundle import read_manifest
@@ -99,6 +101,7 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
             told = programs(
                 sharding, cluster.boards, lead, (1 / count,) * count, codec_of(cell.codec), cell.chunks
             )
+            beyond: list[int] = []
             found: dict[str, list[float]] = {"alone": [], "one": [], "two": [], "cpu": []}
             error = 0.0
             for _ in range(turns):
@@ -115,6 +118,7 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                 found["two"].append(took_s / len(answers))
                 spent = [after - before[board] for board, after in cluster.cpu_s().items()]
                 found["cpu"].append(statistics.mean(spent) / len(answers))
+                beyond += cluster.beyond_bytes().values()
             events = await cluster.timeline(inputs)
             if cell == DRAWN:
                 TRACE.write_text(json.dumps({"traceEvents": events}, separators=(",", ":")))
@@ -134,16 +138,13 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                     "limit": limit(bundle, cell),
                     "hidden": hidden(events),
                     "max_abs_err": error,
+                    "resident_beyond_bytes": max(beyond),
                     "quota": QUOTAS[count],
                     **{f"{what}_s": spread(values) for what, values in found.items()},
                 }
             )
             print(rows[-1], flush=True)
     return rows
-
-
-def question(tokens: int) -> Array:
-    return np.random.default_rng(0).integers(0, 1000, (1, tokens))
 
 
 def hidden(events: Sequence[Mapping[str, Any]]) -> float:

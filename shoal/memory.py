@@ -8,6 +8,7 @@ KEPT_BYTES: Final = 1 << 26
 go; to have the kernel map and clear them each time takes longer than to fill them."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _MOST_MMAP_THRESHOLD: Final = 1 << 25
 
 
@@ -23,8 +24,12 @@ _LIBC: Final = _libc()
 
 
 def keep() -> None:
-    """Keep freed memory for what comes next, until `give_back`; for processes that run requests."""
+    """Keep freed memory for what comes next, until `give_back`; for processes that run requests.
+
+    All threads share one heap: of others `give_back` could not return what lies free at their ends.
+    """
     if _LIBC is not None:
+        _LIBC.mallopt(_M_ARENA_MAX, 1)
         _LIBC.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
         _LIBC.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 

@@ -56,10 +56,12 @@ class Faulty(Connection):
         if fault == "silent":
             return
         if fault == "closes mid-frame":
-            self.sock.sendall(b"".join(bytes(part) for part in buffers)[: HEADER.size + 40])
-            self.close()
+            with self._state:  # nothing may follow: it would be read as the rest
+                self.sock.sendall(b"".join(bytes(part) for part in buffers)[: HEADER.size + 40])
+                self.close()
         elif fault == "garbage":
-            self.sock.sendall(secrets.token_bytes(HEADER.size))
+            with self._state:
+                self.sock.sendall(secrets.token_bytes(HEADER.size))
         elif fault == "wrong shape":
             super().send(_misfit(header))
         else:

@@ -1,0 +1,80 @@
+"""What is left behind by 10,000 requests, one in three of which is aborted: `python -m benchmarks.aborts`.
+
+Three boards in one process with real sockets between them; the last refuses, fails, closes in the middle of
+a frame, sends another shape or garbage, says nothing until the deadline, or reads nothing until it is given
+up.  Nothing may grow: every request is under way nowhere once it has ended, threads and file descriptors
+are those that there were, and resident memory grows by what the boards remember of attempts that are over.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import psutil
+
+from benchmarks.record import write
+from shoal.agent.peers import REMEMBERED
+from shoal.errors import ShoalError
+from shoal.memory import give_back, keep
+from tests.faulty import BOARDS, FAULTS, Fault, Trio
+
+REQUESTS = 10_000
+LOOKED_AT = (1_000, 2_500, 5_000, 7_500, REQUESTS)
+STUCK_EACH = 2_000
+"""One request in so many is of a peer that reads nothing: each takes seconds."""
+FAULTY = 0.3
+ALLOWED_BYTES = len(BOARDS) * REMEMBERED * 300 + 1_000_000
+"""From the first look to the last: an attempt that is remembered takes 300 bytes."""
+ALLOWED_MORE = 8
+"""Threads and descriptors: connections that are just being closed, and pools that grow to what is needed."""
+
+
+def main() -> None:
+    """Ask, look now and then, and write the rows."""
+    keep()
+    logging.disable(logging.WARNING)  # strangers are refused by the thousand
+    chance = np.random.default_rng(7)
+    quick: list[Fault] = [fault for fault in FAULTS if fault != "reads nothing"]
+    ended: Counter[str] = Counter()
+    trio, own, rows = Trio(), psutil.Process(), []
+    longest_s = 0.0
+    for number in range(1, REQUESTS + 1):
+        fault: Fault | None = quick[chance.integers(len(quick))] if chance.random() < FAULTY else None
+        if number % STUCK_EACH == STUCK_EACH // 3:
+            fault = "reads nothing"
+        begun_s = time.monotonic()
+        try:
+            trio.ask(fault)
+            ended["answered"] += 1
+        except ShoalError:
+            ended[fault or "spoilt by the one before"] += 1
+        longest_s = max(longest_s, time.monotonic() - begun_s)
+        if number in LOOKED_AT:
+            under_way = trio.settle()
+            give_back()
+            rows.append(
+                {
+                    "requests": number,
+                    "rss_bytes": own.memory_info().rss,
+                    "threads": threading.active_count(),
+                    "descriptors": own.num_fds(),
+                    "under_way": under_way,
+                    "longest_s": longest_s,
+                    "ended": dict(ended),
+                }
+            )
+            print(rows[-1], flush=True)
+    trio.stop()
+    first, last = rows[0], rows[-1]
+    grown = {what: last[what] - first[what] for what in ("rss_bytes", "threads", "descriptors")}
+    met = grown["rss_bytes"] <= ALLOWED_BYTES and last["under_way"] == 0
+    met = met and max(grown["threads"], grown["descriptors"]) <= ALLOWED_MORE
+    verdict = {"what": "grown", **grown, "allowed_bytes": ALLOWED_BYTES, "met": met}
+    print(verdict)
+    print(write("aborts", [*rows, verdict]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""shoal beside the published baseline's static exchange: `python -m benchmarks.peers [BUNDLE MODEL]`.
+
+The same weights, quotas of processor time, network and question for all, in one run, in turns: one board
+alone (onnxruntime as an agent runs it, and eager torch, so that the baseline has its own ratio), shoal's
+`sequence` with several codecs, and torch.distributed with Gloo by positions (Voltage) and by heads
+(Megatron-LM), one thread each.  Needs root and torch; `make bench-peers` installs it.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from benchmarks.puppets import Puppets, scenario
+from benchmarks.question import question
+from benchmarks.record import spread, write
+from benchmarks.speedup import QUOTAS, RTT_S, made, off, seconds
+from shoal.codec import codec_of
+from shoal.errors import BoardError
+from shoal.lab import namespaces
+from shoal.lab.processes import Process
+from shoal.manifest import WHOLE
+from shoal.program import Program, Run
+from shoal.records import Array, BoardId
+from shoal.session import open_session
+from shoal.sharding import programs
+
+CODECS = ("f32", "f16", "i8")
+TURNS = {197: 2, 1024: 1}
+"""By tokens."""
+REQUESTS = 3
+PORT = 29_500
+RUN_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Boards, tokens and cables of a comparison."""
+
+    boards: int
+    tokens: int
+    link_bits_per_s: float
+
+
+CELLS = (
+    Cell(boards=2, tokens=197, link_bits_per_s=1e9),
+    Cell(boards=4, tokens=197, link_bits_per_s=250e6),
+    Cell(boards=4, tokens=1024, link_bits_per_s=100e6),
+)
+
+
+class Rank:
+    """Ranks of the baseline on boards of the lab, one run at a time."""
+
+    def __init__(self, cluster: Puppets, weights: Path, folder: Path) -> None:
+        self._cluster, self._weights, self._folder = cluster, weights, folder
+        self._port = PORT
+
+    async def run(self, scheme: str, boards: Sequence[BoardId], tokens: int) -> tuple[list[float], Array]:
+        """Return the seconds of each request, and the logits."""
+        self._port += 1
+        host = self._cluster.place.address(boards[0])
+        ranks, logs = [], []
+        for rank, board in enumerate(boards):
+            logs.append(self._folder / f"{scheme}-{self._port}-{rank}.log")
+            command = [scheme, rank, len(boards), host, self._port, self._weights, tokens, REQUESTS]
+            runner = ("/usr/bin/env", "GLOO_SOCKET_IFNAME=eth0", "OMP_NUM_THREADS=1", sys.executable)
+            ranks.append(
+                Process(
+                    [str(word) for word in command],
+                    logs[-1],
+                    self._cluster.place.enter(board),
+                    (*runner, "-m", "benchmarks.gloo"),
+                )
+            )
+        left_s = RUN_S
+        while any(rank.running for rank in ranks) and left_s > 0:
+            await asyncio.sleep(0.2)
+            left_s -= 0.2
+        for each in ranks:
+            each.kill()
+        said = logs[0].read_text().splitlines()
+        if not said or not said[-1].startswith("{"):
+            raise BoardError(f"{scheme}: expected a line of JSON, got {said[-3:]} in {logs[0]}")
+        found = json.loads(said[-1])
+        return found["seconds"], np.array(found["logits"], np.float32)
+
+
+def arrays(model: Path, file: Path) -> Path:
+    """Write the model's float matrices and vectors to `file`, in the order of the graph."""
+    weights = (numpy_helper.to_array(one) for one in onnx.load(model).graph.initializer)
+    np.savez(file, *(one for one in weights if one.dtype == np.float32 and one.ndim))
+    return file
+
+
+async def measure(
+    cells: Sequence[Cell], bundle: Path, weights: Path, folder: Path
+) -> list[dict[str, object]]:
+    """Return the rows of cells with as many boards."""
+    count = cells[0].boards
+    rows: list[dict[str, object]] = []
+    async with Puppets(
+        scenario(count, QUOTAS[count], cells[0].link_bits_per_s, RTT_S), bundle, folder
+    ) as cluster:
+        lead = cluster.boards[0]
+        sharding = next(s for s in cluster.manifest.shardings if s.name == "sequence")
+        gloo = Rank(cluster, weights, folder)
+        for cell in cells:
+            cluster.shape(cell.link_bits_per_s, RTT_S)
+            inputs = {"input_ids": question(cell.tokens)}
+            wanted = open_session(bundle / f"{WHOLE}.onnx").run(inputs)["logits"]
+            told = {
+                f"shoal {codec}": programs(
+                    sharding, cluster.boards, lead, (1 / count,) * count, codec_of(codec)
+                )
+                for codec in CODECS
+            }
+            told["onnxruntime alone"] = {lead: Program(steps=(Run(segment=WHOLE),))}
+            ranked = {
+                "torch alone": ("positions", (lead,)),
+                "Gloo by positions": ("positions", cluster.boards),
+                "Gloo by heads": ("heads", cluster.boards),
+            }
+            taken: dict[str, list[float]] = {}
+            errors: dict[str, float] = {}
+            for _ in range(TURNS[cell.tokens]):
+                for what, given in told.items():
+                    await cluster.run("sequence", given, lead)
+                    await cluster.ask(inputs, 1)
+                    answers, _ = await cluster.ask(inputs, REQUESTS)
+                    taken.setdefault(what, []).extend(seconds(answers))
+                    errors[what] = max(off(a.tensors["logits"], wanted) for a in answers)
+                for what, (scheme, boards) in ranked.items():
+                    times, logits = await gloo.run(scheme, boards, cell.tokens)
+                    taken.setdefault(what, []).extend(times)
+                    errors[what] = off(logits, wanted)
+            single = {what: statistics.median(taken[f"{what} alone"]) for what in ("onnxruntime", "torch")}
+            for what, times in taken.items():
+                median_s = statistics.median(times)
+                rows.append(
+                    {
+                        "boards": count,
+                        "tokens": cell.tokens,
+                        "link_bits_per_s": cell.link_bits_per_s,
+                        "quota": QUOTAS[count],
+                        "what": what,
+                        "seconds": spread(times),
+                        "over_onnxruntime_alone": single["onnxruntime"] / median_s,
+                        "over_torch_alone": single["torch"] / median_s,
+                        "max_abs_err": errors[what],
+                    }
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure all cells and write the rows."""
+    reason = namespaces.why_not()
+    if reason or not namespaces.is_root():
+        print(f"no peers measured: {reason or 'needs root for quotas of processor time'}")
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
+        folder = Path(name)
+        bundle, model = map(Path, sys.argv[1:3]) if len(sys.argv) > 2 else (made(folder), folder / "vit.onnx")
+        weights = arrays(model, folder / "weights.npz")
+        rows = []
+        for count in sorted({cell.boards for cell in CELLS}):
+            place = folder / f"{count}"
+            place.mkdir()
+            cells = [cell for cell in CELLS if cell.boards == count]
+            rows += asyncio.run(measure(cells, bundle, weights, place))
+        print(write("peers", rows))
+
+
+if __name__ == "__main__":
+    main()
