@@ -97,7 +97,8 @@ def profile(
         needed = memory_bytes((segment,))
         if needed > memory:
             raise BoardError(f"{segment.name}: needs {needed / 1e6:.0f} MB of {memory / 1e6:.0f} MB")
-        return open_session(bundle / f"{segment.name}.onnx", threads=threads)
+        model = bundle / f"{segment.name}.onnx"
+        return open_session(model, threads=threads, spin_us=config.runtime.spin_us)
 
     meter = _Recorder(open_meter(config, tree))
     with meter:

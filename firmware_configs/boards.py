@@ -191,6 +191,7 @@ def generate(identity: Identity, tree: Tree) -> BoardConfig:
         runtime=Runtime(
             threads=identity.cores,
             cores=(),
+            spin_us=0,
             providers=("CPUExecutionProvider",),
             precisions=("float32",) if slow else ("float32", "int8"),
             instructions=(),

@@ -63,15 +63,21 @@ def open_session(
     model: Path,
     *,
     threads: int = 1,
+    spin_us: int = 0,
     fixed: Mapping[str, Array] | None = None,
     rows: Mapping[str, int] | None = None,
 ) -> Session:
     """Return the ONNX file `model`, its external data beside it, ready to run on `threads` cores.
 
+    Threads without work sleep.  With `spin_us` they first look for more for so many microseconds while a
+    run is under way, never between runs: a tenth less latency on two free cores, for a tenth more processor
+    time; where the cores are not free, or a quota counts, it is slower (docs/boards.md).  onnxruntime before
+    1.26 knows no limit, so there they look until the run ends.
+
     Inputs that are `fixed` need not be given to its runs; for `rows` see `Session`.  Raises ModelError,
     with the file and what onnxruntime said, if it cannot be opened.
     """
-    options = _options(threads)
+    options = _options(threads, spin_us)
     if not model.is_file():
         raise ModelError(f"{model}: expected an ONNX file, found none")
     try:
@@ -81,12 +87,19 @@ def open_session(
     return Session(session, model.name, fixed, rows)
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: int, spin_us: int = 0) -> onnxruntime.SessionOptions:
+    """Return how a session is run.
+
+    Each has threads of its own: onnxruntime's shared ones spin, and Python cannot tell them not to.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # never left to the default: it pins cores it may not have
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
     _share_arena()

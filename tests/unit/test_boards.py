@@ -72,6 +72,11 @@ def test_a_machine_that_says_nothing_at_all_has_a_description(tmp_path: Path) ->
     ("old", "new", "words"),
     [
         ("threads = 4", "threads = 0", "raspberry-pi-5.toml.runtime: threads: expected 1 or more, got 0"),
+        (
+            "spin_us = 0",
+            "spin_us = 5000",
+            "raspberry-pi-5.toml.runtime: spin_us: expected 0 to 1000, got 5000",
+        ),
         ("threads = 4", 'threads = "4"', 'raspberry-pi-5.toml.runtime.threads: expected int, got "4"'),
         ("threads = 4", "thread = 4", r"raspberry-pi-5.toml.runtime: .*got also \['thread'\]"),
         ("threads = 4\n", "", r"raspberry-pi-5.toml.runtime: .*got no \['threads'\]"),
