@@ -98,7 +98,8 @@ def profile(
         if needed > memory:
             raise BoardError(f"{segment.name}: needs {needed / 1e6:.0f} MB of {memory / 1e6:.0f} MB")
         model = bundle / f"{segment.name}.onnx"
-        return open_session(model, threads=threads, spin_us=config.runtime.spin_us)
+        own = config.runtime
+        return open_session(model, threads=threads, spin_us=own.spin_us, providers=own.providers)
 
     meter = _Recorder(open_meter(config, tree))
     with meter:

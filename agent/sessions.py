@@ -68,6 +68,7 @@ class Sessions:
             model,
             threads=self._runtime.threads,
             spin_us=self._runtime.spin_us,
+            providers=self._runtime.providers,
             fixed=range_of(segment, part),
             rows=segment.rows,
         )

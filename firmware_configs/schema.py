@@ -56,7 +56,7 @@ class Runtime:
     spin_us: int
     """So long a thread looks for more work within a run before it sleeps; 0 unless a core is free."""
     providers: tuple[str, ...]
-    """Execution providers that this kind of board can have, best first.  shoal runs the last one today."""
+    """Execution providers that this kind of board can have, best first; used where onnxruntime has them."""
     precisions: tuple[Literal["float32", "float16", "int8", "int4"], ...]
     """In which arithmetic is not slower than in float32."""
     instructions: tuple[str, ...]
