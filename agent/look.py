@@ -20,8 +20,9 @@ from shoal.profiler.health import Observer
 from shoal.profiler.interfaces import Interface, interfaces
 from shoal.profiler.mailbox import firmware
 from shoal.profiler.power import Metering, open_meter
+from shoal.profiler.staging import Staging, measure_staging
 from shoal.records import BoardId, Law, LinkProfile, Timing
-from shoal.session import Session, open_session
+from shoal.session import Session, device_of, open_session, usable_providers
 from shoal.text import table
 
 POWER_PERIOD_S: Final = 0.1
@@ -65,6 +66,10 @@ class BoardFound:
     title: str
     bundle: str
     threads: int
+    providers: tuple[str, ...]
+    """That run the segments, best first."""
+    staging: Staging | None
+    """Is in the times; None: tensors stay in the host's memory."""
     first_s: float
     """After so long each segment had been timed once."""
     took_s: float
@@ -90,6 +95,8 @@ def profile(
 ) -> BoardFound:
     """Time the segments of `bundle` here, with power and heat meanwhile.  Raises ModelError."""
     manifest = _manifest(bundle)
+    providers = usable_providers(config.runtime.providers)
+    device = device_of(providers)
     observer = Observer(config, tree, boot_s, bundle, firmware(config, tree))
     alone = contextlib.nullcontext()
 
@@ -98,8 +105,7 @@ def profile(
         if needed > memory:
             raise BoardError(f"{segment.name}: needs {needed / 1e6:.0f} MB of {memory / 1e6:.0f} MB")
         model = bundle / f"{segment.name}.onnx"
-        own = config.runtime
-        return open_session(model, threads=threads, spin_us=own.spin_us, providers=own.providers)
+        return open_session(model, threads=threads, spin_us=config.runtime.spin_us, providers=providers)
 
     meter = _Recorder(open_meter(config, tree))
     with meter:
@@ -130,6 +136,8 @@ def profile(
         title=config.title,
         bundle=manifest.name,
         threads=threads,
+        providers=providers,
+        staging=measure_staging(device) if device else None,
         first_s=first_s,
         took_s=time.monotonic() - begun_s,
         kinds=tuple(_kinds(manifest, known, closer, power)),
@@ -270,6 +278,7 @@ def render(found: BoardFound) -> str:
     ]
     if found.skipped:
         lines.append(f"not timed, too large for the memory or unable to run: {', '.join(found.skipped)}")
+    lines.append(_providers_line(found))
     lines.append(_power_line(found.power))
     health = found.health
     celsius = f"{health.temperature_c:.0f} C, " if health.temperature_c is not None else ""
@@ -303,6 +312,14 @@ def _law(law: Law | None) -> str:
         if factor > 0
     ]
     return f"{' + '.join(terms)} (within {law.residual:.0%})"
+
+
+def _providers_line(found: BoardFound) -> str:
+    words = f"run by: {', '.join(found.providers)}"
+    if found.staging is None:
+        return words
+    there, back = (1e9 * seconds for seconds in (found.staging.to_device_s, found.staging.to_host_s))
+    return f"{words}; the times have staging in them, {there:.3g} ns a byte to the device, {back:.3g} ns back"
 
 
 def _power_line(power: PowerFound | None) -> str:

@@ -201,6 +201,20 @@ def usable_providers(wanted: Sequence[str]) -> tuple[str, ...]:
     return (*(each for each in wanted if each in available and each != CPU), CPU)
 
 
+_DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+"""Providers that work in memory of a device, by onnxruntime's word for it; the others work in the host's."""
+
+
+def device_of(providers: Sequence[str]) -> str | None:
+    """Return the device in whose memory the best of `providers` works; None: in the host's."""
+    return _DEVICES.get(providers[0])
+
+
+def to_device(array: Array, device: str) -> onnxruntime.OrtValue:
+    """Return a copy of `array` in the memory of `device`; its `numpy()` is a copy in the host's."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
+
+
 def _first_line(error: Exception) -> str:
     """Return what onnxruntime said, without where in its source it said so."""
     words = str(error).strip().split("\n")[0]
