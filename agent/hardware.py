@@ -12,7 +12,7 @@ from shoal.firmware_configs import boards
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree
 from shoal.messages import Hardware
-from shoal.session import available_providers, runtime_version
+from shoal.session import runtime_version, usable_providers
 
 MEMORY_SHARE: Final = 0.8
 """Of the memory that is free at start, so much is offered to programs unless the operator says else."""
@@ -29,7 +29,7 @@ def facts(config: BoardConfig) -> Hardware:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=runtime_version(),
-        providers=available_providers(),
+        providers=usable_providers(config.runtime.providers),
     )
 
 

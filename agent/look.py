@@ -22,8 +22,9 @@ from shoal.profiler.interfaces import Interface, interfaces
 from shoal.profiler.mailbox import firmware
 from shoal.profiler.opening import OpenSegment, opener
 from shoal.profiler.power import Metering, open_meter
+from shoal.profiler.staging import Staging, measure_staging
 from shoal.records import BoardId, Law, LinkProfile, Timing
-from shoal.session import Session
+from shoal.session import Session, device_of, usable_providers
 from shoal.text import table
 
 POWER_PERIOD_S: Final = 0.1
@@ -68,6 +69,10 @@ class BoardFound:
     title: str
     bundle: str
     threads: int
+    providers: tuple[str, ...]
+    """That run the segments, best first."""
+    staging: Staging | None
+    """Is in the times; None: tensors stay in the host's memory."""
     first_s: float
     """After so long each segment had been timed once."""
     took_s: float
@@ -93,10 +98,12 @@ def profile(
 ) -> BoardFound:
     """Time the segments of `bundle` here, with power and heat meanwhile.  Raises ModelError."""
     manifest = _manifest(bundle)
+    providers = usable_providers(config.runtime.providers)
+    device = device_of(providers)
     observer = Observer(config, tree, boot_s, bundle, firmware(config, tree))
     alone = contextlib.nullcontext()
 
-    opened = opener(bundle, threads=threads)
+    opened = opener(bundle, threads=threads, spin_us=config.runtime.spin_us, providers=providers)
 
     def open_segment(segment: Segment, part: tuple[int, ...]) -> Session:
         needed = segment.held_bytes(part) + segment.work_bytes
@@ -134,6 +141,8 @@ def profile(
         title=config.title,
         bundle=manifest.name,
         threads=threads,
+        providers=providers,
+        staging=measure_staging(device) if device else None,
         first_s=first_s,
         took_s=time.monotonic() - begun_s,
         kinds=tuple(_kinds(manifest, known, closer, power)),
@@ -274,6 +283,7 @@ def render(found: BoardFound) -> str:
     ]
     if found.skipped:
         lines.append(f"not timed, too large for the memory or unable to run: {', '.join(found.skipped)}")
+    lines.append(_providers_line(found))
     lines.append(_power_line(found.power))
     health = found.health
     celsius = f"{health.temperature_c:.0f} C, " if health.temperature_c is not None else ""
@@ -317,6 +327,14 @@ def _law(law: Law | None) -> str:
         if factor > 0
     ]
     return f"{' + '.join(terms)} (within {law.residual:.0%})"
+
+
+def _providers_line(found: BoardFound) -> str:
+    words = f"run by: {', '.join(found.providers)}"
+    if found.staging is None:
+        return words
+    there, back = (1e9 * seconds for seconds in (found.staging.to_device_s, found.staging.to_host_s))
+    return f"{words}; the times have staging in them, {there:.3g} ns a byte to the device, {back:.3g} ns back"
 
 
 def _power_line(power: PowerFound | None) -> str:

@@ -113,7 +113,8 @@ class Agent:
         self._store = Store(settings.state_dir)
         self._executor = Executor(self._board, self._ran, self._alarm)
         self._hardware: Hardware = facts(settings.config)
-        played, offered = settings.emulation, (self._store, settings.threads, settings.memory_bytes)
+        runtime = replace(settings.config.runtime, threads=settings.threads)
+        played, offered = settings.emulation, (self._store, runtime, settings.memory_bytes)
         if played is None:
             self._sessions = Sessions(*offered)
             self._peers = Peers(settings.cluster, self._board, self._executor.begin)

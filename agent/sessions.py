@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from shoal.errors import BoardError
+from shoal.firmware_configs.schema import Runtime
 from shoal.manifest import Segment
 from shoal.parts import range_of
 from shoal.program import Run
@@ -21,7 +22,7 @@ class Sessions:
     def __init__(
         self,
         store: Store,
-        threads: int,
+        runtime: Runtime,
         memory_bytes: int,
         dressed: Callable[[Session, str], Session] = lambda session, _segment: session,
     ) -> None:
@@ -29,7 +30,7 @@ class Sessions:
         self.memory_bytes = memory_bytes
         self._dressed = dressed
         self._store = store
-        self._threads = threads
+        self._runtime = runtime
         self._lock = threading.Lock()
         self._opened: dict[_Held, tuple[Segment, Session]] = {}
 
@@ -63,7 +64,14 @@ class Sessions:
 
     def _load(self, segment: Segment, part: tuple[int, ...]) -> Session:
         model = self._store.model_part(segment, part) if part else self._store.model(segment.model.sha256)
-        opened = open_session(model, threads=self._threads, fixed=range_of(segment, part), rows=segment.rows)
+        opened = open_session(
+            model,
+            threads=self._runtime.threads,
+            spin_us=self._runtime.spin_us,
+            providers=self._runtime.providers,
+            fixed=range_of(segment, part),
+            rows=segment.rows,
+        )
         return self._dressed(opened, segment.name if not part else f"{segment.name} {part}")
 
     def fits(self, segment: Segment) -> bool:

@@ -5,6 +5,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,7 @@ from shoal.firmware_configs.schema import (
     Scope,
     Seed,
 )
-from shoal.firmware_configs.sysfs import Tree
+from shoal.firmware_configs.sysfs import Tree, Unreadable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,6 +156,22 @@ def _likeness(match: Match, identity: Identity) -> int:
     return max([0, *exact, *begun, *within])
 
 
+def fast_cores(tree: Tree) -> tuple[int, ...]:
+    """Return the cores worth running on where the kernel tells of different ones; empty: all.
+
+    An operator is divided evenly, so k cores are as fast as k times the slowest of them: the fastest cores
+    for which that is most are returned.  The kernel's figure is the speed of a core, that of the fastest
+    1024 (Documentation/ABI/testing/sysfs-devices-system-cpu, cpu_capacity).
+    """
+    capacity = {}
+    for path in tree.find("/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity"):
+        with suppress(Unreadable):
+            capacity[int(Path(path).parent.name.removeprefix("cpu"))] = tree.natural(path)
+    fastest = sorted(capacity, key=lambda core: -capacity[core])
+    count = max(range(len(fastest)), key=lambda index: (index + 1) * capacity[fastest[index]], default=-1) + 1
+    return tuple(sorted(fastest[:count])) if count < len(fastest) else ()
+
+
 _SENSORS: Final[tuple[tuple[str, PowerKind, Scope, float], ...]] = (
     ("/sys/bus/i2c/drivers/ina3221*/*", "ina3221", "module", 0.1),
     ("/sys/class/powercap/intel-rapl*:*/energy_uj", "rapl", "package", 0.05),
@@ -184,13 +201,15 @@ def generate(identity: Identity, tree: Tree) -> BoardConfig:
     slow = not {"asimddp", "avx2"} & identity.flags
     core = next((r for f, r in _GUESSED_GFLOPS_PER_CORE.items() if f in identity.flags), _SLOW_CORE)
     memory_gb = max(0.1, identity.memory_bytes / 1e9)
+    cores = fast_cores(tree)
     return BoardConfig(
         id=GENERATED,
         title=identity.model,
         match=Match(models=(), compatible=(), processors=()),
         runtime=Runtime(
-            threads=identity.cores,
-            cores=(),
+            threads=len(cores) or identity.cores,
+            cores=cores,
+            spin_us=0,
             providers=("CPUExecutionProvider",),
             precisions=("float32",) if slow else ("float32", "int8"),
             instructions=(),

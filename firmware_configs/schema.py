@@ -6,7 +6,7 @@ value may be absent, `X | None` below: TOML has no word for nothing, so they are
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from shoal.records import check_not_negative
 
@@ -15,6 +15,9 @@ Scope = Literal["wall", "board", "module", "package", "chip", "battery"]
 carrier, a processor package, one chip, or everything that a battery feeds."""
 
 PowerKind = Literal["ina3221", "pmic", "rapl", "hwmon", "battery", "nvml", "meter", "model"]
+
+MOST_SPIN_US: Final = 1000
+"""Longer than any operator should wait for the next; beyond it is busy waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +55,10 @@ class Runtime:
     """For one inference."""
     cores: tuple[int, ...]
     """The cores worth running on; empty: all."""
+    spin_us: int
+    """So long a thread looks for more work within a run before it sleeps; 0 unless a core is free."""
     providers: tuple[str, ...]
-    """Execution providers that this kind of board can have, best first.  shoal runs the last one today."""
+    """Execution providers that this kind of board can have, best first; used where onnxruntime has them."""
     precisions: tuple[Literal["float32", "float16", "int8", "int4"], ...]
     """In which arithmetic is not slower than in float32."""
     instructions: tuple[str, ...]
@@ -64,6 +69,8 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ValueError(f"threads: expected 1 or more, got {self.threads}")
+        if not 0 <= self.spin_us <= MOST_SPIN_US:
+            raise ValueError(f"spin_us: expected 0 to {MOST_SPIN_US}, got {self.spin_us}")
         if not self.providers or "float32" not in self.precisions:
             raise ValueError("expected at least one of providers, and float32 among precisions")
 

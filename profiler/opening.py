@@ -2,24 +2,26 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from shoal.manifest import Segment
 from shoal.parts import cut_piece, pieces, range_of, write_part
-from shoal.session import Session, open_session
+from shoal.session import CPU, Session, open_session
 
 OpenSegment = Callable[[Segment, tuple[int, ...]], Session]
 """Opens a part of a segment's units, () for all; BoardError where memory does not suffice."""
 
 
-def opener(bundle: Path, *, threads: int) -> OpenSegment:
+def opener(bundle: Path, *, threads: int, spin_us: int = 0, providers: Sequence[str] = (CPU,)) -> OpenSegment:
     """Return what opens segments of `bundle`; it raises ModelError for one that cannot be opened."""
+    opened_so = partial(open_session, threads=threads, spin_us=spin_us, providers=providers)
 
     def opened(segment: Segment, part: tuple[int, ...]) -> Session:
         model, blobs = bundle / f"{segment.name}.onnx", bundle / "blobs"
         if not part:
-            return open_session(model, threads=threads)
+            return opened_so(model)
         with tempfile.TemporaryDirectory(prefix="shoal-part-") as name:
             own = Path(name) / blobs.name  # a file's weights must lie beside it
             own.mkdir()
@@ -29,6 +31,6 @@ def opener(bundle: Path, *, threads: int) -> OpenSegment:
             for blob in {*segment.weights} - {piece.slice.blob for piece in needed}:
                 shutil.copyfile(blobs / blob.sha256, own / blob.sha256)
             write_part(model, segment, part, own, Path(name) / model.name)
-            return open_session(Path(name) / model.name, threads=threads, fixed=range_of(segment, part))
+            return opened_so(Path(name) / model.name, fixed=range_of(segment, part))
 
     return opened

@@ -29,7 +29,7 @@ class Hardware:
     python: str
     onnxruntime: str
     providers: tuple[str, ...]
-    """Execution providers of this onnxruntime, best first."""
+    """Execution providers in use, best first; the last takes what the others leave."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

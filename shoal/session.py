@@ -1,5 +1,6 @@
 """One segment, ready to run: the only module that knows onnxruntime."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when onnxruntime is imported
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # else NVIDIA's libraries round float32 to 10 bits on their own
 
 import numpy as np
 import onnxruntime
@@ -15,9 +17,14 @@ import onnxruntime
 from shoal.errors import BoardError, ModelError
 from shoal.records import Array
 
+log = logging.getLogger(__name__)
+
+CPU: Final = "CPUExecutionProvider"
+"""Every onnxruntime has it, and it takes every segment."""
+
 
 class Session:
-    """An ONNX file opened on this machine's processor."""
+    """An ONNX file opened on this machine."""
 
     def __init__(
         self,
@@ -63,33 +70,86 @@ def open_session(
     model: Path,
     *,
     threads: int = 1,
+    spin_us: int = 0,
+    providers: Sequence[str] = (CPU,),
     fixed: Mapping[str, Array] | None = None,
     rows: Mapping[str, int] | None = None,
 ) -> Session:
     """Return the ONNX file `model`, its external data beside it, ready to run on `threads` cores.
 
+    Threads without work sleep.  With `spin_us` they first look for more for so many microseconds while a
+    run is under way, never between runs: a tenth less latency on two free cores, for a tenth more processor
+    time; where the cores are not free, or a quota counts, it is slower (docs/boards.md).  onnxruntime before
+    1.26 knows no limit, so there they look until the run ends.
+
+    Of `providers`, best first, those that this onnxruntime has run it, and the processor what they leave;
+    one that does not take the segment at all is logged.  Tensors are on the host before and after each run.
+
     Inputs that are `fixed` need not be given to its runs; for `rows` see `Session`.  Raises ModelError,
     with the file and what onnxruntime said, if it cannot be opened.
     """
-    options = _options(threads)
     if not model.is_file():
         raise ModelError(f"{model}: expected an ONNX file, found none")
-    try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ModelError(f"{model}: {_first_line(error)}") from error
+    options = _options(threads, spin_us)
+    session = _session(model, options, usable_providers(providers), threads)
     return Session(session, model.name, fixed, rows)
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _session(
+    model: Path, options: onnxruntime.SessionOptions, providers: Sequence[str], threads: int
+) -> onnxruntime.InferenceSession:
+    """Return a session with the first of `providers` that can, and those after it."""
+    settings = [{_OWN_THREADS[each]: str(threads)} if each in _OWN_THREADS else {} for each in providers]
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model), options, providers=list(providers), provider_options=settings, enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        first, *others = providers
+        if not others:
+            raise ModelError(f"{model}: {_first_line(error)}") from error
+        log.warning("%s: not run by %s, but by %s: %s", model.name, first, others[0], _first_line(error))
+        return _session(model, options, others, threads)
+    takers = _takers(session)
+    best = next((each for each in providers if each in takers), CPU)
+    if best != providers[0]:
+        log.warning(
+            "%s: not run by %s, but by %s: it takes none of its nodes", model.name, providers[0], best
+        )
+    return session
+
+
+_OWN_THREADS: Final = {
+    "OpenVINOExecutionProvider": "num_of_threads",
+    "XnnpackExecutionProvider": "intra_op_num_threads",
+}
+"""Providers that compute on the processor with threads of their own, and how these are counted."""
+
+
+def _takers(session: onnxruntime.InferenceSession) -> frozenset[str]:
+    """Return the providers that run some of the session's nodes; before 1.24, those that could start."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return frozenset(session.get_providers())
+    return frozenset(each.ep_name for each in session.get_provider_graph_assignment_info())
+
+
+def _options(threads: int, spin_us: int = 0) -> onnxruntime.SessionOptions:
+    """Return how a session is run.
+
+    Each has threads of its own: onnxruntime's shared ones spin, and Python cannot tell them not to.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # never left to the default: it pins cores it may not have
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
     _share_arena()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 4  # errors are raised; printing them too would say everything twice
     return options
 
@@ -127,7 +187,7 @@ def cast(array: Array, dtype: Literal["float16", "float32"]) -> Array:
 
 @cache
 def _caster(dtype: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(CASTS[dtype], _options(1), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(CASTS[dtype], _options(1), providers=[CPU])
 
 
 def runtime_version() -> str:
@@ -135,9 +195,24 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
-def available_providers() -> tuple[str, ...]:
-    """Return the execution providers of this onnxruntime, best first."""
-    return tuple(onnxruntime.get_available_providers())
+def usable_providers(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return those of `wanted` that this onnxruntime has, in their order, the processor's at the end."""
+    available = onnxruntime.get_available_providers()
+    return (*(each for each in wanted if each in available and each != CPU), CPU)
+
+
+_DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+"""Providers that work in memory of a device, by onnxruntime's word for it; the others work in the host's."""
+
+
+def device_of(providers: Sequence[str]) -> str | None:
+    """Return the device in whose memory the best of `providers` works; None: in the host's."""
+    return _DEVICES.get(providers[0])
+
+
+def to_device(array: Array, device: str) -> onnxruntime.OrtValue:
+    """Return a copy of `array` in the memory of `device`; its `numpy()` is a copy in the host's."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
 
 
 def _first_line(error: Exception) -> str:

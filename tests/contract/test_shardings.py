@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +21,7 @@ from shoal.codec import codec_of
 from shoal.coordinator.depot import Depot
 from shoal.errors import ModelError, PlanError
 from shoal.exporter.export import export
+from shoal.firmware_configs import boards
 from shoal.manifest import Manifest
 from shoal.parts import pieces
 from shoal.program import Lane, Plan, Prediction, Program, Run
@@ -48,7 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Manife
 class Board:
     def __init__(self, name: BoardId, folder: Path) -> None:
         self.store = Store(folder / name)
-        self.sessions = Sessions(self.store, 1, 1 << 30)
+        self.sessions = Sessions(self.store, replace(boards.load("x86-mini").runtime, threads=1), 1 << 30)
         self.executor = Executor(name, lambda *_run: None, lambda *_failure: None)
         self.peers = Peers("test", name, self.executor.begin)
         self.executor.connect(self.peers)

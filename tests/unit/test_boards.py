@@ -64,6 +64,34 @@ def test_an_unknown_board_is_described_by_what_is_found(tmp_path: Path) -> None:
     assert found.power[-1].uncertainty >= 1.0, "a guess says that it is one"
 
 
+@pytest.mark.parametrize(
+    ("capacities", "cores"),
+    [
+        ([414, 414, 414, 414, 1024, 1024, 1024, 1024], (4, 5, 6, 7)),  # Cortex-A55 and A76
+        ([1024, 1024, 650, 650, 650, 650, 650, 650, 650, 650], ()),  # many slow ones outweigh two fast
+        ([250, 250, 250, 250, 800, 800, 800, 1024], (4, 5, 6, 7)),
+        ([1024, 1024, 1024, 1024], ()),
+        ([1024, 200], (0,)),
+        ([], ()),
+    ],
+)
+def test_an_unknown_board_keeps_to_the_cores_that_are_worth_it(
+    capacities: list[int], cores: tuple[int, ...], tmp_path: Path
+) -> None:
+    tree = plant(tmp_path, "unknown")
+    for core, capacity in enumerate(capacities):
+        put(tree, f"/sys/devices/system/cpu/cpu{core}/cpu_capacity", capacity)
+    runtime = boards.detect(tree).runtime
+    assert (runtime.cores, runtime.threads) == (cores, len(cores) or 2)
+
+
+def test_a_core_that_tells_nothing_is_left_out(tmp_path: Path) -> None:
+    tree = plant(tmp_path, "unknown")
+    for core, capacity in enumerate(["1024", "fast", "300"]):
+        put(tree, f"/sys/devices/system/cpu/cpu{core}/cpu_capacity", capacity)
+    assert boards.detect(tree).runtime.cores == (0,)
+
+
 def test_a_machine_that_says_nothing_at_all_has_a_description(tmp_path: Path) -> None:
     assert [source.kind for source in boards.detect(Tree(tmp_path)).power] == ["meter", "model"]
 
@@ -72,6 +100,11 @@ def test_a_machine_that_says_nothing_at_all_has_a_description(tmp_path: Path) ->
     ("old", "new", "words"),
     [
         ("threads = 4", "threads = 0", "raspberry-pi-5.toml.runtime: threads: expected 1 or more, got 0"),
+        (
+            "spin_us = 0",
+            "spin_us = 5000",
+            "raspberry-pi-5.toml.runtime: spin_us: expected 0 to 1000, got 5000",
+        ),
         ("threads = 4", 'threads = "4"', 'raspberry-pi-5.toml.runtime.threads: expected int, got "4"'),
         ("threads = 4", "thread = 4", r"raspberry-pi-5.toml.runtime: .*got also \['thread'\]"),
         ("threads = 4\n", "", r"raspberry-pi-5.toml.runtime: .*got no \['threads'\]"),
