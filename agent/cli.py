@@ -51,7 +51,7 @@ _root_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where blobs are kept.  [default: ~/.local/state/shoal/NAME]",
 )
-@click.option("--threads", type=click.IntRange(1), help="Cores for inference.  [default: all it may use]")
+@click.option("--threads", type=click.IntRange(1), help="Cores for inference.  [default: all that help]")
 @click.option(
     "--memory",
     metavar="MB",
