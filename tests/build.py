@@ -399,6 +399,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Deployment, "max_error"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
+    (Run, "chunks"): st.integers(1, 9),
     (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),
 }
 """Fields whose records take less than their type says."""
