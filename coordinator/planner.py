@@ -7,7 +7,7 @@ ranking.  Every strategy is only a way to make programs; `cost.predict` prices a
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from shoal.coordinator import partition, sharded, whole
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
 from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.sharded import Division
 from shoal.coordinator.wires import Cells, cells_of
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
@@ -24,6 +25,9 @@ from shoal.program import Exchange, Lane, Prediction, Program, Run, Step
 from shoal.records import BoardId
 
 Objective = Literal["latency", "throughput"]
+
+MAX_CHUNKS: Final = 3
+"""In no more chunks rows are computed and gathered: each costs another run and another message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,11 @@ class Candidate:
         """Return the boards that take part, the lead first."""
         others = {board for lane in self.lanes for board in lane.programs} - {self.lead}
         return (self.lead, *sorted(others))
+
+    @property
+    def chunks(self) -> int:
+        """Return in how many chunks, at most, boards compute what others gather."""
+        return max(lane.chunks for lane in self.lanes)
 
 
 def cost_s(predicted: Prediction, objective: Objective) -> float:
@@ -210,20 +219,37 @@ def _sharded(
     codecs: Sequence[Codec],
 ) -> Iterator[Candidate]:
     """Yield the best way of each sharding and codec to divide a request, like `sequence i8`."""
+
+    def priced(division: Division, chunks: int = 1) -> Candidate | None:
+        lead, lane = division.boards[0], division.lane(chunks)
+        name = division.sharding.name
+        if lane.chunks != chunks:
+            return None  # nothing of it can be made in chunks
+        try:
+            predicted = predict(manifest, profiles, barred, lead, (lane,), cells)
+        except PlanError:
+            return None
+        strategy = name if division.codec.exact else f"{name} {division.codec}"
+        return Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted)
+
     for sharding in manifest.shardings:
         for codec in codecs if manifest.verified(sharding.name) else ():
-            strategy = sharding.name if codec.exact else f"{sharding.name} {codec}"
-            found = []
-            for lead, lane in sharded.lanes(
-                manifest, profiles, barred, cells, sharding, codec, limit, latency=objective == "latency"
-            ):
-                try:
-                    predicted = predict(manifest, profiles, barred, lead, (lane,), cells)
-                except PlanError:
-                    continue
-                found.append(Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted))
-            if found:
-                yield min(found, key=lambda candidate: cost_s(candidate.predicted, objective))
+            found = [
+                (candidate, division)
+                for division in sharded.divisions(
+                    manifest, profiles, barred, cells, sharding, codec, limit, latency=objective == "latency"
+                )
+                if (candidate := priced(division)) is not None
+            ]
+            if not found:
+                continue
+            best, division = min(found, key=lambda each: cost_s(each[0].predicted, objective))
+            for chunks in range(2, MAX_CHUNKS + 1) if sharding.strategy == "sequence" else ():
+                finer = priced(division, chunks)
+                if finer is None or cost_s(finer.predicted, objective) >= cost_s(best.predicted, objective):
+                    break
+                best = finer
+            yield best
 
 
 def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:

@@ -155,8 +155,13 @@ def plan(found: Plan) -> str:
             does = (
                 f"runs {runs[0]} to {runs[-1]}" if len(runs) > 1 else f"runs {runs[0]}" if runs else "leads"
             )
-            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}")
+            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}{_in(lane.chunks)}")
     return "\n".join(lines)
+
+
+def _in(chunks: int) -> str:
+    """Return in how many chunks rows are computed and gathered, if in several."""
+    return f" in {chunks} chunks" if chunks > 1 else ""
 
 
 def _which(lane: Lane, lanes: Sequence[Lane]) -> str:
@@ -176,6 +181,7 @@ def candidates(ranked: Sequence[Candidate]) -> str:
         [
             _costs(
                 candidate.strategy,
+                candidate.chunks,
                 candidate.boards,
                 candidate.predicted.latency_s,
                 candidate.predicted.compute_s,
@@ -193,6 +199,7 @@ _COSTS_HEAD = ("STRATEGY", "BOARDS", "LATENCY", "COMPUTE", "EXCHANGE", "WAIT", "
 
 def _costs(
     strategy: str,
+    chunks: int,
     boards: Sequence[BoardId],
     latency_s: float,
     compute_s: float,
@@ -202,7 +209,7 @@ def _costs(
 ) -> tuple[str, ...]:
     """Return the cells of one plan that was weighed; wait is what the lead neither computes nor exchanges."""
     return (
-        strategy,
+        f"{strategy}{_in(chunks)}",
         ", ".join(boards),
         f"{latency_s * 1e3:.1f} ms",
         f"{compute_s * 1e3:.1f} ms",
@@ -226,6 +233,7 @@ def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
             (
                 *_costs(
                     alternative.strategy,
+                    alternative.chunks,
                     alternative.boards,
                     alternative.latency_s,
                     alternative.compute_s,

@@ -1,7 +1,7 @@
 """Ways to divide one request among boards: a sharding of the bundle, boards, shares and a codec.
 
 A sharding becomes a `Task` of plain numbers, for which `teams` finds boards and `shares` their units; what
-comes of it are lanes, which the planner prices like any other.
+comes of it are divisions, whose lanes the planner prices like any other.
 """
 
 from collections import defaultdict
@@ -28,7 +28,25 @@ from shoal.traffic import flows
 MAX_BOARDS: Final = 64
 
 
-def lanes(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """Boards, the lead first, and how they share a request."""
+
+    sharding: Sharding
+    codec: Codec
+    boards: Sequence[BoardId]
+    shares: Sequence[float]
+
+    def lane(self, chunks: int = 1) -> Lane:
+        """Return the lane; what can be is gathered in `chunks`.
+
+        Raises PlanError if there are too few of some units for these shares.
+        """
+        told = programs(self.sharding, self.boards, self.boards[0], self.shares, self.codec, chunks)
+        return Lane(programs=told, weight=1.0)
+
+
+def divisions(
     manifest: Manifest,
     profiles: Profiles,
     barred: Barred,
@@ -38,8 +56,8 @@ def lanes(
     limit: int,
     *,
     latency: bool,
-) -> Iterator[tuple[BoardId, Lane]]:
-    """Yield the most promising lanes of two to `limit` boards, and the lead of each."""
+) -> Iterator[Division]:
+    """Yield the most promising ways to divide a request among two to `limit` boards."""
     if sharding.units < 2:
         return
     boards = _quickest(profiles)
@@ -50,12 +68,13 @@ def lanes(
             continue
         members = [boards[index] for index in team.members]
         shares = [count / task.units for count in counts]
+        found = Division(sharding=sharding, codec=codec, boards=members, shares=shares)
         try:
-            told = programs(sharding, members, members[0], shares, codec)
+            told = found.lane().programs
         except PlanError:
-            continue  # too few of other units for these shares
+            continue
         if all(held_bytes(manifest, told[board].runs) <= profiles[board].memory_bytes for board in members):
-            yield members[0], Lane(programs=told, weight=1.0)
+            yield found
 
 
 def _quickest(profiles: Profiles) -> list[BoardId]:

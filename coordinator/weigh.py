@@ -166,6 +166,7 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             exchange_s=candidate.predicted.exchange_s,
             wait_s=wait_s(candidate.predicted),
             carried_bytes=candidate.predicted.carried_bytes,
+            chunks=candidate.chunks,
             note=_against(candidate, cost_s(candidate.predicted, objective) / best_s),
         )
         for candidate in told

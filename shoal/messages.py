@@ -257,6 +257,8 @@ class Alternative:
     """... or waits for others."""
     carried_bytes: float = 0.0
     """Between boards for one request."""
+    chunks: int = 1
+    """In so many, one after the other, boards compute what others gather."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

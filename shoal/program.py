@@ -172,13 +172,11 @@ class Program:
 
         A run in chunks and the collective behind it, which hands these out, take turns.
         """
-        held: Run | None = None
-        for step in self.steps:
-            if isinstance(step, Run) and step.chunks > 1:
-                held = step
-            elif held is not None:
-                yield from ((each, chunk) for chunk in range(held.chunks) for each in (held, step))
-                held = None
+        steps = iter(zip(self.steps, (*self.steps[1:], None), strict=True))
+        for step, behind in steps:
+            if isinstance(step, Run) and step.chunks > 1 and isinstance(behind, Collective):
+                yield from ((each, chunk) for chunk in range(step.chunks) for each in (step, behind))
+                next(steps)
             else:
                 yield step, 0
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.codec import PLAIN, Codec, codec_of
-from shoal.coordinator.cost import predict
+from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s, cells_of
 from shoal.coordinator.work import COPY_BYTES_PER_S, MESSAGE_S, decode_s, encode_s, run_s
 from shoal.errors import PlanError
@@ -235,6 +235,13 @@ def test_a_range_of_the_weights_takes_as_long_as_its_operations() -> None:
     assert run_s(manifest, ruled, Run(segment="q0", part=(1, 3)), {"batch": 2}) == pytest.approx(
         0.3 + 4 * 0.1
     )
+
+
+def test_a_segment_is_held_once_in_however_many_chunks_it_runs() -> None:
+    manifest = build.chain((100,))
+    once = held_bytes(manifest, [Run(segment="s00")])
+    assert once >= 100
+    assert held_bytes(manifest, [Run(segment="s00"), Run(segment="s00", chunks=2)]) == once
 
 
 # --- the network ----------------------------------------------------------------------------------

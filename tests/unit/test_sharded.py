@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from shoal.codec import codec_of
-from shoal.coordinator import sharded
+from shoal.coordinator import render, sharded
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
 from shoal.manifest import WHOLE, Manifest, Slice, Verification
@@ -149,6 +149,23 @@ def test_codecs_that_lose_something_are_used_only_where_that_is_allowed() -> Non
     lossy = propose(TOKENS, profiles, frozenset(), "latency", 0, (codec_of("f32"), codec_of("i8")))
     by_name = {c.strategy: c for c in lossy}
     assert by_name["sequence i8"].predicted.latency_s < by_name["sequence"].predicted.latency_s
+
+
+def test_rows_are_gathered_in_chunks_where_that_is_quicker() -> None:
+    slow = {each: board(1.0, goodput=1e3) for each in (A, B)}
+    chosen = shared(slow)
+    shares = [count / 10 for count in counts(chosen).values()]
+    told = {n: programs(TOKENS.shardings[0], (A, B), A, shares, chunks=n) for n in (1, 2, 3)}
+    price_s = {
+        n: predict(TOKENS, slow, frozenset(), A, (Lane(programs=each, weight=1.0),)).latency_s
+        for n, each in told.items()
+    }
+    assert chosen.chunks == min(price_s, key=price_s.__getitem__) > 1
+    assert chosen.predicted.latency_s <= min(price_s.values())
+    assert f"sequence in {chosen.chunks} chunks" in render.candidates([chosen])
+    costly = {each: board(1.0, goodput=1e3, base_s=0.1) for each in (A, B)}
+    assert shared(costly).chunks == 1, "every run costs 0.1 s, and a chunk saves less on the wire"
+    assert "chunks" not in render.candidates([shared(costly)])
 
 
 # --- heads ----------------------------------------------------------------------------------------
