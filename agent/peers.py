@@ -296,7 +296,6 @@ class Peers:
         except OSError as error:
             why = connection.broken or str(error)
         finally:
-            connection.close()
             self._lost(connection, why)
 
     def _greeted(self, connection: Connection) -> BoardId:
@@ -397,12 +396,15 @@ class Peers:
         inbox.put((header.tag, peer, header.chunk), arrived)
 
     def _lost(self, connection: Connection, why: str) -> None:
-        """End the attempts that the peer has part in, here and, if we sent on this connection, there."""
+        """Close, and end the attempts that the peer has part in, here and, if we sent on this, there."""
         peer = connection.peer
+        if peer is None or self._closing:
+            connection.close()
+            with self._lock:
+                self._all.discard(connection)
+            return
         with self._lock:
             self._all.discard(connection)
-            if peer is None or self._closing:
-                return
             sending = self._outgoing.get(peer) is connection
             if sending:
                 del self._outgoing[peer]
@@ -410,6 +412,7 @@ class Peers:
             over = [*islice(reversed(self._over), PERHAPS_LOST)]
         for inbox in waiting.values():
             inbox.end(partial(ExchangeError, peer, why))
+        connection.close()
         if sending:
             words = f"what was sent to {peer} is lost: {why}"
             with suppress(ExchangeError):

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -25,12 +26,21 @@ def trio() -> Iterator[Trio]:
     trio.stop()
 
 
+def retried(trio: Trio) -> None:
+    """Ask until there is an answer: a connection that a fault closed late may end the next request too."""
+    for _ in range(len(BOARDS)):
+        with suppress(BoardError):
+            trio.ask()
+            return
+    raise AssertionError("expected an answer in the end")
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
         ("refuses", BoardError, "c: c: not ready for epoch 2"),
         ("fails", ModelError, "expected numbers"),
-        ("closes mid-frame", BoardError, "c: closed by the peer"),
+        ("closes mid-frame", BoardError, r"c: closed by the peer|c: what was sent to . is lost"),
         ("wrong shape", BoardError, "c: step 1, gather: K: expected rows of"),
         ("garbage", BoardError, "exchange with c: frame: expected b'SHL2'"),
         ("silent", BoardError, "nothing came from c for step 1 in time"),
@@ -44,13 +54,14 @@ def test_a_fault_is_told_in_time_with_board_and_reason(
         trio.ask(fault)
     assert time.monotonic() - begun_s < PATIENCE_S + 1
     assert trio.settle() == 0
-    trio.ask()
+    retried(trio)
 
 
 def test_a_peer_that_reads_nothing_is_given_up(trio: Trio) -> None:
     connection = trio.peers[0]._outgoing[BOARDS[-1]]
     begun_s = time.monotonic()
-    with pytest.raises(BoardError, match=r"exchange with c: .*(took nothing for 2 s|timed out)"):
+    said_first_by_either = r"exchange with c: .*(took nothing for 2 s|timed out)|^c: exchange with a: closed"
+    with pytest.raises(BoardError, match=said_first_by_either):
         trio.ask("reads nothing")
     assert time.monotonic() - begun_s < 6
     assert trio.settle() == 0
@@ -58,7 +69,7 @@ def test_a_peer_that_reads_nothing_is_given_up(trio: Trio) -> None:
     connection._writer.join(5)
     assert not connection._writer.is_alive()
     assert not connection._queue, "what was not sent is kept"
-    trio.ask()
+    retried(trio)
 
 
 def test_what_a_failed_attempt_held_is_freed_without_a_garbage_collector(trio: Trio) -> None:
@@ -94,12 +105,12 @@ def test_what_was_sent_on_a_connection_that_the_peer_had_closed_is_not_waited_fo
     noticing = threading.Timer(0.3, trio.mood.notices.set)
     noticing.start()
     begun_s = time.monotonic()
-    with pytest.raises(BoardError, match=r"c: what was sent to . is lost"):
+    with pytest.raises(BoardError, match=r"c: (what was sent to . is lost|exchange with a)"):
         trio.ask()
     assert time.monotonic() - begun_s < 5
     noticing.join()
     assert trio.settle() == 0
-    trio.ask()
+    retried(trio)
 
 
 def test_many_requests_with_faults_leave_nothing_behind(trio: Trio) -> None:
@@ -119,6 +130,6 @@ def test_many_requests_with_faults_leave_nothing_behind(trio: Trio) -> None:
     assert answered + spoilt + faults == 300
     assert spoilt <= faults, "a connection that a fault closed may end the request after it too"
     assert trio.settle() == 0
-    trio.ask()
+    retried(trio)
     assert threading.active_count() <= threads + 6, "a lead's and two followers' pools, and no more"
     assert own.num_fds() <= descriptors + 6
