@@ -35,6 +35,7 @@ from shoal.session import Session, open_session
 from shoal.sharding import programs
 
 RTT_S = 2e-3
+TURNS = 2
 QUOTAS = {2: 0.8, 4: 0.4, 8: 0.2}
 MAKE = """
 import sys, onnx
@@ -247,7 +248,7 @@ def main() -> None:
                 if cells:
                     place = folder / f"{number}-{tokens}"
                     place.mkdir()
-                    rows += asyncio.run(measure(cells, bundle, place, turns=3))
+                    rows += asyncio.run(measure(cells, bundle, place, turns=TURNS))
         print(write("speedup", rows))
 
 
