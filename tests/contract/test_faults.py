@@ -102,6 +102,10 @@ def test_what_was_sent_on_a_connection_that_the_peer_had_closed_is_not_waited_fo
     trio.mood.notices.clear()
     with pytest.raises(BoardError):
         trio.ask("garbage")
+    until_s = time.monotonic() + 3
+    while [peers.refused for peers in trio.peers[:2]] != [1, 1] and time.monotonic() < until_s:
+        time.sleep(0.005)
+    assert trio.settle() == 0
     noticing = threading.Timer(0.3, trio.mood.notices.set)
     noticing.start()
     begun_s = time.monotonic()
