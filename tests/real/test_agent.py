@@ -30,7 +30,7 @@ BOARDS = (BoardId("pi-1"), BoardId("pi-2"))
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, undivided: Path, pictures: Pictures) -> Iterator[Trial]:
     """Two boards that share requests: each holds the whole model."""
-    with Cluster(tmp_path_factory.mktemp("pair"), "embedded", margin=0.3) as cluster:
+    with Cluster(tmp_path_factory.mktemp("pair"), "embedded", margin=0.3, dwell_s=600) as cluster:
         for board in BOARDS:
             cluster.start_board(board)
         trial = Trial(cluster=cluster, bundle=undivided, pictures=pictures, budget=None, boards=BOARDS)
