@@ -139,15 +139,14 @@ def _first(enter: Callable[[], None] | None) -> Callable[[], None]:
 class Cluster:
     """Broker, coordinator and boards as processes on loopback; use it as a context manager."""
 
-    def __init__(self, folder: Path, broker: Kind, *, margin: float = 0.1, dwell_s: float = 5.0) -> None:
+    def __init__(self, folder: Path, broker: Kind, *, margin: float = 0.1) -> None:
         """Keep state and logs in `folder`; nothing is started yet.
 
-        `margin` is by what share a new plan must be better for the coordinator to switch unforced, and
-        `dwell_s` the least time between two such switches.
+        `margin` is by what share a new plan must be better for the coordinator to switch unforced.
         """
         self.folder = folder
         self._kind: Kind = broker
-        self._margin, self._dwell_s = margin, dwell_s
+        self._margin = margin
         self._port = free_port()
         self.broker: BrokerProcess
         self.coordinator: Process
@@ -180,7 +179,7 @@ class Cluster:
     def start_coordinator(self) -> None:
         """Start the coordinator, again with the same store if it ran before."""
         command = ["coordinator", "--broker", self.url, "--state-dir", str(self.folder / "coordinator")]
-        command += ["--margin", str(self._margin), "--dwell", str(self._dwell_s), "--verbose"]
+        command += ["--margin", str(self._margin), "--verbose"]
         self.coordinator = Process(command, self.folder / "coordinator.log")
 
     def start_board(self, name: BoardId, *, memory_bytes: int | None = None, threads: int = 1) -> Process:

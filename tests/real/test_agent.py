@@ -30,7 +30,7 @@ BOARDS = (BoardId("pi-1"), BoardId("pi-2"))
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, undivided: Path, pictures: Pictures) -> Iterator[Trial]:
     """Two boards that share requests: each holds the whole model."""
-    with Cluster(tmp_path_factory.mktemp("pair"), "embedded", margin=0.3, dwell_s=600) as cluster:
+    with Cluster(tmp_path_factory.mktemp("pair"), "embedded", margin=0.3) as cluster:
         for board in BOARDS:
             cluster.start_board(board)
         trial = Trial(cluster=cluster, bundle=undivided, pictures=pictures, budget=None, boards=BOARDS)
@@ -189,7 +189,7 @@ def test_a_client_in_a_hurry_harms_nobody_else(pair: Trial, lead: Address, pictu
     """Requests that may take no time at all run out of it; that is no sign against boards or links."""
 
     async def hurry(watch: Watch) -> None:
-        epoch = watch.plans[-1].epoch
+        before = len(watch.plans)
         body, length = oip.render_request(pictures.inputs[0])
         head = json.loads(body[:length])
         head["parameters"]["timeout"] = 1
@@ -199,7 +199,8 @@ def test_a_client_in_a_hurry_harms_nobody_else(pair: Trial, lead: Address, pictu
             status, _ = await asyncio.to_thread(post, lead, text + body[length:], headers)
             assert status in (200, 503)
             await asyncio.sleep(0.05)
-        assert watch.plans[-1].epoch == epoch
+        reasons = [plan.reason for plan in watch.plans[before:]]  # a noisy machine may call for another plan
+        assert not any("lost" in reason or "fail" in reason for reason in reasons), reasons
         assert not any(Alarm in said for said in watch.view.boards.values())
 
     tally = pair.under_load(hurry)
