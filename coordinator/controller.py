@@ -11,19 +11,18 @@ that things are likely to stay as they are, and the last switch is some time ago
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from shoal.coordinator import experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
-from shoal.coordinator.experience import Experience, Trial
-from shoal.coordinator.fleet import Fleet
+from shoal.coordinator.fitness import readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
 from shoal.coordinator.weigh import (
     Question,
     Ranking,
-    Settings,
     alternatives,
     describe,
     fits_beside,
@@ -32,78 +31,12 @@ from shoal.coordinator.weigh import (
     why_not_more,
 )
 from shoal.manifest import Manifest
-from shoal.messages import Decision, Deployment, Desired, Readiness, Telemetry
+from shoal.messages import Decision, Deployment, Desired, Telemetry
 from shoal.program import Plan, shape_of
-from shoal.records import BoardId, Sha256
+from shoal.records import BoardId
 
 HASTY_S: Final = 60.0
 """Two switches within this time that nothing forced double the dwell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """A plan on its way in."""
-
-    plan: Plan
-    since_s: float
-    cleared: bool
-    """The boards may load: nothing of the old plan is in the way."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """All that the controller knows."""
-
-    incarnation: int
-    settings: Settings
-    connected: bool = False
-    fleet: Fleet = field(default_factory=Fleet)
-    deployment: Deployment | None = None
-    deployed_s: float = 0.0
-    manifest: Manifest | None = None
-    """Of the deployed bundle; None until the bundle is here."""
-    serving: Plan | None = None
-    draining: Plan | None = None
-    pending: Pending | None = None
-    epoch: int = 0
-    """The highest ever seen."""
-    switched_s: float | None = None
-    dwell_s: float = 0.0
-    given_up: Mapping[tuple[object, ...], float] = field(default_factory=dict)
-    """When a plan of that shape could not be prepared."""
-    trial: Trial | None = None
-    """What the plan in force has shown so far."""
-    experience: Experience = field(default_factory=dict)
-    """What strategies turned out to be worth."""
-    cause: str = "start"
-    """What happened last that could call for another plan."""
-    ranking: Ranking | None = None
-    decision: Decision | None = None
-    desired: Mapping[BoardId, Desired] = field(default_factory=dict)
-    """What was last said to each board."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Say:
-    """Publish what is desired of a board."""
-
-    board: BoardId
-    message: Desired
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tell:
-    """Publish the plan in force or the decision, for whoever listens."""
-
-    message: Plan | Decision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retract:
-    """Clear the published plan: none is in force."""
-
-
-Effect = Say | Tell | Retract
 
 
 def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float, *, retained: bool) -> State:
@@ -144,7 +77,7 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
     """Return the state after the operator deployed something, or (None) took everything away."""
     if deployment == state.deployment:
         return state
-    same_bundle = deployment is not None and deployment.bundle.manifest == _bundle(state)
+    same_bundle = deployment is not None and deployment.bundle.manifest == state.bundle
     return replace(
         state,
         deployment=deployment,
@@ -195,10 +128,6 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     return replace(state, desired=desired), tuple(effects)
 
 
-def _bundle(state: State) -> Sha256 | None:
-    return state.deployment.bundle.manifest if state.deployment else None
-
-
 def _without_strangers(state: State, now_s: float) -> State:
     """Drop plans of another model, and name as the cause any board of the plan that is gone."""
     name = state.deployment.bundle.name if state.deployment else None
@@ -213,29 +142,6 @@ def _without_strangers(state: State, now_s: float) -> State:
     return state
 
 
-def _broken(state: State, plan: Plan, now_s: float) -> str:
-    """Return why `plan` cannot run on the fleet as it is now; empty if it can."""
-    living = fleets.living(state.fleet, now_s)
-    if plan.bundle != _bundle(state):
-        return "another version of the bundle is deployed"
-    allowed = state.deployment.max_boards if state.deployment else 0
-    if 0 < allowed < len(plan.boards):
-        return f"no more than {allowed} board(s) are allowed"
-    for board in sorted(plan.boards):
-        if board not in living:
-            return f"{board} lost"
-        birth = living[board].birth
-        if birth is None or birth.address != plan.addresses[board]:
-            return f"{board} restarted"
-    closed = fleets.barred(state.fleet, now_s)
-    for lane in plan.lanes:
-        for board, program in lane.programs.items():
-            for peer in sorted(program.peers):
-                if frozenset((board, peer)) in closed:
-                    return f"exchanges between {board} and {peer} fail"
-    return ""
-
-
 def _advance(state: State, now_s: float) -> State:
     """Move the pending plan on: clear the way, commit, or give it up; end the draining one."""
     if state.draining is not None and state.switched_s is not None:
@@ -245,8 +151,8 @@ def _advance(state: State, now_s: float) -> State:
     pending = state.pending
     if pending is None:
         return state
-    broken = _broken(state, pending.plan, now_s)
-    failed = _failed(state, pending.plan, now_s)
+    broken = why_broken(state, pending.plan, now_s)
+    failed = why_failed(state, pending.plan, now_s)
     late = now_s - pending.since_s > state.settings.prepare_timeout_s
     if broken or failed or late:
         why = broken or failed or "not ready in time"
@@ -254,57 +160,18 @@ def _advance(state: State, now_s: float) -> State:
         cause = broken or f"gave up epoch {pending.plan.epoch} ({why})"
         return replace(state, pending=None, given_up=given_up, cause=cause)
     if not pending.cleared:
-        if _way_is_free(state, pending, now_s):
+        if way_is_free(state, pending, now_s):
             return replace(state, serving=None, draining=None, pending=replace(pending, cleared=True))
         return state
-    readiness = _readiness(state, pending.plan, now_s)
+    readiness = readiness_of(state, pending.plan, now_s)
     if all(r is not None and r.phase == "ready" for r in readiness.values()):
         return _commit(state, pending.plan, now_s)
     return state
 
 
-def _readiness(state: State, plan: Plan, now_s: float) -> dict[BoardId, Readiness | None]:
-    """Return, by board of `plan`, how far it says it is with the plan's epoch."""
-    living = fleets.living(state.fleet, now_s)
-    found = {}
-    for board in sorted(plan.boards):
-        reported = living[board].reported if board in living else None
-        epochs = {readiness.epoch: readiness for readiness in reported.epochs} if reported else {}
-        found[board] = epochs.get(plan.epoch)
-    return found
-
-
-def _unfit(state: State, plan: Plan, now_s: float) -> str:
-    """Return why the plan in force cannot go on; empty if it can."""
-    broken = _broken(state, plan, now_s) or _failed(state, plan, now_s)
-    if broken:
-        return broken
-    for board, readiness in _readiness(state, plan, now_s).items():
-        there_s = now_s - state.fleet.boards[board].since_s
-        ready = readiness is not None and readiness.phase == "ready"
-        if not ready and there_s > state.settings.prepare_timeout_s:  # it restarted where it was
-            return f"{board} did not get ready again in time"
-    return ""
-
-
-def _failed(state: State, plan: Plan, now_s: float) -> str:
-    """Return which boards could not get ready for `plan`, and why; empty if none has said so."""
-    readiness = _readiness(state, plan, now_s)
-    failed = [f"{b}: {r.detail}" for b, r in readiness.items() if r is not None and r.phase == "failed"]
-    return "; ".join(failed)
-
-
-def _way_is_free(state: State, pending: Pending, now_s: float) -> bool:
-    """Say whether every board has put its old plans down, or has had the time to."""
-    if now_s - pending.since_s >= state.settings.drain_s:
-        return True
-    reports = [state.fleet.boards[board].reported for board in pending.plan.boards]
-    return all(reported is not None and not reported.epochs for reported in reports)
-
-
 def _commit(state: State, plan: Plan, now_s: float) -> State:
     old = state.serving
-    keep = old if old is not None and not _broken(state, old, now_s) else None
+    keep = old if old is not None and not why_broken(state, old, now_s) else None
     decision = state.decision
     if decision is not None:
         decision = replace(decision, epoch=plan.epoch, wanted=0, waiting_for=())
@@ -326,7 +193,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     old = state.serving
     unprofiled = tuple(f"the profile of {board}" for board in living if board not in question.profiles)
     settled = now_s - state.deployed_s >= state.settings.settle_s
-    fresh = old is None or old.bundle != _bundle(state)
+    fresh = old is None or old.bundle != state.bundle
     if state.switched_s is not None and state.switched_s >= state.deployed_s:
         fresh = False  # this is not the first plan for what is deployed
     if fresh and not settled and (unprofiled or not living):
@@ -340,7 +207,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
-    broken = _unfit(state, old, now_s) if old is not None else ""
+    broken = why_unfit(state, old, now_s) if old is not None else ""
     serves = old is not None and not broken
     pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
     tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
@@ -413,7 +280,7 @@ def _beside(question: Question, plan: Plan, others: tuple[Plan, ...]) -> bool:
 
 def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:
     """Return what `Plan.shape` would be for this candidate."""
-    return shape_of(_bundle(state), candidate.strategy, candidate.lead, candidate.lanes)
+    return shape_of(state.bundle, candidate.strategy, candidate.lead, candidate.lanes)
 
 
 def _decision(ranking: Ranking, epoch: int, wanted: int, reason: str) -> Decision:

@@ -13,9 +13,9 @@ from aiohttp import web
 
 from shoal.clock import wall_ms
 from shoal.coordinator import controller
-from shoal.coordinator.controller import Effect, Say, State, Tell
 from shoal.coordinator.depot import Depot
 from shoal.coordinator.fleet import reconnected
+from shoal.coordinator.state import Effect, Say, State, Tell
 from shoal.coordinator.weigh import Settings as Eagerness
 from shoal.encoding import from_json, to_json
 from shoal.errors import ConfigError, ModelError, WireError

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from shoal.coordinator import controller, fleet
-from shoal.coordinator.controller import Say, State, Tell
 from shoal.coordinator.cost import memory_bytes
+from shoal.coordinator.state import Say, State, Tell
 from shoal.coordinator.weigh import Settings
 from shoal.lab import shaping
 from shoal.lab.boards import BOOT_S, Board, Setting, World

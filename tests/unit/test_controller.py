@@ -10,7 +10,6 @@ import pytest
 
 from shoal import wire
 from shoal.coordinator import controller
-from shoal.coordinator.controller import Retract, Say, State, Tell
 from shoal.coordinator.fleet import (
     ALARM_MEMORY_S,
     DOUBT_LEASE_S,
@@ -19,6 +18,7 @@ from shoal.coordinator.fleet import (
     living,
     reconnected,
 )
+from shoal.coordinator.state import Retract, Say, State, Tell
 from shoal.coordinator.weigh import Settings
 from shoal.manifest import Manifest
 from shoal.messages import HEARTBEAT_S, Decision, Deployment, Desired, Readiness

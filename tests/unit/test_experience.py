@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from shoal.coordinator import controller, experience
-from shoal.coordinator.controller import State
 from shoal.coordinator.experience import RECALL_S, Slower, Trial
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.state import State
 from shoal.coordinator.weigh import Settings
 from shoal.messages import Telemetry
 from shoal.program import Lane, Plan, Prediction, Program, Run

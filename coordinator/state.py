@@ -1,0 +1,83 @@
+"""What the controller knows, and what it can do about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal.coordinator.experience import Experience, Trial
+from shoal.coordinator.fleet import Fleet
+from shoal.coordinator.weigh import Ranking, Settings
+from shoal.manifest import Manifest
+from shoal.messages import Decision, Deployment, Desired
+from shoal.program import Plan
+from shoal.records import BoardId, Sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A plan on its way in."""
+
+    plan: Plan
+    since_s: float
+    cleared: bool
+    """The boards may load: nothing of the old plan is in the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All that the controller knows."""
+
+    incarnation: int
+    settings: Settings
+    connected: bool = False
+    fleet: Fleet = field(default_factory=Fleet)
+    deployment: Deployment | None = None
+    deployed_s: float = 0.0
+    manifest: Manifest | None = None
+    """Of the deployed bundle; None until the bundle is here."""
+    serving: Plan | None = None
+    draining: Plan | None = None
+    pending: Pending | None = None
+    epoch: int = 0
+    """The highest ever seen."""
+    switched_s: float | None = None
+    dwell_s: float = 0.0
+    given_up: Mapping[tuple[object, ...], float] = field(default_factory=dict)
+    """When a plan of that shape could not be prepared."""
+    trial: Trial | None = None
+    """What the plan in force has shown so far."""
+    experience: Experience = field(default_factory=dict)
+    """What strategies turned out to be worth."""
+    cause: str = "start"
+    """What happened last that could call for another plan."""
+    ranking: Ranking | None = None
+    decision: Decision | None = None
+    desired: Mapping[BoardId, Desired] = field(default_factory=dict)
+    """What was last said to each board."""
+
+    @property
+    def bundle(self) -> Sha256 | None:
+        """Return the digest of the deployed bundle's manifest; None: nothing is deployed."""
+        return self.deployment.bundle.manifest if self.deployment else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Say:
+    """Publish what is desired of a board."""
+
+    board: BoardId
+    message: Desired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """Publish the plan in force or the decision, for whoever listens."""
+
+    message: Plan | Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retract:
+    """Clear the published plan: none is in force."""
+
+
+Effect = Say | Tell | Retract
