@@ -144,7 +144,7 @@ class Executor:
         held = self._enter(epoch)
         try:
             others = frozenset(held.plan.lanes[lane].programs) - {self._board}
-            inbox = self.peers.open(attempt, others)[0] if others else Inbox(others)
+            inbox = self.peers.inboxes.open(attempt, others)[0] if others else Inbox(others)
             flags = 0 if trace is None else TRACED
             header = Header(kind=Kind.TENSORS, attempt=attempt, epoch=epoch, lane=lane, flags=flags)
             part = self._part(held, header, inbox, deadline_s)
@@ -155,7 +155,7 @@ class Executor:
                 return self._play(held, part, inputs, wanted)
             finally:
                 if others:
-                    self.peers.close(attempt)
+                    self.peers.inboxes.close(attempt)
                 if trace is not None and part.notes is not None:
                     trace.add(self._board, part.notes.marks)
         finally:
@@ -173,7 +173,7 @@ class Executor:
             if self._board not in programs or peer not in programs:
                 raise BoardError(f"{self._board}: lane {header.lane} is not for {self._board} and {peer}")
             others = frozenset(programs) - {self._board}
-            inbox, new = self.peers.open(header.attempt, others)
+            inbox, new = self.peers.inboxes.open(header.attempt, others)
             if new:
                 with self._lock:
                     self._attempts += 1
@@ -210,7 +210,7 @@ class Executor:
         except Exception:
             log.exception("attempt %s failed", attempt.hex()[:8])
         finally:
-            self.peers.close(attempt)
+            self.peers.inboxes.close(attempt)
             self._hand_in(held.plan.lead, part)
             with self._lock:
                 self._attempts -= 1

@@ -135,9 +135,9 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
             assert got[name].shape == array.shape
             assert np.allclose(got[name], array, atol=1e-5)
     until_s = time.monotonic() + 3
-    while any(board.peers._inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
+    while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
         time.sleep(0.005)
-    assert not any(board.peers._inboxes for board in cluster.boards.values()), "something is left behind"
+    assert not any(board.peers.inboxes for board in cluster.boards.values()), "something is left behind"
 
 
 @pytest.mark.parametrize(
