@@ -202,7 +202,7 @@ def last_uses_in(program: Program, sessions: Mapping[Run, Session]) -> dict[str,
 def _needs(step: Step, behind: Collective | None, sessions: Mapping[Run, Session]) -> tuple[str, ...]:
     """Return the tensors that a turn reads."""
     if isinstance(step, Run):
-        return (*sessions[step].inputs, *(needs(behind) if behind is not None else ()))
+        return (*sessions[step].inputs, *((RANGE, *needs(behind)) if behind is not None else ()))
     if isinstance(step, Collective):
         return needs(step)
     return () if step.kind == "recv" else step.tensors
