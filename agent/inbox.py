@@ -1,16 +1,23 @@
-"""What comes for one attempt at a request, and the wait for it."""
+"""What comes for attempts at requests, and the wait for it."""
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from shoal.errors import BoardError
 from shoal.records import Array, BoardId
 
 MAX_INBOX_BYTES: Final = 1 << 30
+REMEMBERED: Final = 4096
+"""So many attempts that are over are remembered, to drop what comes late."""
+PERHAPS_LOST: Final = 64
+"""When a connection is lost, its peer is told of so many attempts that were over last: what was sent for
+them may not have come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,3 +88,71 @@ class Inbox:
             found = [self._arrived.pop(key) for key in keys]
             self._size_bytes -= sum(arrived.size_bytes for arrived in found)
             return found
+
+
+class Inboxes:
+    """The inboxes of the attempts that a board takes part in, and which attempts are over."""
+
+    def __init__(self, board: BoardId) -> None:
+        self._board = board
+        self._lock = threading.Lock()
+        self._open: dict[bytes, Inbox] = {}
+        self._over: OrderedDict[bytes, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, attempt: bytes, peers: frozenset[BoardId]) -> tuple[Inbox, bool]:
+        """Return the inbox of an attempt that this board takes part in, and whether it is new.
+
+        Raises BoardError if the attempt is over: another board's abort came just before.
+        """
+        with self._lock:
+            found = self._open.get(attempt)
+            if found is not None:
+                return found, False
+            if attempt in self._over:
+                raise BoardError(f"{self._board}: that attempt is over")
+            inbox = self._open[attempt] = Inbox(peers)
+            return inbox, True
+
+    def close(self, attempt: bytes) -> None:
+        """Forget an attempt; what still comes for it is dropped."""
+        with self._lock:
+            self._forget(attempt)
+
+    def find(self, attempt: bytes) -> tuple[Inbox | None, bool]:
+        """Return the inbox of an attempt, if there is one, and whether the attempt is over."""
+        with self._lock:
+            return self._open.get(attempt), attempt in self._over
+
+    def end(self, attempt: bytes, why: Callable[[], Exception]) -> None:
+        """End an attempt, also one whose first tensor has not come yet."""
+        with self._lock:
+            inbox = self._open.get(attempt)
+            if inbox is None:
+                self._forget(attempt)
+        if inbox is not None:
+            inbox.end(why)
+
+    def end_all(self, why: Callable[[], Exception]) -> None:
+        """End all attempts under way."""
+        with self._lock:
+            waiting = list(self._open.values())
+        for inbox in waiting:
+            inbox.end(why)
+
+    def end_with(self, peer: BoardId, why: Callable[[], Exception]) -> list[bytes]:
+        """End the attempts that `peer` has part in; return them, and the last that were over already."""
+        with self._lock:
+            waiting = {attempt: inbox for attempt, inbox in self._open.items() if peer in inbox.peers}
+            over = [*islice(reversed(self._over), PERHAPS_LOST)]
+        for inbox in waiting.values():
+            inbox.end(why)
+        return [*waiting, *over]
+
+    def _forget(self, attempt: bytes) -> None:
+        self._open.pop(attempt, None)
+        self._over[attempt] = None
+        while len(self._over) > REMEMBERED:
+            self._over.popitem(last=False)

@@ -13,19 +13,17 @@ import secrets
 import socket
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
 
 from shoal import frames
 from shoal.agent.connection import Buffers, Connection, tuned
-from shoal.agent.inbox import Arrived, Inbox
+from shoal.agent.inbox import Arrived, Inbox, Inboxes
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
@@ -42,11 +40,6 @@ AGAIN_S: Final = 0.5
 HELLO_S: Final = 5.0
 HEARD_S: Final = 0.1
 """A peer is told no more often than this how fast its tensors come."""
-REMEMBERED: Final = 4096
-"""So many attempts that are over are remembered, to drop what comes late."""
-PERHAPS_LOST: Final = 64
-"""When a connection is lost, its peer is told of so many attempts that were over last: what was sent for
-them may not have come."""
 MAX_CONNECTIONS: Final = 256
 
 
@@ -95,6 +88,8 @@ class Peers:
         connected: Callable[[socket.socket, BoardId | None], Connection] = Connection,
     ) -> None:
         """`connected` makes a connection of a socket and the peer at its other end, if that is known."""
+        self.inboxes = Inboxes(board)
+        """Of the attempts that this board takes part in."""
         self._connected = connected
         self._cluster = cluster
         self._board = board
@@ -105,8 +100,6 @@ class Peers:
         self._opening: dict[BoardId, threading.Lock] = {}
         self._unreached_s: dict[Address, float] = {}
         self._all: set[Connection] = set()
-        self._inboxes: dict[bytes, Inbox] = {}
-        self._over: OrderedDict[bytes, None] = OrderedDict()
         self._pongs: dict[bytes, queue.SimpleQueue[float]] = {}
         self._closing = False
         self.dropped = 0
@@ -138,31 +131,6 @@ class Peers:
             self._addresses = dict(addresses)
         for connection in stale:
             connection.close()
-
-    def open(self, attempt: bytes, peers: frozenset[BoardId]) -> tuple[Inbox, bool]:
-        """Return the inbox of an attempt that this board takes part in, and whether it is new.
-
-        Raises BoardError if the attempt is over: another board's abort came just before.
-        """
-        with self._lock:
-            found = self._inboxes.get(attempt)
-            if found is not None:
-                return found, False
-            if attempt in self._over:
-                raise BoardError(f"{self._board}: that attempt is over")
-            inbox = self._inboxes[attempt] = Inbox(peers)
-            return inbox, True
-
-    def close(self, attempt: bytes) -> None:
-        """Forget an attempt; what still comes for it is dropped."""
-        with self._lock:
-            self._forget(attempt)
-
-    def _forget(self, attempt: bytes) -> None:
-        self._inboxes.pop(attempt, None)
-        self._over[attempt] = None
-        while len(self._over) > REMEMBERED:
-            self._over.popitem(last=False)
 
     def send(self, peer: BoardId, buffers: Buffers) -> None:
         """Send frames to `peer`.  Raises ExchangeError."""
@@ -226,11 +194,10 @@ class Peers:
         self._closing = True
         self._listener.close()
         with self._lock:
-            connections, waiting = list(self._all), list(self._inboxes.values())
+            connections = list(self._all)
         for connection in connections:
             connection.close()
-        for inbox in waiting:
-            inbox.end(partial(BoardError, f"{self._board} is stopping"))
+        self.inboxes.end_all(partial(BoardError, f"{self._board} is stopping"))
 
     def _connection(self, peer: BoardId) -> Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
@@ -345,7 +312,7 @@ class Peers:
             words = connection.receive(header.length).decode(errors="replace")
             refused = header.kind is Kind.REFUSE
             why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
-            self._end(header.attempt, why)
+            self.inboxes.end(header.attempt, why)
 
     def _receive(self, connection: Connection, view: memoryview) -> None:
         """Receive tensors, and tell their sender how fast they came unless others came at the same time."""
@@ -366,19 +333,8 @@ class Peers:
             with self._lock:
                 self._receiving -= 1
 
-    def _end(self, attempt: bytes, why: Callable[[], Exception]) -> None:
-        """End an attempt, also one whose first tensor has not come yet."""
-        with self._lock:
-            inbox = self._inboxes.get(attempt)
-            if inbox is None:
-                self._forget(attempt)
-        if inbox is not None:
-            inbox.end(why)
-
     def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
-        with self._lock:
-            inbox = self._inboxes.get(header.attempt)
-            over = header.attempt in self._over
+        inbox, over = self.inboxes.find(header.attempt)
         if over:
             self.dropped += 1
             return
@@ -408,13 +364,11 @@ class Peers:
             sending = self._outgoing.get(peer) is connection
             if sending:
                 del self._outgoing[peer]
-            waiting = {attempt: box for attempt, box in self._inboxes.items() if peer in box.peers}
-            over = [*islice(reversed(self._over), PERHAPS_LOST)]
-        for inbox in waiting.values():
-            inbox.end(partial(ExchangeError, peer, why))
+        # Only now: an attempt that has sent on this connection is among them.
+        attempts = self.inboxes.end_with(peer, partial(ExchangeError, peer, why))
         connection.close()
         if sending:
             words = f"what was sent to {peer} is lost: {why}"
             with suppress(ExchangeError):
-                for attempt in (*waiting, *over):
+                for attempt in attempts:
                     self.send(peer, frames.text(Kind.ABORT, words, attempt=attempt))

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from benchmarks.record import write
-from shoal.agent.peers import REMEMBERED
+from shoal.agent.inbox import REMEMBERED
 from shoal.errors import ShoalError
 from shoal.memory import give_back, keep
 from tests.faulty import BOARDS, FAULTS, Fault, Trio

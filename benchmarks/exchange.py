@@ -196,9 +196,8 @@ def sent(codec: str, requests: int = 10) -> dict[str, object]:
 
 def main() -> None:
     """Measure at rates of Wi-Fi, Fast and Gigabit Ethernet, and write the rows."""
-    reason = namespaces.why_not()
-    if reason or not namespaces.is_root():
-        print(f"no exchange measured: {reason or 'needs root for a delay line on time'}")
+    if reason := namespaces.why_not_by_root():
+        print(f"no exchange measured: {reason}")
         return
     rows = []
     for rate, delay_s in ((10e6, 1e-3), (100e6, 1e-3), (500e6, 0.5e-3), (1e9, 0.0)):

@@ -45,8 +45,8 @@ def serve(host: str) -> None:
     """Take tensors at the right end, for ever."""
 
     def begin(header: Header, peer: BoardId) -> Inbox:
-        inbox, _ = peers.open(header.attempt, frozenset({peer}))
-        threading.Timer(0.5, peers.close, (header.attempt,)).start()
+        inbox, _ = peers.inboxes.open(header.attempt, frozenset({peer}))
+        threading.Timer(0.5, peers.inboxes.close, (header.attempt,)).start()
         return inbox
 
     peers = Peers("bench", RIGHT, begin)

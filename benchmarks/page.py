@@ -1,7 +1,7 @@
 """Writes docs/benchmarks.md from the rows in benchmarks/results: `python -m benchmarks.page`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,18 @@ def where(found: dict[str, Any]) -> str:
     return f"Commit {found['commit']}, {about}."
 
 
+def section(title: str, found: dict[str, Any], *words: str) -> list[str]:
+    """Return how a section begins: its title, where its figures are from, and what they are."""
+    return [f"## {title}", "", where(found), "", *words, *([""] if words else [])]
+
+
 def scenarios(found: dict[str, Any]) -> list[str]:
     rows = [row for row in found["rows"] if row["what"] == "scenario"]
-    lines = ["## Scenarios, measured in the lab", "", where(found), ""]
-    lines += [
+    lines = section(
+        "Scenarios, measured in the lab",
+        found,
         "Speed-ups are over the best single board of the same run, before the first event; below 1 it lost.",
-        "",
-    ]
+    )
     body = []
     for row in rows:
         s = row["summary"]
@@ -110,11 +115,11 @@ def errors(found: dict[str, Any]) -> list[str]:
 
 
 def exchange(found: dict[str, Any]) -> list[str]:
-    lines = ["## Exchanges against bare sockets", "", where(found), ""]
-    lines += [
+    lines = section(
+        "Exchanges against bare sockets",
+        found,
         "So many bytes there and a small answer back, by the agents' data plane and by a socket, in turn.",
-        "",
-    ]
+    )
     body = [
         (
             f"{r['rate_mbit']:.0f} Mbit/s, RTT {r['rtt_ms']:g} ms, {r['bytes']} bytes",
@@ -149,14 +154,14 @@ def exchange(found: dict[str, Any]) -> list[str]:
 
 
 def aborts(found: dict[str, Any]) -> list[str]:
-    lines = ["## Requests that are aborted", "", where(found), ""]
-    lines += [
+    lines = section(
+        "Requests that are aborted",
+        found,
         "Three boards in one process; in one request of three the last of them refuses, fails, closes",
         "mid-frame, sends another shape or garbage, says nothing, or reads nothing. Of the memory only",
         "what the boards remember of attempts that are over may grow, by "
         f"{found['rows'][-1]['allowed_bytes'] / 1e6:.1f} MB.",
-        "",
-    ]
+    )
     body = [
         (
             str(r["requests"]),
@@ -175,14 +180,14 @@ def aborts(found: dict[str, Any]) -> list[str]:
 
 
 def peers(found: dict[str, Any]) -> list[str]:
-    lines = ["## Beside the published baseline", "", where(found), ""]
-    lines += [
+    lines = section(
+        "Beside the published baseline",
+        found,
         "One request at a time through 12 layers of ViT-B's shape, fp32 weights, in the lab with a quota",
         "for each board, on cables with a round trip of 2 ms: shoal's `sequence`, and torch.distributed",
         "with Gloo, eager, one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM).",
         "Below 1 it lost.",
-        "",
-    ]
+    )
     body = [
         (
             f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:g} Mbit/s: {r['what']}",
@@ -198,15 +203,15 @@ def peers(found: dict[str, Any]) -> list[str]:
 
 
 def speedup(found: dict[str, Any]) -> list[str]:
-    lines = ["## One request on several boards", "", where(found), ""]
-    lines += [
+    lines = section(
+        "One request on several boards",
+        found,
         "A Transformer of ViT-B's shape (12 layers of 768, fp32) by `sequence`, next to the best single",
         "board of the same run with the original graph. Real agents in namespaces, a quota of processor time",
         "each, RTT 2 ms. *Limit* is what computing alone would give: the whole model against a board's",
         "share, without exchange or waiting, on one thread of this machine. *Hidden* is in what share of the",
         "time in which bytes came in the boards computed.",
-        "",
-    ]
+    )
     body = [
         (
             f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:.0f} Mbit/s, "
@@ -233,12 +238,12 @@ def speedup(found: dict[str, Any]) -> list[str]:
 
 
 def collective(found: dict[str, Any]) -> list[str]:
-    lines = ["## What an exchange costs a board", "", where(found), ""]
-    lines += [
+    lines = section(
+        "What an exchange costs a board",
+        found,
         "Processor time of encoding, sending, receiving, decoding and all steps between; K and V of 12 heads",
         "of 64, boards as processes on loopback, segments that compute nothing.",
-        "",
-    ]
+    )
     body = [
         (
             f"{r['boards']} boards, {r['rows']} rows each, {r['codec']}",
@@ -251,29 +256,43 @@ def collective(found: dict[str, Any]) -> list[str]:
     return lines + table(("exchange", "bytes to each peer", "processor ms", "least"), body)
 
 
-def others() -> list[str]:
-    lines = []
-    planner, overhead = read("planner"), read("overhead")
-    if planner is not None:
-        lines += ["## Planner", "", where(planner), ""]
-        body = [
-            (
-                f"{r['boards']} boards, {r['segments']} segments, {r['objective']}",
-                number(1e3 * r["seconds"]["median"]),
-                number(1e3 * r["seconds"]["max"]),
-            )
-            for r in planner["rows"]
-        ]
-        lines += table(("question", "median ms", "slowest ms"), body)
-    if overhead is not None:
-        lines += ["## One board, against onnxruntime alone", "", where(overhead), ""]
-        body = [
-            (r["what"], number(1e3 * r["direct_s"]["median"], 2), number(1e3 * r["through_s"]["median"], 2))
-            for r in overhead["rows"]
-            if "direct_s" in r
-        ]
-        lines += table(("request", "onnxruntime ms", "through shoal ms"), body)
-    return lines
+def planner(found: dict[str, Any]) -> list[str]:
+    body = [
+        (
+            f"{r['boards']} boards, {r['segments']} segments, {r['objective']}",
+            number(1e3 * r["seconds"]["median"]),
+            number(1e3 * r["seconds"]["max"]),
+        )
+        for r in found["rows"]
+    ]
+    return section("Planner", found) + table(("question", "median ms", "slowest ms"), body)
+
+
+def overhead(found: dict[str, Any]) -> list[str]:
+    body = [
+        (r["what"], number(1e3 * r["direct_s"]["median"], 2), number(1e3 * r["through_s"]["median"], 2))
+        for r in found["rows"]
+        if "direct_s" in r
+    ]
+    head = ("request", "onnxruntime ms", "through shoal ms")
+    return section("One board, against onnxruntime alone", found) + table(head, body)
+
+
+def lab(found: dict[str, Any]) -> list[str]:
+    return scenarios(found) + errors(found) + ([NOTES.read_text().strip(), ""] if NOTES.is_file() else [])
+
+
+SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
+    "lab": lab,
+    "exchange": exchange,
+    "speedup": speedup,
+    "collective": collective,
+    "aborts": aborts,
+    "peers": peers,
+    "planner": planner,
+    "overhead": overhead,
+}
+"""By the benchmark that has its rows, in the order of the page."""
 
 
 def main() -> None:
@@ -285,25 +304,10 @@ def main() -> None:
         "or stands beside what it is compared with. Emulated boards: see [lab.md](lab.md).",
         "",
     ]
-    lab, bare = read("lab"), read("exchange")
-    if lab is not None:
-        lines += scenarios(lab) + errors(lab)
-        if NOTES.is_file():
-            lines += [NOTES.read_text().strip(), ""]
-    if bare is not None:
-        lines += exchange(bare)
-    fast, spent = read("speedup"), read("collective")
-    if fast is not None:
-        lines += speedup(fast)
-    if spent is not None:
-        lines += collective(spent)
-    ends = read("aborts")
-    if ends is not None:
-        lines += aborts(ends)
-    baseline = read("peers")
-    if baseline is not None:
-        lines += peers(baseline)
-    lines += others()
+    for name, told in SECTIONS.items():
+        found = read(name)
+        if found is not None:
+            lines += told(found)
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 

@@ -164,9 +164,8 @@ async def measure(
 
 def main() -> None:
     """Measure all cells and write the rows."""
-    reason = namespaces.why_not()
-    if reason or not namespaces.is_root():
-        print(f"no peers measured: {reason or 'needs root for quotas of processor time'}")
+    if reason := namespaces.why_not_by_root():
+        print(f"no peers measured: {reason}")
         return
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(name)

@@ -234,9 +234,8 @@ def seconds(answers: Sequence[Answered]) -> list[float]:
 
 def main() -> None:
     """Measure all cells and write the rows."""
-    reason = namespaces.why_not()
-    if reason or not namespaces.is_root():
-        print(f"no speed-up measured: {reason or 'needs root for quotas of processor time'}")
+    if reason := namespaces.why_not_by_root():
+        print(f"no speed-up measured: {reason}")
         return
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(name)

@@ -12,10 +12,10 @@ import click
 
 from shoal.encoding import Json, to_json
 from shoal.errors import ConfigError, PlanError
-from shoal.records import BoardId, check_name
+from shoal.records import BoardId, Sha256, check_name
 
 if TYPE_CHECKING:
-    from shoal.coordinator.client import View
+    from shoal.coordinator.client import Operator, View
     from shoal.coordinator.planner import Candidate
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -136,48 +136,44 @@ def deploy(
 
     Exits 0, or 4 if --wait is given and no plan came into force in time.
     """
-    asyncio.run(_deploy(bundle, broker, cluster, objective, max_boards, max_error, wait))
-
-
-async def _deploy(
-    bundle: Path,
-    broker: str,
-    cluster: str,
-    objective: Objective,
-    max_boards: int,
-    max_error: float,
-    wait_s: float,
-) -> None:
     import aiohttp
 
-    from shoal.coordinator import client, render
-    from shoal.messages import Decision, Deployment
+    from shoal.coordinator import client
+    from shoal.messages import Deployment
+
+    async def run() -> None:
+        async with client.Operator(broker, cluster) as operator:
+            async with aiohttp.ClientSession() as http:
+                source = await client.upload(http, await client.find_coordinator(operator), bundle)
+            await operator.publish(
+                Deployment(bundle=source, objective=objective, max_boards=max_boards, max_error=max_error)
+            )
+            click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
+            if wait:
+                await _in_force(operator, source.manifest, objective, wait)
 
     _check_cluster(cluster)
-    async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
-        source = await client.upload(http, await client.find_coordinator(operator), bundle)
-        await operator.publish(
-            Deployment(bundle=source, objective=objective, max_boards=max_boards, max_error=max_error)
-        )
-        click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
-        if not wait_s:
-            return
-        until_s = time.monotonic() + wait_s
-        while True:
-            await operator.next(min(0.2, max(0.0, until_s - time.monotonic())))
-            found, decision = operator.view.plan, operator.view.cluster.get(Decision)
-            decided = isinstance(decision, Decision) and decision.objective == objective
-            if found is not None and decided and found.bundle == source.manifest:
-                settled = isinstance(decision, Decision) and (decision.epoch, decision.wanted) == (
-                    found.epoch,
-                    0,
-                )
-                if settled and found.boards <= operator.view.alive:
-                    click.echo(render.plan(found))
-                    return
-            if time.monotonic() >= until_s:
-                why = "; ".join(decision.waiting_for) if isinstance(decision, Decision) else ""
-                raise PlanError(f"no plan within {wait_s:.0f} s; waiting for {why or 'the coordinator'}")
+    asyncio.run(run())
+
+
+async def _in_force(operator: "Operator", bundle: Sha256, objective: Objective, wait_s: float) -> None:
+    """Show the plan for `bundle` once it is in force.  Raises PlanError after `wait_s`."""
+    from shoal.coordinator import render
+    from shoal.messages import Decision
+
+    until_s = time.monotonic() + wait_s
+    while True:
+        await operator.next(min(0.2, max(0.0, until_s - time.monotonic())))
+        found, decision = operator.view.plan, operator.view.cluster.get(Decision)
+        decided = isinstance(decision, Decision) and decision.objective == objective
+        if found is not None and decided and found.bundle == bundle:
+            settled = isinstance(decision, Decision) and (decision.epoch, decision.wanted) == (found.epoch, 0)
+            if settled and found.boards <= operator.view.alive:
+                click.echo(render.plan(found))
+                return
+        if time.monotonic() >= until_s:
+            why = "; ".join(decision.waiting_for) if isinstance(decision, Decision) else ""
+            raise PlanError(f"no plan within {wait_s:.0f} s; waiting for {why or 'the coordinator'}")
 
 
 @click.command()

@@ -42,11 +42,14 @@ class Proof:
         count = max(len(tried), len(self._questions))
         asked = [index % len(self._questions) for index in range(count)]
 
+        opened = self._opened(sharding)
+
         def run(samples: Sequence[Sample]) -> list[Answer]:
-            return [
-                self._played(sharding, tried[index % len(tried)], sample, self._opened(sharding))
-                for index, sample in enumerate(samples)
-            ]
+            answers = []
+            for index, sample in enumerate(samples):
+                answers.append(self._played(sharding, tried[index % len(tried)], sample, opened))
+                opened.close_parts()
+            return answers
 
         questions = [self._questions[index] for index in asked]
         return compare_runs(name, run, questions, [self._wanted[index] for index in asked])
@@ -88,6 +91,10 @@ class Segments:
         if run not in self._sessions:
             self._sessions[run] = self._open(self._segments[run.segment], run.part)
         return self._sessions[run]
+
+    def close_parts(self) -> None:
+        """Close all but whole segments: when units are divided otherwise, the parts are others."""
+        self._sessions = {run: session for run, session in self._sessions.items() if not run.part}
 
     def _open(self, segment: Segment, part: tuple[int, ...]) -> Session:
         whole, blobs = self._folder / f"{segment.name}.onnx", self._folder / BLOBS

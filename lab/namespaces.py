@@ -124,6 +124,11 @@ def why_not_without_root() -> str:
     return "" if tried.returncode == 0 else f"no user namespaces: {tried.stderr.strip()[:200]}"
 
 
+def why_not_by_root() -> str:
+    """Return why there can be no lab with quotas and with delays on time here; empty if there can."""
+    return why_not() or ("" if is_root() else "needs root, for quotas and for delays on time")
+
+
 def rerun_in_user_namespace(arguments: Sequence[str], module: str = "shoal") -> None:
     """Start `python -m MODULE` again as root of a user namespace, unless we have namespaces already.
 

@@ -167,16 +167,24 @@ class Program:
 
     steps: tuple[Step, ...]
 
-    def pieces(self) -> Iterator[tuple[Step, int]]:
-        """Yield what a board does in its order: steps, each with the number of its chunk.
-
-        A run in chunks and the collective behind it, which hands these out, take turns.
-        """
+    def turns(self) -> Iterator[tuple[Step, Collective | None]]:
+        """Yield the steps in order; with a run in chunks, the collective behind it, which hands these out."""
         steps = iter(zip(self.steps, (*self.steps[1:], None), strict=True))
         for step, behind in steps:
             if isinstance(step, Run) and step.chunks > 1 and isinstance(behind, Collective):
-                yield from ((each, chunk) for chunk in range(step.chunks) for each in (step, behind))
+                yield step, behind
                 next(steps)
+            else:
+                yield step, None
+
+    def pieces(self) -> Iterator[tuple[Step, int]]:
+        """Yield what a board does in its order: steps, each with the number of its chunk.
+
+        A run in chunks and the collective behind it take turns.
+        """
+        for step, behind in self.turns():
+            if isinstance(step, Run) and behind is not None:
+                yield from ((each, chunk) for chunk in range(step.chunks) for each in (step, behind))
             else:
                 yield step, 0
 

@@ -184,7 +184,7 @@ class Trio:
     def under_way(self) -> int:
         """Return inboxes and attempts that there are at all boards."""
         attempts = sum(held.active for each in self.executors for held in each._held.values())
-        return attempts + sum(len(peers._inboxes) for peers in self.peers)
+        return attempts + sum(len(peers.inboxes) for peers in self.peers)
 
     def settle(self, within_s: float = 5.0) -> int:
         """Wait until nothing is under way, and return what still is."""

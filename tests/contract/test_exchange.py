@@ -53,7 +53,7 @@ class Board:
 
     @property
     def under_way(self) -> int:
-        return len(self.peers._inboxes)
+        return len(self.peers.inboxes)
 
 
 def plan_of(addresses: Mapping[BoardId, Address]) -> Plan:

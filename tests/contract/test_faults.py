@@ -97,9 +97,9 @@ def test_an_attempt_that_is_over_does_not_begin_again(trio: Trio) -> None:
     """Of two boards' frames, the tensors and the abort of one attempt may be taken at the same time."""
     trio.settle()
     attempt = secrets.token_bytes(16)
-    trio.peers[1].close(attempt)
+    trio.peers[1].inboxes.close(attempt)
     with pytest.raises(BoardError, match="over"):
-        trio.peers[1].open(attempt, frozenset({BOARDS[0]}))
+        trio.peers[1].inboxes.open(attempt, frozenset({BOARDS[0]}))
     assert trio.under_way() == 0
 
 

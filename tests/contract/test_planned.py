@@ -13,10 +13,9 @@ from shoal.program import serving
 from shoal.records import BoardId, Profile, Source, Timing
 from shoal.session import open_session
 from tests import build
-from tests.contract.test_shardings import TOKENS, Cluster, bundle, question
+from tests.contract.conftest import TOKENS
+from tests.contract.test_shardings import Cluster, question
 
-__all__ = ["bundle"]
-"""A fixture."""
 NAMES = [BoardId(name) for name in ("a", "b", "c")]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
-import onnx
 import pytest
 from aiohttp import web
 
@@ -20,7 +19,6 @@ from shoal.agent.sessions import Sessions
 from shoal.codec import codec_of
 from shoal.coordinator.depot import Depot
 from shoal.errors import ModelError, PlanError
-from shoal.exporter.export import export
 from shoal.firmware_configs import boards
 from shoal.manifest import Manifest
 from shoal.parts import pieces
@@ -29,22 +27,7 @@ from shoal.records import Address, Array, BoardId, Sha256
 from shoal.session import open_session
 from shoal.sharding import programs
 from shoal.store import Store
-from tests import models
-
-TOKENS = 11
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Manifest]:
-    """Return a model file, the store that serves its bundle, and the manifest."""
-    folder = tmp_path_factory.mktemp("bundle")
-    model = folder / "bert.onnx"
-    onnx.save(models.tiny_bert(hidden=32, heads=4), model)
-    manifest = export(model, folder / "bundle", sizes={"tokens": TOKENS})
-    store = Store(folder / "depot")
-    for path in (*(folder / "bundle").glob("*.onnx"), *(folder / "bundle" / "blobs").iterdir()):
-        store.put(path.read_bytes())
-    return model, folder / "depot", manifest
+from tests.contract.conftest import TOKENS
 
 
 class Board:
@@ -135,9 +118,9 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
             assert got[name].shape == array.shape
             assert np.allclose(got[name], array, atol=1e-5)
     until_s = time.monotonic() + 3
-    while any(board.peers._inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
+    while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
         time.sleep(0.005)
-    assert not any(board.peers._inboxes for board in cluster.boards.values()), "something is left behind"
+    assert not any(board.peers.inboxes for board in cluster.boards.values()), "something is left behind"
 
 
 @pytest.mark.parametrize(

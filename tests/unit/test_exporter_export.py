@@ -1,6 +1,7 @@
 """Small models on their way through the exporter: the numbers that come out are the original's."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from shoal.records import Array, TensorSpec
 from shoal.session import open_session
 from tests import models
 
+Made = Callable[[str], tuple[Path, Manifest]]
 BATCH = 3
 TOKENS = 24
 
@@ -91,22 +93,34 @@ def proof(manifest: Manifest, strategy: str) -> Verification:
     return next(found for found in manifest.verification if found.strategy == strategy)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Export one of `MODELS`, once; return the folder of model and bundle, which nobody may change."""
+
+    @cache
+    def make(name: str) -> tuple[Path, Manifest]:
+        folder = tmp_path_factory.mktemp(name)
+        return folder, exported(MODELS[name](), folder)
+
+    return make
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_segments_answer_like_the_model(name: str, tmp_path: Path) -> None:
-    manifest = exported(MODELS[name](), tmp_path)
+def test_segments_answer_like_the_model(name: str, made: Made) -> None:
+    folder, manifest = made(name)
     assert len(manifest.segments) >= 3
-    assert_same_answers(tmp_path, manifest)
+    assert_same_answers(folder, manifest)
     assert [found.strategy for found in manifest.verification][:3] == ["local", "pipeline", "replicate"]
     assert manifest.verified("local")
     assert manifest.verified("pipeline")
     assert manifest.verified("replicate") == (name != "fixed")
     assert manifest.batch == (None if name == "fixed" else "batch")
-    assert read_manifest(tmp_path / "bundle") == manifest
+    assert read_manifest(folder / "bundle") == manifest
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_cut_holds_what_later_segments_need(name: str, tmp_path: Path) -> None:
-    manifest = exported(MODELS[name](), tmp_path)
+def test_a_cut_holds_what_later_segments_need(name: str, made: Made) -> None:
+    _, manifest = made(name)
     known = {spec.name: spec for spec in manifest.inputs}
     for segment, cut in zip(manifest.segments, manifest.cuts, strict=False):
         assert set(segment.inputs) <= set(known.values())
@@ -117,23 +131,23 @@ def test_a_cut_holds_what_later_segments_need(name: str, tmp_path: Path) -> None
         assert cut.size_bytes == sum(spec.size_bytes(manifest.sample_sizes) for spec in cut.tensors)
 
 
-def test_files_hold_no_weights_and_pass_the_checker(tmp_path: Path) -> None:
-    manifest = exported(models.tiny_transformer(), tmp_path)
+def test_files_hold_no_weights_and_pass_the_checker(made: Made) -> None:
+    folder, manifest = made("transformer")
     for segment in manifest.by_name.values():
-        path = tmp_path / "bundle" / f"{segment.name}.onnx"
+        path = folder / "bundle" / f"{segment.name}.onnx"
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path, load_external_data=False)
         assert all(len(tensor.raw_data) < 1024 for tensor in model.graph.initializer)
         assert path.stat().st_size == segment.model.size_bytes
-    names = {path.name for path in (tmp_path / "bundle" / "blobs").iterdir()}
+    names = {path.name for path in (folder / "bundle" / "blobs").iterdir()}
     used = {blob.sha256 for segment in manifest.by_name.values() for blob in segment.weights}
     assert names == used
     assert used >= {blob.sha256 for blob in manifest.whole.weights}
-    assert sum((tmp_path / "bundle" / "blobs" / name).stat().st_size for name in names) == pytest.approx(
+    assert sum((folder / "bundle" / "blobs" / name).stat().st_size for name in names) == pytest.approx(
         manifest.whole.weight_bytes, rel=0.05
     )  # what is small and divided is a file too, what is large is one once
     assert {blob for segment in manifest.segments for blob in segment.weights} == set(manifest.whole.weights)
-    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+    assert {path.name for path in (folder / "bundle").iterdir()} == {
         "annotated.onnx",
         "blobs",
         "manifest.json",
@@ -141,20 +155,20 @@ def test_files_hold_no_weights_and_pass_the_checker(tmp_path: Path) -> None:
     }
 
 
-def test_the_same_file_gives_the_same_bundle_byte_for_byte(tmp_path: Path) -> None:
-    onnx.save(models.tiny_bert(), tmp_path / "model.onnx")
+def test_the_same_file_gives_the_same_bundle_byte_for_byte(made: Made, tmp_path: Path) -> None:
+    folder, _ = made("bert")
+    export(folder / "model.onnx", tmp_path / "again")
     contents = []
-    for name in ("one", "two"):
-        export(tmp_path / "model.onnx", tmp_path / name)
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        contents.append({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files})
+    for bundle in (folder / "bundle", tmp_path / "again"):
+        files = sorted(path for path in bundle.rglob("*") if path.is_file())
+        contents.append({str(path.relative_to(bundle)): path.read_bytes() for path in files})
     assert contents[0] == contents[1]
 
 
-def test_a_weight_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
-    manifest = exported(models.tied(), tmp_path)
-    table = numpy_helper.to_array(onnx.load(tmp_path / "model.onnx").graph.initializer[0]).tobytes()
-    found = [path for path in (tmp_path / "bundle" / "blobs").iterdir() if path.read_bytes() == table]
+def test_a_weight_that_is_used_twice_is_stored_once(made: Made) -> None:
+    folder, manifest = made("tied")
+    table = numpy_helper.to_array(onnx.load(folder / "model.onnx").graph.initializer[0]).tobytes()
+    found = [path for path in (folder / "bundle" / "blobs").iterdir() if path.read_bytes() == table]
     assert len(found) == 1
     first, last = manifest.segments[0], manifest.segments[-1]
     assert {found[0].name} <= {blob.sha256 for blob in first.weights} & {blob.sha256 for blob in last.weights}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from shoal.sharding import programs
 from tests import models
 from tests.models import Builder
 
+Written = Callable[[str], tuple[Path, Manifest]]
 HIDDEN, HEADS = 32, 4
 WIDTH = HIDDEN // HEADS
 
@@ -235,10 +237,22 @@ def sharding(manifest: Manifest, name: str) -> Sharding:
     return next(found for found in manifest.shardings if found.name == name)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Export a model of a style of `STYLES`, once; return its folder, which nobody may change."""
+
+    @cache
+    def write(name: str) -> tuple[Path, Manifest]:
+        folder = tmp_path_factory.mktemp("style")
+        return folder, exported(Writer(STYLES[name]).model(), folder)
+
+    return write
+
+
 @pytest.mark.parametrize("name", STYLES)
-def test_every_style_is_divided_by_tokens_and_by_heads(name: str, tmp_path: Path) -> None:
+def test_every_style_is_divided_by_tokens_and_by_heads(name: str, written: Written) -> None:
     style = STYLES[name]
-    manifest = exported(Writer(style).model(), tmp_path)
+    _, manifest = written(name)
     for strategy in ("sequence", "tensor"):
         found = proof(manifest, strategy)
         assert found.verified, found.reason
@@ -260,20 +274,19 @@ def test_keys_and_values_are_all_that_is_gathered(tmp_path: Path) -> None:
     assert [step.to_lead for step in steps] == [False, False, True], "the answer goes to the lead"
 
 
-def test_hidden_rows_are_gathered_where_they_are_fewer_bytes(tmp_path: Path) -> None:
+def test_hidden_rows_are_gathered_where_they_are_fewer_bytes(tmp_path: Path, written: Written) -> None:
     whole = exported(Writer(Style()).model(), tmp_path, sizes={"tokens": 10})
     for name, expected in (("sequence", 2 * HIDDEN), ("sequence-hidden", HIDDEN)):
         step = next(s for s in meetings(whole, name) if s.kind == "gather" and not s.to_lead)
         assert sum(spec.size_bytes(whole.sizes) for spec in step.made) == 10 * expected * 4
-    (tmp_path / "few").mkdir()
-    few = exported(Writer(Style(kv_heads=1)).model(), tmp_path / "few")
+    _, few = written("one key head")
     assert [s.name for s in few.shardings] == ["sequence", "tensor"], "two of one head are less than all"
 
 
 @pytest.mark.parametrize("name", ["causal", "rotary", "gemm, fused qkv"])
-def test_hidden_rows_are_gathered_at_each_layer_and_not_again(name: str, tmp_path: Path) -> None:
+def test_hidden_rows_are_gathered_at_each_layer_and_not_again(name: str, written: Written) -> None:
     """Every board can make the embeddings, so all could be made anew of what the first layer gathered."""
-    manifest = exported(Writer(STYLES[name]).model(), tmp_path)
+    _, manifest = written(name)
     gathers = [step for step in meetings(manifest, "sequence-hidden") if step.kind == "gather"]
     assert [step.to_lead for step in gathers] == [False, False, True]
     assert [spec.name for spec in gathers[-1].made] == ["logits"]
@@ -456,12 +469,10 @@ def test_what_cannot_be_divided_is_named(
         assert each.verified or each.reason
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
-    model = Writer(Style(causal=True)).model()
+def test_the_same_model_gives_the_same_bytes(written: Written, tmp_path: Path) -> None:
+    folder, _ = written("causal")
+    exported(Writer(STYLES["causal"]).model(), tmp_path)
     files = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        exported(model, tmp_path / name)
-        bundle = tmp_path / name / "bundle"
+    for bundle in (folder / "bundle", tmp_path / "bundle"):
         files.append({str(p.relative_to(bundle)): p.read_bytes() for p in bundle.rglob("*") if p.is_file()})
     assert files[0] == files[1]

@@ -16,7 +16,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError
-from shoal.manifest import WHOLE, Manifest, Segment, Sharding, memory_bytes
+from shoal.manifest import WHOLE, Manifest, Segment, memory_bytes
 from shoal.profiler.statistics import WINDOW_S
 from shoal.records import Array, Profile, Sha256, Source
 from shoal.session import Session
@@ -105,16 +105,7 @@ def test_a_slow_board_tells_the_whole_model_before_all_shardings(
     tmp_path: Path, clock: SimpleNamespace
 ) -> None:
     shared = [replace(MODEL.segments[0], name=f"q{number}", kind=f"q{number}") for number in range(4)]
-    sharding = Sharding(
-        name="sequence",
-        strategy="sequence",
-        point="kv",
-        units=4,
-        causal=False,
-        sizes={},
-        steps=(),
-        segments=tuple(shared),
-    )
+    sharding = replace(build.sharded().shardings[0], steps=(), segments=tuple(shared))
     board = Board(tmp_path)
     board.takes_s = 0.0
 

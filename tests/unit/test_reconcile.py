@@ -98,6 +98,8 @@ class Boards:
 
 
 class Quick:
+    inputs = ()
+
     def run(self, _inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {}
 

@@ -17,7 +17,7 @@ from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.lab.steps import Await, Hand, Move, Work, moves_of
 from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
-from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding, ShardRun, Slice
+from shoal.manifest import WHOLE, Manifest, ShardCollective, ShardRun, Slice
 from shoal.program import Collective, Lane, Plan, Prediction, Program, Run
 from shoal.records import BoardId, Law, TensorSpec
 from shoal.sharding import programs
@@ -340,17 +340,17 @@ def by_weights() -> Manifest:
         ShardRun(segment="p", lead_only=False),
         ShardCollective(kind="reduce", tensors=(part,), made=(y,), axes=(), to_lead=True, rows=()),
     )
-    sharding = Sharding(
+    tensor = replace(
+        manifest.shardings[0],
         name="tensor",
         strategy="tensor",
         point="",
         units=4,
-        causal=False,
         sizes={},
         steps=steps,
         segments=(segment,),
     )
-    return replace(manifest, whole=whole, shardings=(sharding,))
+    return replace(manifest, whole=whole, shardings=(tensor,))
 
 
 def test_a_part_of_the_weights_takes_what_its_law_says() -> None:

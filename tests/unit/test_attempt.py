@@ -1,0 +1,140 @@
+"""One board's part of an attempt, played without a network: what the other hands over is there already."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shoal import frames
+from shoal.agent.attempt import Attempt, last_uses_in
+from shoal.agent.connection import Buffers
+from shoal.agent.inbox import Arrived, Inbox
+from shoal.agent.peers import ExchangeError
+from shoal.agent.trace import Notebook
+from shoal.frames import HEADER, Header, Kind
+from shoal.program import Collective, Exchange, Program, Run, Step
+from shoal.records import Array, BoardId
+from shoal.session import Session
+from tests.build import A, B
+
+X = np.arange(24, dtype=np.float32).reshape(8, 3)
+SCATTER = Collective(
+    kind="scatter",
+    tag=0,
+    tensors=("q",),
+    made=("x",),
+    axes=(0,),
+    boards=(A, B),
+    root=A,
+    shares=(0.5, 0.5),
+)
+GATHER = replace(SCATTER, kind="gather", tag=1, tensors=("k",), made=("K",), root=None, shares=(), chunks=2)
+ANSWER = replace(GATHER, tag=2, tensors=("y",), made=("z",), root=A, chunks=1)
+STEPS = (
+    SCATTER,
+    Run(segment="same"),
+    Run(segment="double", chunks=2),
+    GATHER,
+    Run(segment="add"),
+    ANSWER,
+)
+
+
+class Maps(Session):
+    """A segment that makes a tensor of others, row by row."""
+
+    def __init__(self, inputs: Sequence[str], output: str, does: Callable[..., Array]) -> None:
+        self.inputs, self.outputs, self._does = tuple(inputs), (output,), does
+        self.rows = {name: 0 for name in (*inputs, output) if name != "K"}
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:  # noqa: ARG002
+        return {self.outputs[0]: self._does(*(inputs[name] for name in self.inputs))}
+
+
+SESSIONS = {
+    Run(segment="same"): Maps(["x"], "h", lambda x: x),
+    Run(segment="double", chunks=2): Maps(["h"], "k", lambda h: 2 * h),
+    Run(segment="add"): Maps(["h", "K"], "y", lambda h, whole: h + whole.sum(axis=0)),
+}
+
+
+class Alone:
+    """A board of which is noted what it does, and an inbox that holds what the other hands over."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.inbox = Inbox(frozenset({B}))
+
+    def came(self, tag: int, array: Array, chunk: int = 0) -> None:
+        self.inbox.put((tag, B, chunk), Arrived(arrays=[array], begun_s=0.0, ended_s=0.0))
+
+    def send(self, _peer: BoardId, buffers: Buffers) -> None:
+        header = frames.unpack(bytes(buffers[0][: HEADER.size]))
+        self.did.append(f"send {header.tag}.{header.chunk}")
+
+    def part(self, *steps: Step, notes: Notebook | None = None) -> Attempt:
+        program = Program(steps=steps)
+        return Attempt(
+            board=A,
+            program=program,
+            sessions=SESSIONS,
+            last_uses=last_uses_in(program, SESSIONS),
+            header=Header(kind=Kind.TENSORS, attempt=bytes(16), epoch=1),
+            inbox=self.inbox,
+            deadline_s=0.0,
+            send=self.send,
+            alone=threading.Lock(),
+            on_run=lambda segment, _size_bytes, _took_s: self.did.append(f"run {segment}"),
+            notes=notes,
+        )
+
+
+def test_a_run_in_chunks_and_what_hands_them_out_take_turns() -> None:
+    board, theirs = Alone(), X[4:]
+    board.came(1, 2 * theirs[:2], 0)
+    board.came(1, 2 * theirs[2:], 1)
+    board.came(2, theirs + 2 * X.sum(axis=0))
+    got = board.part(*STEPS).play({"q": X}, ["z"])["z"]
+    assert np.array_equal(got, X + 2 * X.sum(axis=0))
+    assert board.did == [
+        "send 0.0",
+        "run same",
+        "run double",
+        "send 1.0",
+        "run double",
+        "send 1.1",
+        "run add",
+    ]
+
+
+def test_a_board_with_one_row_computes_one_chunk() -> None:
+    board = Alone()
+    board.came(1, 2 * X[1:], 0)
+    board.came(2, X[1:] + 2 * X[:2].sum(axis=0))
+    board.part(*STEPS).play({"q": X[:2]}, ["z"])
+    assert board.did.count("run double") == 1
+    assert "send 1.1" not in board.did
+
+
+def test_what_was_handed_over_must_fit() -> None:
+    board = Alone()
+    receive = Exchange(kind="recv", tag=7, tensors=("x", "h"), peer=B)
+    board.came(7, X)
+    with pytest.raises(ExchangeError, match="step 7: expected 2 tensors, got 1"):
+        board.part(receive).play({}, [])
+    board.came(1, np.zeros((4, 2), np.float32))
+    begun = (SCATTER, Run(segment="same"), replace(GATHER, tensors=("h",), chunks=1))
+    with pytest.raises(ExchangeError, match="expected rows of"):
+        board.part(*begun).play({"q": X}, ["K"])
+
+
+def test_what_nobody_needs_any_more_is_let_go() -> None:
+    program = Program(steps=STEPS)
+    uses = last_uses_in(program, SESSIONS)
+    assert uses["q"] == 0
+    assert uses["x"] == 1
+    assert uses["k"] == 2, "the run and the gather that hands it out are one turn"
+    assert uses["h"] == 3
+    assert "K" in uses
