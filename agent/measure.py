@@ -130,7 +130,11 @@ class Measurer:
         self._measured_s = time.monotonic()
 
     def _judge(self, judge: Callable[[Drift], Drift]) -> None:
-        """Take a new look at the board's speed; a faster board than profiled was profiled under load."""
+        """Take a new look at the board's speed.
+
+        A board that is faster than profiled was profiled under load, which slows short segments down by more
+        than long ones: until each has had a closer look, all are taken to be as much faster.
+        """
         with self._lock:
             before = self._drift
             self._drift = after = judge(before)
@@ -140,6 +144,7 @@ class Measurer:
                 self._timings = scaled(self._timings, after.slowdown)
                 self._laws = scaled(self._laws, after.slowdown)
                 self._drift = Drift()
+                self._unsure = frozenset(self._timings.keys() | self._laws.keys())
         if after.slowdown < 1.0:
             log.info("profiled anew: takes %.2f times what it took before", after.slowdown)
             self._remember()

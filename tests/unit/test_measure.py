@@ -168,6 +168,21 @@ def test_a_slower_board_says_so_and_a_faster_one_was_profiled_under_load(
     assert board.profile.segments["s00"].median_s == pytest.approx(before_s / 4)
 
 
+def test_all_segments_of_a_board_profiled_under_load_get_a_closer_look(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    clock.now_s += 10.0
+    board.measurer.refine()
+    known_s = board.profile.segments[WHOLE].median_s
+    serve(board, clock, "s00", board.profile.segments["s00"].median_s / 4)
+    assert board.profile.segments[WHOLE].median_s == pytest.approx(known_s / 4, rel=0.3)
+    clock.now_s += 10.0
+    board.measurer.refine()
+    assert board.profile.segments[WHOLE].median_s == pytest.approx(known_s, rel=0.5)
+
+
 def test_larger_and_smaller_requests_say_nothing_about_the_board(
     tmp_path: Path, clock: SimpleNamespace
 ) -> None:
