@@ -24,7 +24,7 @@ from shoal.parts import Piece, pieces
 from shoal.profiler.counts import samples
 from shoal.program import Plan, Run
 from shoal.records import Address, Blob, BoardId
-from shoal.session import Session
+from shoal.session import Session, shrink
 from shoal.store import Store
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class Reconciler:
             for plan in self._executor.epochs().values()
             for run in plan.runs_of(self._board)
         )
+        shrink()
         give_back()
 
     async def _prepare(self, plan: Plan, source: BundleSource | None) -> None:
@@ -211,6 +212,7 @@ class Reconciler:
             # Made-up tensors need not make sense in the middle of a model.
             with contextlib.suppress(ModelError), self._executor.alone:
                 session.run(samples(manifest.by_name[run.segment], manifest.sizes))
+        shrink()
         give_back()
 
     def _set(self, epoch: int, phase: str, detail: str) -> None:
