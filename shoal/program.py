@@ -245,6 +245,12 @@ class Prediction:
     """Between boards for one request, headers of frames not counted."""
     waits: float = 0.0
     """How many times the lead stands still for other boards in one request."""
+    slowest_s: float = 0.0
+    """One request alone in the slowest of the lanes; 0: no slower than `latency_s`."""
+    above_idle_j: float | None = None
+    """What one request takes of all boards beyond idling; None: not known."""
+    idle_w: float | None = None
+    """What all boards of the cluster take idling, those without a part in the plan too; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
