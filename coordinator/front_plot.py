@@ -27,13 +27,17 @@ def draw(points: Sequence[Point], title: str, file: Path) -> None:
             f"a plot takes matplotlib: pip install '.[lab]' in a clone of shoal ({error})"
         ) from error
     joules = all(point.energy_j is not None for point in points)
+
+    def height(point: Point) -> float:
+        return point.energy_j if joules and point.energy_j is not None else point.throughput_per_s
+
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for strategy in dict.fromkeys(_family(point) for point in points):
         mine = [point for point in points if _family(point) == strategy]
         axes.scatter(
             [point.latency_s * 1e3 for point in mine],
-            [point.energy_j if joules else point.throughput_per_s for point in mine],
+            [height(point) for point in mine],
             s=[40 + 25 * len(point.candidate.boards) for point in mine],
             color=COLOURS.get(strategy, OTHER),
             alpha=0.75,
@@ -42,10 +46,9 @@ def draw(points: Sequence[Point], title: str, file: Path) -> None:
         )
     for point in points:
         words = f"{len(point.candidate.boards)} boards, {point.throughput_per_s:.2g}/s"
-        height = point.energy_j if joules else point.throughput_per_s
         axes.annotate(
             words if point.error in (0.0, None) else f"{words}, error {point.error:.1g}",
-            (point.latency_s * 1e3, height if height is not None else 0.0),
+            (point.latency_s * 1e3, height(point)),
             xytext=(6, 4),
             textcoords="offset points",
             fontsize=7,

@@ -10,11 +10,10 @@ quick enough on it; the planner hands in at most `MAX_BOARDS` boards.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 MAX_BOARDS: Final = 8
@@ -80,7 +79,7 @@ def front(instance: Instance, max_boards: int, min_boards: int = 1, most: int = 
     end = widest(instance, max_boards, min_boards)
     if end is None:
         return []
-    found = []
+    found: list[tuple[Stage, ...]] = []
     limit_s = np.inf
     while len(found) < most - 1:
         stages = fastest(within(instance, limit_s), max_boards, min_boards)
@@ -173,67 +172,54 @@ def _cost(stage: Floats, hop: Floats, back: Floats, combine: _Combine, stages: t
     return float(combine(total, back[stages[-1].board, stages[0].board]))
 
 
-def _fill(stage: Floats, hop: Floats, combine: _Combine, max_boards: int) -> dict[int, Floats]:
-    """Return the cost of the cheapest chain of stages to each state, [D, D, L+1] by set of boards."""
+def _fill(stage: Floats, hop: Floats, combine: _Combine, max_boards: int) -> Floats:
+    """Return [2^D, D, D, L+1]: the cost of the cheapest stages by set, lead, last board and segments done.
+
+    All sets of as many boards are looked at at once.
+    """
     count, length = stage.shape[0], stage.shape[1] - 1
-    best: dict[int, Floats] = {}  # over lead, last board, segments done
+    spans = _spans(stage)
+    best = np.full((1 << count, count, count, length + 1), np.inf)
     for board in range(count):
-        start = np.full((count, count, length + 1), np.inf)
-        start[board, board] = stage[board, 0]
-        best[1 << board] = start
-    bands = _bands(stage)
-    width = bands.shape[1]
-    for used in _sets(count):
-        if used.bit_count() >= max_boards:
-            continue
-        members = [b for b in range(count) if used >> b & 1]
-        others = [b for b in range(count) if not used >> b & 1]
-        if not others:
-            continue
-        here = best[used][np.ix_(members, members)]
-        enter = np.full((len(members), len(others), width + length + 1), np.inf)
-        enter[:, :, width:] = combine(here[:, :, None, :], hop[np.ix_(members, others)][None]).min(axis=1)
-        windows = sliding_window_view(enter, width, axis=2)[:, :, : length + 1].transpose(0, 1, 3, 2)
-        after = combine(windows, bands[others][None]).min(axis=2)
-        for index, board in enumerate(others):
-            grown = used | 1 << board
-            if grown not in best:
-                best[grown] = np.full((count, count, length + 1), np.inf)
-            best[grown][members, board] = after[:, index]
+        best[1 << board, board, board] = stage[board, 0]
+    for size in range(1, min(max_boards, count)):
+        members = np.array(list(combinations(range(count), size)))
+        others = np.array([sorted(set(range(count)).difference(each)) for each in members.tolist()])
+        used = (1 << members).sum(axis=1)
+        here = best[used[:, None, None], members[:, :, None], members[:, None, :]]
+        hops = hop[members[:, :, None], others[:, None, :]]
+        enter = combine(here[:, :, :, None], hops[:, None]).min(axis=2)
+        after = np.full_like(enter, np.inf)
+        for taken, seconds in enumerate(spans, start=1):
+            done = after[..., taken:]
+            np.minimum(done, combine(enter[..., :-taken], seconds[others][:, None]), out=done)
+        grown = used[:, None] | 1 << others
+        best[grown[:, None, :], members[:, :, None], others[:, None, :]] = after
     return best
 
 
-def _bands(stage: Floats) -> Floats:
-    """Return [D, W, L+1]: what the last W - w segments before each cost; W is the most a board can do."""
-    count, length = stage.shape[0], stage.shape[1] - 1
+def _spans(stage: Floats) -> list[Floats]:
+    """Return [D, L+1-k] for k = 1, 2 ... up to the most segments that fit: what k of them cost from each on."""
     starts, stops = np.nonzero(np.isfinite(stage).any(axis=0))
-    width = int((stops - starts).max(initial=1))
-    bands = np.full((count, width, length + 1), np.inf)
-    for back in range(1, width + 1):
-        bands[:, width - back, back:] = stage[:, np.arange(length + 1 - back), np.arange(back, length + 1)]
-    return bands
-
-
-def _sets(count: int) -> list[int]:
-    """Return all sets of boards, the smallest first."""
-    return sorted(range(1, 1 << count), key=lambda s: (s.bit_count(), s))
+    longest = int((stops - starts).max(initial=1))
+    places = stage.shape[1]
+    return [stage[:, np.arange(places - taken), np.arange(taken, places)] for taken in range(1, longest + 1)]
 
 
 def _trace(
-    best: dict[int, Floats], sizes: range, stage: Floats, hop: Floats, back: Floats, combine: _Combine
+    best: Floats, sizes: range, stage: Floats, hop: Floats, back: Floats, combine: _Combine
 ) -> tuple[Stage, ...] | None:
     """Return the stages behind the best complete state of so many boards, found by walking back.
 
     Of equal ones it is that of the smaller set and lower indices; None if there is none.
     """
     final, lowest = None, np.inf
-    for used in _sets(stage.shape[0]):
-        if used not in best or used.bit_count() not in sizes:
-            continue
-        done = combine(best[used][:, :, -1], back.T)
-        if done.min() < lowest:
-            lowest = float(done.min())
-            final = (used, *_position(done == lowest))
+    done = combine(best[:, :, :, -1], back.T)
+    least = done.min(axis=(1, 2))
+    for used in sorted(range(1, len(best)), key=lambda s: (s.bit_count(), s)):
+        if used.bit_count() in sizes and least[used] < lowest:
+            lowest = float(least[used])
+            final = (used, *_position(done[used] == lowest))
     if final is None:
         return None
     used, lead, last = final
