@@ -199,7 +199,7 @@ def _fill(stage: Floats, hop: Floats, combine: _Combine, max_boards: int) -> Flo
 
 
 def _spans(stage: Floats) -> list[Floats]:
-    """Return [D, L+1-k] for k = 1, 2 ... up to the most segments that fit: what k of them cost from each on."""
+    """Return [D, L+1-k] for k = 1, 2 ... up to the most segments that fit: what k cost from each on."""
     starts, stops = np.nonzero(np.isfinite(stage).any(axis=0))
     longest = int((stops - starts).max(initial=1))
     places = stage.shape[1]

@@ -126,7 +126,15 @@ def reason_to_stay(
     """
     try:
         cells = cells_of(question.profiles)
-        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes, cells)
+        kept = predict(
+            question.manifest,
+            question.profiles,
+            question.barred,
+            old.lead,
+            old.lanes,
+            cells,
+            question.powers,
+        )
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     old_factor, new_factor = known
