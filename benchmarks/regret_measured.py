@@ -40,7 +40,7 @@ from shoal.store import Store
 CORES = 0.8
 """What all boards of a cell ask of this machine together, and no board for more than `FASTEST`."""
 FASTEST = 0.4
-CALM_S = 8.0
+CALM_S = 6.0
 """So long after the first plan boards have looked more closely at what they profiled."""
 WAIT_S = 60.0
 MOST = 8

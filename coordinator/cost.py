@@ -18,7 +18,7 @@ from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s, timings_at
 from shoal.errors import PlanError
 from shoal.manifest import Manifest, ShardCollective, Sharding
-from shoal.program import Collective, Exchange, Lane, Prediction, Run, serving
+from shoal.program import Collective, Exchange, Lane, Prediction, Run, rows_of, serving
 from shoal.records import BoardId, LinkProfile, Profile
 from shoal.sizes import in_chunks, resized, sizes_at
 from shoal.traffic import Flow, flows
@@ -111,17 +111,9 @@ def _slowest_s(ways: Sequence[tuple[float, Played]]) -> float:
 
 
 def _rows_of(manifest: Manifest, lanes: Sequence[Lane]) -> list[int] | None:
-    """Return how many rows of the sample's batch each lane answers; None: requests are not divided.
-
-    The lead gives each row to the lane that would be done with it first.
-    """
+    """Return how many rows of the sample's batch each lane answers; None: requests are not divided."""
     rows = manifest.sample_sizes[manifest.batch] if manifest.batch is not None else 1
-    if rows < 2 or len(lanes) < 2:
-        return None
-    found = [0] * len(lanes)
-    for _ in range(rows):
-        found[min(range(len(lanes)), key=lambda index: (found[index] + 1) / lanes[index].weight)] += 1
-    return found
+    return rows_of(rows, [lane.weight for lane in lanes]) if rows > 1 and len(lanes) > 1 else None
 
 
 def _apart(

@@ -191,8 +191,9 @@ def _replicate(
 ) -> Iterator[Candidate]:
     """Yield, for each lead, the whole model on several boards among which requests are divided.
 
-    Of very many boards only the quickest are tried as the lead, which hardly matters.  `wide`: on few boards
-    and on many, on the quickest first and on those that take the least.
+    Of very many boards only the quickest are tried as the lead, which hardly matters.  `wide`, and where the
+    rows of a batch are divided, which may be few: on few boards and on many; `wide`: on the quickest first,
+    and on those that take the least.
     """
     if not manifest.verified("local"):
         return
@@ -200,7 +201,8 @@ def _replicate(
     orders = [able]
     if wide and all(board in goal.powers for board in able):
         orders.append(sorted(able, key=lambda b: (goal.powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
-    for lead, order, size in product(able[:_LEADS], orders, _sizes(limit) if wide else (limit,)):
+    batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
+    for lead, order, size in product(able[:_LEADS], orders, _sizes(limit) if wide or batched else (limit,)):
         rates = _rates(manifest, profiles, barred, lead, order, size)
         if len(rates) > 1:
             total = sum(rates.values())

@@ -148,6 +148,20 @@ def _bounds(units: int, shares: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(accumulate(counts, initial=0))
 
 
+def rows_of(rows: int, weights: Sequence[float]) -> list[int]:
+    """Return how many rows of a batch each lane answers: each row goes to the lane that would be done first.
+
+    Unlike the boards of one lane, a lane may get none.
+
+    >>> rows_of(4, (0.5, 0.25, 0.125, 0.125))
+    [3, 1, 0, 0]
+    """
+    found = [0] * len(weights)
+    for _ in range(rows):
+        found[min(range(len(found)), key=lambda index: (found[index] + 1) / weights[index])] += 1
+    return found
+
+
 def ranges(rows: int, chunks: int) -> list[tuple[int, int]]:
     """Return which of a board's rows, start and stop, are in each chunk; none is empty unless all are.
 

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from shoal.coordinator.goals import response_s
 from shoal.coordinator.queueing import mean_wait_s, waited_s
+from shoal.lab.report import quantile_s
+from shoal.program import Prediction
+from tests import build
+from tests.unit.test_simulate import TWO, played
 
 
 def crommelin(within_s: float, rate_per_s: float, busiest_s: float) -> float:
@@ -49,3 +54,25 @@ def test_in_a_row_of_stations_requests_wait_as_before_the_busiest_alone() -> Non
     assert float(np.quantile(waited, 0.95)) == pytest.approx(waited_s(0.95, 14, 0.05), rel=0.05)
     assert float(np.median(waited)) == pytest.approx(waited_s(0.5, 14, 0.05), rel=0.05)
     assert float(waited.mean()) == pytest.approx(mean_wait_s(14, 0.05), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("plan", "memory_bytes", "throughput_per_s", "rate_per_s", "over"),
+    [
+        ("local", 1000, 1 / 0.3, 1.7, 1.15),
+        ("pipeline", 250, 1 / 0.2, 2.5, 1.15),
+        ("replicate", 1000, 2 / 0.3, 3.4, 1.3),  # two lanes are not as one that is twice as quick
+    ],
+)
+def test_a_simulated_cluster_answers_as_late_as_predicted(
+    plan: str, memory_bytes: int, throughput_per_s: float, rate_per_s: float, over: float
+) -> None:
+    """500 s of requests at random times, half of what the plan can do; each takes 0.3 s alone."""
+    boards = 1 if plan == "local" else 0
+    text = f'objective = "throughput"\nmax_boards = {boards}\nduration = 500\nbaseline = 0\n'
+    found = played(f"{text}workload.rate = {rate_per_s}\n{TWO}", build.chain(), memory=memory_bytes)
+    assert {switch.strategy for switch in found.switches} == {plan}
+    predicted = Prediction(latency_s=0.3, throughput_per_s=throughput_per_s)
+    late_s = quantile_s(found.requests, 0.95)
+    assert late_s is not None
+    assert 0.87 * late_s < response_s(predicted, 0.95, rate_per_s) < over * late_s
