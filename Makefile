@@ -20,7 +20,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
-	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 50 minutes)"
+	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (more than an hour)"
 	@echo "make bench-links  how true links are, in network namespaces"
 	@echo "make bench-peers  beside torch.distributed with Gloo (as root; installs torch; about 10 minutes)"
 	@echo "make clean        remove what these made"
@@ -77,6 +77,7 @@ test-arm64: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.planner
+	$(BIN)/python -m benchmarks.regret --simulated --measured
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.overhead

@@ -153,6 +153,7 @@ class Agent:
             settings.state_dir,
             external,
             working=lambda: self._executor.alone.locked() or self._dispatcher.in_flight > 0,
+            computing=self._executor.alone.locked,
         )
         self._mqtt = Mqtt(
             settings.broker,

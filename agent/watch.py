@@ -16,7 +16,7 @@ from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree, Unreadable
 from shoal.messages import VITALS_S, Health, PowerReport, Vitals
 from shoal.profiler import energy
-from shoal.profiler.energy import Energy, Idle, Mark
+from shoal.profiler.energy import Energy, Level, Mark
 from shoal.profiler.health import Observer
 from shoal.profiler.mailbox import firmware
 from shoal.profiler.power import External, Metering, open_meter
@@ -45,18 +45,22 @@ class Watch:
         observer: Observer,
         *,
         working: Callable[[], bool],
+        computing: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
-        """`working` says whether a segment runs or a request is under way just now."""
+        """`computing` says if a segment runs just now, `working` if that or if a request is under way."""
         self._incarnation = incarnation
         self._metering = metering
         self._observer = observer
         self._working = working
+        self._computing = computing
         self._clock = clock
         modelled = metering is None or metering.source.kind == "model"
         self.period_s = VITALS_S if modelled else VITALS_S / READINGS
         self._energy = Energy()
-        self._idle = Idle()
+        self._idle, self._work = Level(), Level()
+        self._computed = False
+        """When power was read last."""
         self._worked_s = clock()
         self._answered = 0
         self._busy_s = 0.0
@@ -81,6 +85,7 @@ class Watch:
         begun_s = self._clock()
         if self._working():
             self._worked_s = begun_s
+        computed, self._computed = self._computed, self._computing()
         try:
             reading = self._metering.read()
         except Unreadable as error:
@@ -94,7 +99,9 @@ class Watch:
         )
         watts = self._energy.watts
         if watts is not None and at_s - self._worked_s >= QUIET_S:
-            self._idle = energy.idled(self._idle, watts)
+            self._idle = energy.noted(self._idle, watts)
+        elif watts is not None and computed and self._computed:
+            self._work = energy.noted(self._work, watts)
 
     def vitals(self) -> Vitals:
         """Return what is known, over the last `SPAN_S`."""
@@ -136,6 +143,7 @@ class Watch:
             uncertainty=source.uncertainty,
             watts=self._energy.watts,
             idle_w=idle_w,
+            work_w=self._work.level_w,
             joules=joules,
             covered_s=covered_s,
             above_idle_j=None
@@ -175,6 +183,7 @@ def open_watch(
     state_dir: Path,
     external: External | None,
     working: Callable[[], bool],
+    computing: Callable[[], bool],
 ) -> Watch:
     """Return a watch of this machine, with the best meter of power that it has."""
     tree = Tree()
@@ -182,4 +191,4 @@ def open_watch(
     source = f"{metering.source.kind}, {metering.source.scope}" if metering else "not known"
     log.info("power: %s", source)
     observer = Observer(config, tree, boot_s, state_dir, firmware(config, tree))
-    return Watch(incarnation, metering, observer, working=working, clock=boot_s)
+    return Watch(incarnation, metering, observer, working=working, computing=computing, clock=boot_s)

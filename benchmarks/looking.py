@@ -29,7 +29,7 @@ from shoal.coordinator import client
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
 from shoal.manifest import Manifest
-from shoal.messages import Deployment
+from shoal.messages import NO_LIMITS, Deployment
 from shoal.profiler.counts import sample
 from shoal.records import BoardId
 
@@ -130,7 +130,9 @@ class Trial:
             while view.coordinator is None or len(view.alive) < len(BOARDS):
                 await operator.next(0.2)
             source = await client.upload(http, client.coordinator_url(view), bundle)
-            await operator.publish(Deployment(bundle=source, objective="latency", max_boards=1))
+            await operator.publish(
+                Deployment(bundle=source, objective="latency", limits=NO_LIMITS, max_boards=1)
+            )
             while view.plan is None or view.plan.bundle != source.manifest:
                 await operator.next(0.2)
             self.url = view.plan.addresses[view.plan.lead].http_url

@@ -22,7 +22,7 @@ from shoal import oip
 from shoal.coordinator import client
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, free_port
-from shoal.messages import Deployment
+from shoal.messages import NO_LIMITS, Deployment
 from shoal.profiler.counts import sample
 from shoal.records import BoardId
 from shoal.session import open_session
@@ -47,7 +47,7 @@ async def compare(cluster: Cluster, model: Path, bundle: Path, echo_url: str) ->
         while view.coordinator is None or not view.alive:
             await operator.next(0.2)
         source = await client.upload(http, client.coordinator_url(view), bundle)
-        await operator.publish(Deployment(bundle=source, objective="latency", max_boards=1))
+        await operator.publish(Deployment(bundle=source, objective="latency", limits=NO_LIMITS, max_boards=1))
         while view.plan is None or view.plan.bundle != source.manifest:
             await operator.next(0.2)
         url = view.plan.addresses[view.plan.lead].http_url

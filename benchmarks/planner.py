@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.record import spread, write
-from shoal.coordinator.planner import Objective, propose
+from shoal.coordinator.planner import propose
 from shoal.manifest import (
     COLUMNS,
     FORMAT,
@@ -23,6 +23,7 @@ from shoal.manifest import (
     Slice,
     Verification,
 )
+from shoal.messages import Objective
 from shoal.records import Blob, BoardId, Law, LinkProfile, Profile, Sha256, Source, TensorSpec, Timing
 
 REPEATS = 15

@@ -53,6 +53,34 @@ class Answered:
     tensors: Mapping[str, Array]
 
 
+def link_to(place: InNamespaces, plan: Plan) -> http.client.HTTPConnection:
+    """Return a connection to the lead of a plan, from the lead's own board."""
+    address = plan.addresses[plan.lead]
+    reach = partial(socket.create_connection, (address.host, address.http_port), READY_S)
+    link = http.client.HTTPConnection(address.host, address.http_port)
+    link.sock = place.space(plan.lead).inside(reach)
+    return link
+
+
+def answered(link: http.client.HTTPConnection, model: str, inputs: Mapping[str, Array]) -> Answered:
+    """Ask once.  Raises ShoalError if there is no answer."""
+    body, json_length = oip.render_request(inputs)
+    begun_s = time.perf_counter()
+    link.request(
+        "POST",
+        f"/v2/models/{model}/infer",
+        body,
+        {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"},
+    )
+    answer = link.getresponse()
+    content = answer.read()
+    taken_s = time.perf_counter() - begun_s
+    if answer.status != 200:
+        raise ShoalError(f"{answer.status}: {content[:300]!r}")
+    tensors = oip.parse_response(content, int(answer.headers[oip.JSON_LENGTH]))
+    return Answered(seconds=taken_s, tensors=tensors)
+
+
 class Puppets:
     """The agents of a scenario; an async context manager.  Needs root."""
 
@@ -198,31 +226,11 @@ class Puppets:
 
     def _link(self) -> http.client.HTTPConnection:
         """Return a connection to the lead, from the lead's own board."""
-        address = self.plan.addresses[self.plan.lead]
-        reach = partial(socket.create_connection, (address.host, address.http_port), READY_S)
-        link = http.client.HTTPConnection(address.host, address.http_port)
-        link.sock = self.place.space(self.plan.lead).inside(reach)
-        return link
+        return link_to(self.place, self.plan)
 
     def _client(self, inputs: Mapping[str, Array], left: Iterator[int]) -> list[Answered]:
         link = self._link()
-        body, json_length = oip.render_request(inputs)
-        found = []
-        for _ in left:
-            begun_s = time.perf_counter()
-            link.request(
-                "POST",
-                f"/v2/models/{self.manifest.name}/infer",
-                body,
-                {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"},
-            )
-            answer = link.getresponse()
-            content = answer.read()
-            taken_s = time.perf_counter() - begun_s
-            if answer.status != 200:
-                raise ShoalError(f"{answer.status}: {content[:300]!r}")
-            tensors = oip.parse_response(content, int(answer.headers[oip.JSON_LENGTH]))
-            found.append(Answered(seconds=taken_s, tensors=tensors))
+        found = [answered(link, self.manifest.name, inputs) for _ in left]
         link.close()
         return found
 

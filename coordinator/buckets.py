@@ -15,7 +15,7 @@ from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import segment_s, timings_at
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding
-from shoal.program import Lane, bounds
+from shoal.program import Lane, rows_of
 from shoal.records import BoardId
 from shoal.sizes import resized
 
@@ -131,10 +131,11 @@ class _Prices:
 
         The lead's uplink hands the inputs out one after the other; the last board has to wait for all.
         """
-        edges = bounds(size, [lane.weight for lane in lanes])
+        counts = rows_of(size, [lane.weight for lane in lanes])
         latest_s, sent_s, row_bytes = 0.0, 0.0, sum(self._bytes(spec.name) for spec in self.manifest.inputs)
-        for index, lane in enumerate(lanes):
-            rows = edges[index + 1] - edges[index]
+        for lane, rows in zip(lanes, counts, strict=True):
+            if not rows:
+                continue
             others = [board for board in lane.programs if board != self.lead]
             path = link(self.profiles, self.barred, self.lead, others[0]) if others else None
             sent_s += rows * row_bytes / path.goodput_bytes_per_s if path else 0.0

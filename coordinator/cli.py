@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from shoal.coordinator.options import goal_options, limits_of
 from shoal.encoding import Json, to_json
 from shoal.errors import ConfigError, PlanError
 from shoal.records import BoardId, Sha256, check_name
@@ -17,10 +18,9 @@ from shoal.records import BoardId, Sha256, check_name
 if TYPE_CHECKING:
     from shoal.coordinator.client import Operator, View
     from shoal.coordinator.planner import Candidate
+    from shoal.messages import Limits, Objective
 
 F = TypeVar("F", bound=Callable[..., object])
-
-Objective = Literal["latency", "throughput"]
 
 
 def _cluster_options(command: F) -> F:
@@ -105,9 +105,7 @@ def coordinator(
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
 @_cluster_options
-@click.option(
-    "--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True
-)
+@goal_options("latency")
 @click.option("--max-boards", type=click.IntRange(0), default=0, help="Use at most so many.  [default: all]")
 @click.option(
     "--max-error",
@@ -127,12 +125,19 @@ def deploy(
     bundle: Path,
     broker: str,
     cluster: str,
-    objective: Objective,
+    objective: "Objective",
+    rate: float | None,
+    max_latency: float | None,
+    max_energy: float | None,
+    max_power: float | None,
     max_boards: int,
     max_error: float,
     wait: float,
 ) -> None:
     """Give BUNDLE to the cluster, to be served from now on.
+
+    A limit that no plan keeps to any more, since a board is lost say, does not end the service: the best that
+    there is goes on, and `shoal explain` says what would have to be lifted.
 
     Exits 0, or 4 if --wait is given and no plan came into force in time.
     """
@@ -141,12 +146,20 @@ def deploy(
     from shoal.coordinator import client
     from shoal.messages import Deployment
 
+    limits = limits_of(rate, max_latency, max_energy, max_power)
+
     async def run() -> None:
         async with client.Operator(broker, cluster) as operator:
             async with aiohttp.ClientSession() as http:
                 source = await client.upload(http, await client.find_coordinator(operator), bundle)
             await operator.publish(
-                Deployment(bundle=source, objective=objective, max_boards=max_boards, max_error=max_error)
+                Deployment(
+                    bundle=source,
+                    objective=objective,
+                    limits=limits,
+                    max_boards=max_boards,
+                    max_error=max_error,
+                )
             )
             click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
             if wait:
@@ -156,7 +169,7 @@ def deploy(
     asyncio.run(run())
 
 
-async def _in_force(operator: "Operator", bundle: Sha256, objective: Objective, wait_s: float) -> None:
+async def _in_force(operator: "Operator", bundle: Sha256, objective: "Objective", wait_s: float) -> None:
     """Show the plan for `bundle` once it is in force.  Raises PlanError after `wait_s`."""
     from shoal.coordinator import render
     from shoal.messages import Decision
@@ -165,12 +178,16 @@ async def _in_force(operator: "Operator", bundle: Sha256, objective: Objective, 
     while True:
         await operator.next(min(0.2, max(0.0, until_s - time.monotonic())))
         found, decision = operator.view.plan, operator.view.cluster.get(Decision)
-        decided = isinstance(decision, Decision) and decision.objective == objective
-        if found is not None and decided and found.bundle == bundle:
-            settled = isinstance(decision, Decision) and (decision.epoch, decision.wanted) == (found.epoch, 0)
-            if settled and found.boards <= operator.view.alive:
-                click.echo(render.plan(found))
-                return
+        if (
+            found is not None
+            and found.bundle == bundle
+            and isinstance(decision, Decision)
+            and (decision.objective, decision.epoch, decision.wanted) == (objective, found.epoch, 0)
+            and not decision.waiting_for
+            and found.boards <= operator.view.alive
+        ):
+            click.echo(render.plan(found))
+            return
         if time.monotonic() >= until_s:
             why = "; ".join(decision.waiting_for) if isinstance(decision, Decision) else ""
             raise PlanError(f"no plan within {wait_s:.0f} s; waiting for {why or 'the coordinator'}")
@@ -207,74 +224,6 @@ def status(broker: str, cluster: str, as_json: bool) -> None:
     _check_cluster(cluster)
     view = asyncio.run(look())
     click.echo(json.dumps(_as_json(view)) if as_json else render.status(view))
-
-
-@click.command()
-@_cluster_options
-@click.option("--objective", type=click.Choice(["latency", "throughput"]), help="[default: the deployed one]")
-@click.option("--max-boards", type=click.IntRange(0), default=0)
-@click.option("--without", multiple=True, metavar="BOARD", help="Plan as if BOARD were not there.")
-@click.option("--dry-run", is_flag=True, help="What it always is: this command never changes anything.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def plan(
-    broker: str,
-    cluster: str,
-    objective: Objective | None,
-    max_boards: int,
-    without: tuple[str, ...],
-    dry_run: bool,  # noqa: ARG001  accepted so that scripts can say what they mean
-    as_json: bool,
-) -> None:
-    """Work out plans for what is deployed and print them; no board is told.
-
-    Exits 0, or 4 if nothing fits.
-    """
-    from shoal.coordinator import render
-
-    _check_cluster(cluster)
-    ranked = asyncio.run(_candidates(broker, cluster, objective, max_boards, without))
-    if as_json:
-        click.echo(json.dumps([json.loads(to_json(candidate)) for candidate in ranked]))
-    else:
-        click.echo(render.candidates(ranked))
-
-
-async def _candidates(
-    broker: str, cluster: str, objective: Objective | None, max_boards: int, without: tuple[str, ...]
-) -> tuple["Candidate", ...]:
-    import aiohttp
-
-    from shoal.coordinator import client
-    from shoal.coordinator.accuracy import allowed
-    from shoal.coordinator.planner import propose
-    from shoal.coordinator.weigh import Settings
-    from shoal.records import Profile
-
-    async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
-        await operator.listen()
-        view = operator.view
-        deployment = view.deployment
-        if deployment is None:
-            raise ConfigError("nothing is deployed; use `shoal deploy`")
-        unknown = set(without) - set(view.boards)
-        if unknown:
-            raise ConfigError(f"--without: expected boards of {sorted(view.boards)}, got {sorted(unknown)}")
-        manifest = await client.fetch_manifest(http, client.coordinator_url(view), deployment.bundle.manifest)
-        profiles = {
-            board: found
-            for board in sorted(view.alive - set(without))
-            if isinstance(found := view.boards[board].get(Profile), Profile)
-            and found.bundle == deployment.bundle.manifest
-        }
-        return propose(
-            manifest,
-            profiles,
-            frozenset(),
-            objective or deployment.objective,
-            max_boards,
-            allowed(deployment.max_error),
-            Settings().margin,
-        )
 
 
 @click.command()

@@ -18,6 +18,7 @@ from shoal.coordinator import experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
 from shoal.coordinator.fitness import readiness_of, way_is_free, why_broken, why_failed, why_unfit
+from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
 from shoal.coordinator.weigh import (
@@ -181,6 +182,7 @@ def _commit(state: State, plan: Plan, now_s: float) -> State:
 def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: float) -> State:
     """Weigh all candidates against the plan in force; begin to prepare one if it is worth it."""
     living = fleets.living(state.fleet, now_s)
+    counts = needs_power(deployment.objective, deployment.limits)
     question = Question(
         manifest=manifest,
         profiles=fleets.profiles(state.fleet, deployment.bundle.manifest, now_s),
@@ -189,6 +191,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         max_boards=deployment.max_boards,
         codecs=allowed(deployment.max_error),
         margin=state.settings.margin,
+        limits=deployment.limits,
+        powers=fleets.powers(state.fleet, now_s) if counts else {},
     )
     old = state.serving
     unprofiled = tuple(f"the profile of {board}" for board in living if board not in question.profiles)
@@ -202,13 +206,15 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
     if ranking is not None:
-        known = experience.ordered(ranking.candidates, question.objective, state.experience, now_s)
+        known = experience.ordered(ranking.candidates, ranking.goal, state.experience, now_s)
         ranking = replace(ranking, candidates=known)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
     broken = why_unfit(state, old, now_s) if old is not None else ""
     serves = old is not None and not broken
+    if ranking.refusal and (serves or fresh):  # a limit begins no service that breaks it, and ends none
+        return replace(state, decision=_waiting(state, (*unprofiled, ranking.refusal)))
     pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
     tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
     open_to_us = [
@@ -243,6 +249,7 @@ def _begin(
     first = old is None and state.switched_s is None and not state.given_up
     cause = "the first plan" if first else state.cause
     births = {board: state.fleet.boards[board].birth for board in best.boards}
+    chosen = f"{cause}: {describe(best, ranking.goal.limits)}"
     plan = Plan(
         epoch=state.epoch + 1,
         bundle=deployment.bundle.manifest,
@@ -252,7 +259,7 @@ def _begin(
         lanes=best.lanes,
         addresses={board: birth.address for board, birth in births.items() if birth},
         predicted=best.predicted,
-        reason="; ".join(filter(None, (f"{cause}: {describe(best)}", why_not_more(ranking, best)))),
+        reason="; ".join(filter(None, (chosen, why_not_more(ranking, best), ranking.refusal))),
     )
     olds = tuple(other for other in (old, state.draining) if other is not None)
     beside = _beside(question, plan, (old,) if old else ())

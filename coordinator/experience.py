@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.coordinator.planner import Candidate, Objective, cost_s
+from shoal.coordinator.goals import Goal
+from shoal.coordinator.planner import Candidate
 from shoal.messages import Telemetry
 from shoal.program import Plan
 
@@ -80,11 +81,11 @@ def factor(experience: Experience, strategy: str, now_s: float) -> float:
 
 
 def ordered(
-    candidates: Sequence[Candidate], objective: Objective, experience: Experience, now_s: float
+    candidates: Sequence[Candidate], goal: Goal, experience: Experience, now_s: float
 ) -> tuple[Candidate, ...]:
     """Return candidates with those back whose strategy costs more than predicted; else in their order."""
     factors = [factor(experience, candidate.strategy, now_s) for candidate in candidates]
     if all(each == 1.0 for each in factors):
         return tuple(candidates)
-    costs = [f * cost_s(c.predicted, objective) for f, c in zip(factors, candidates, strict=True)]
+    costs = [f * goal.cost(c.predicted) for f, c in zip(factors, candidates, strict=True)]
     return tuple(candidates[index] for index in sorted(range(len(costs)), key=costs.__getitem__))

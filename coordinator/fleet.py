@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from shoal.coordinator.watts import BoardPower, power_of
 from shoal.messages import HEARTBEAT_S, Alarm, Birth, Heartbeat, Presence, Reported, Telemetry, Vitals
 from shoal.records import BoardId, Profile, Sha256
 
@@ -40,6 +41,8 @@ class Board:
     reported: Reported | None = None
     telemetry: Telemetry | None = None
     vitals: Vitals | None = None
+    power: BoardPower | None = None
+    """What it takes idling and at work; None: it has not told both yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ def apply(fleet: Fleet, board: BoardId, message: FromBoard, now_s: float, *, ret
         case Telemetry():
             known = replace(known, telemetry=message)
         case Vitals():
-            known = replace(known, vitals=message)
+            known = replace(known, vitals=message, power=power_of(message.power, known.power))
     return _with(fleet, board, known if retained else _heard(known, now_s))
 
 
@@ -117,6 +120,12 @@ def profiles(fleet: Fleet, bundle: Sha256, now_s: float) -> dict[BoardId, Profil
         for name, board in living(fleet, now_s).items()
         if board.profile is not None and board.profile.bundle == bundle
     }
+
+
+def powers(fleet: Fleet, now_s: float) -> dict[BoardId, BoardPower]:
+    """Return what the boards that count as there take, of those that have told."""
+    found = living(fleet, now_s)
+    return {name: board.power for name, board in found.items() if board.power is not None}
 
 
 def barred(fleet: Fleet, now_s: float) -> frozenset[frozenset[BoardId]]:

@@ -5,9 +5,10 @@ ranking.  Every strategy is only a way to make programs; `cost.predict` prices a
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from itertools import product
+from typing import Final
 
 import numpy as np
 
@@ -15,16 +16,17 @@ from shoal.codec import PLAIN, Codec
 from shoal.coordinator import partition, sharded, whole
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
-from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.goals import Goal, cost, why_unmet
+from shoal.coordinator.pipelines import ALWAYS_CLOSED, instance_of, pipelines, quickest
 from shoal.coordinator.sharded import Division
+from shoal.coordinator.watts import UNTOLD, Powers
 from shoal.coordinator.wires import Cells, cells_of
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
-from shoal.program import Exchange, Lane, Prediction, Program, Run, Step
+from shoal.messages import NO_LIMITS, Limits, Objective
+from shoal.program import Lane, Prediction
 from shoal.records import BoardId
-
-Objective = Literal["latency", "throughput"]
 
 MAX_CHUNKS: Final = 3
 """In no more chunks rows are computed and gathered: each costs another run and another message."""
@@ -51,9 +53,8 @@ class Candidate:
         return max(lane.chunks for lane in self.lanes)
 
 
-def cost_s(predicted: Prediction, objective: Objective) -> float:
-    """Return the figure that `objective` minimises, in seconds per request."""
-    return predicted.latency_s if objective == "latency" else 1.0 / predicted.throughput_per_s
+class UnmetError(PlanError):
+    """There are plans, but none that keeps to the operator's limits."""
 
 
 def propose(
@@ -64,51 +65,93 @@ def propose(
     max_boards: int = 0,
     codecs: Sequence[Codec] = (PLAIN,),
     margin: float = 0.0,
+    limits: Limits = NO_LIMITS,
+    powers: Powers = UNTOLD,
 ) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows.  One of
-    several boards that is not better than the best single board by the share `margin` stands behind that:
-    predictions err, and no plan is to be slower than one board.  Raises PlanError, which names the limit
-    that binds, if nothing fits.
+    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows; `powers` is what
+    boards take.  One of several boards that is not better than the best single board by the share `margin`
+    stands behind that: predictions err, and no plan is to be slower than one board.  Raises PlanError, which
+    names the limit that binds, if nothing fits, and UnmetError if what fits does not keep to `limits`.
     """
-    limit = max_boards or len(profiles)
+    goal = Goal(objective=objective, limits=limits, powers=powers)
+    unknown = goal.why_not_known(profiles)
+    if unknown:
+        raise PlanError(f"{manifest.name}: {unknown}")
     cells = cells_of(profiles)
-    found = [
-        *_local(manifest, profiles, barred, cells),
-        *(_replicate(manifest, profiles, barred, cells, limit) if limit > 1 else ()),
-        *(_pipeline(manifest, profiles, barred, cells, objective, limit) if limit > 1 else ()),
-        *(_sharded(manifest, profiles, barred, cells, objective, limit, codecs) if limit > 1 else ()),
-    ]
+    limit = max_boards or len(profiles)
+    found = list(_found(manifest, profiles, barred, cells, goal, limit, codecs, wide=not goal.plain))
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
+    right = [c for c in found if math.isfinite(goal.cost(c.predicted))]
+    if not right:
+        named = [(f"{c.strategy} on {', '.join(c.boards)}", c.predicted) for c in found]
+        raise UnmetError(f"{manifest.name}: {why_unmet(named, limits)}")
     other: Objective = "throughput" if objective == "latency" else "latency"
-    alone = [cost_s(c.predicted, objective) for c in found if c.strategy == "local"]
-    alone_s = min(alone, default=math.inf)
+    alone = min((goal.cost(c.predicted) for c in right if c.strategy == "local"), default=math.inf)
 
-    def rank_s(candidate: Candidate) -> float:
+    def rank(candidate: Candidate) -> float:
         """Return the cost, at least that of one board if it is not clearly less."""
-        seconds = cost_s(candidate.predicted, objective)
-        clear = len(candidate.boards) == 1 or seconds <= (1 - margin) * alone_s
-        return seconds if clear else max(seconds, alone_s)
+        own = goal.cost(candidate.predicted)
+        clear = len(candidate.boards) == 1 or own <= (1 - margin) * alone
+        return own if clear else max(own, alone)
 
     ranked = sorted(
-        found,
+        right,
         key=lambda c: (
-            rank_s(c),
+            rank(c),
             len(c.boards),
-            cost_s(c.predicted, objective),
-            cost_s(c.predicted, other),
+            goal.cost(c.predicted),
+            cost(c.predicted, other),
             c.strategy,
             c.boards,
         ),
     )
+    best: dict[tuple[str, BoardId | None], Candidate] = {}
+    for candidate in ranked:
+        led = candidate.lead if candidate.strategy in ("local", "replicate") else None
+        best.setdefault((candidate.strategy, led), candidate)
     return tuple(
         replace(c, lanes=by_size(manifest, profiles, barred, cells, c.lead, c.lanes[0], closely=index == 0))
         if sharding_of(manifest, c.lanes[0])
         else c
-        for index, c in enumerate(ranked)
+        for index, c in enumerate(best.values())
     )
+
+
+def explore(
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    max_boards: int,
+    codecs: Sequence[Codec],
+    limits: Limits = NO_LIMITS,
+    powers: Powers = UNTOLD,
+) -> list[Candidate]:
+    """Return all plans that are looked at when anything may count, whether they keep to the limits or not."""
+    goal = Goal(objective="latency", limits=limits, powers=powers)
+    limit = max_boards or len(profiles)
+    return list(_found(manifest, profiles, barred, cells_of(profiles), goal, limit, codecs, wide=True))
+
+
+def _found(
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    cells: Cells,
+    goal: Goal,
+    limit: int,
+    codecs: Sequence[Codec],
+    *,
+    wide: bool,
+) -> Iterator[Candidate]:
+    """Yield candidates of every strategy; `wide`: many of each, since not only one figure counts."""
+    yield from _local(manifest, profiles, barred, cells, goal)
+    if limit > 1:
+        yield from _replicate(manifest, profiles, barred, cells, goal, limit, wide=wide)
+        yield from _pipeline(manifest, profiles, barred, cells, goal, limit, wide=wide)
+        yield from _sharded(manifest, profiles, barred, cells, goal, limit, codecs, wide=wide)
 
 
 def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
@@ -122,7 +165,9 @@ def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
     return sorted(able, key=lambda board: (segment_s(profiles[board], WHOLE), board))
 
 
-def _local(manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells) -> Iterator[Candidate]:
+def _local(
+    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, goal: Goal
+) -> Iterator[Candidate]:
     """Yield the whole model on each board that can hold it."""
     for board in _holds_whole(manifest, profiles):
         lanes = (Lane(programs={board: whole.ALONE}, weight=1.0),)
@@ -130,40 +175,35 @@ def _local(manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells)
             strategy="local",
             lead=board,
             lanes=lanes,
-            predicted=predict(manifest, profiles, barred, board, lanes, cells),
+            predicted=predict(manifest, profiles, barred, board, lanes, cells, goal.powers),
         )
 
 
 def _replicate(
-    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, limit: int
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    cells: Cells,
+    goal: Goal,
+    limit: int,
+    *,
+    wide: bool,
 ) -> Iterator[Candidate]:
     """Yield, for each lead, the whole model on several boards among which requests are divided.
 
-    Of very many boards only the quickest are tried as the lead, which hardly matters.
+    Of very many boards only the quickest are tried as the lead, which hardly matters.  `wide`, and where the
+    rows of a batch are divided, which may be few: on few boards and on many; `wide`: on the quickest first,
+    and on those that take the least.
     """
     if not manifest.verified("local"):
         return
     able = _holds_whole(manifest, profiles)
-    asked = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
-    given = sum(manifest.tensor_bytes[spec.name] for spec in manifest.outputs)
-    for lead in able[:_LEADS]:
-        rates = {lead: 1.0 / segment_s(profiles[lead], WHOLE)}
-        room = math.inf  # requests per second that the lead's interface still has room for
-        for board in (b for b in able if b != lead):
-            out, back = link(profiles, barred, lead, board), link(profiles, barred, board, lead)
-            if out is None or back is None or len(rates) == limit:
-                continue
-            if math.isinf(room):
-                room = out.goodput_bytes_per_s / asked
-            rate = min(
-                1.0 / segment_s(profiles[board], WHOLE),
-                out.goodput_bytes_per_s / asked,
-                back.goodput_bytes_per_s / given,
-                room,
-            )
-            if rate > 0:
-                rates[board] = rate
-                room -= rate
+    orders = [able]
+    if wide and all(board in goal.powers for board in able):
+        orders.append(sorted(able, key=lambda b: (goal.powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
+    batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
+    for lead, order, size in product(able[:_LEADS], orders, _sizes(limit) if wide or batched else (limit,)):
+        rates = _rates(manifest, profiles, barred, lead, order, size)
         if len(rates) > 1:
             total = sum(rates.values())
             lanes = tuple(
@@ -174,39 +214,70 @@ def _replicate(
                 strategy="replicate",
                 lead=lead,
                 lanes=lanes,
-                predicted=predict(manifest, profiles, barred, lead, lanes, cells),
+                predicted=predict(manifest, profiles, barred, lead, lanes, cells, goal.powers),
             )
 
 
 _LEADS = 8
 
 
+def _sizes(limit: int) -> list[int]:
+    """Return with how many boards it is tried where few may be better: all small numbers, some large ones."""
+    few = list(range(2, min(limit, 8) + 1))
+    return few + [size for size in (12, 16, 24, 32, 48) if size < limit] + ([limit] if limit > 8 else [])
+
+
+def _rates(
+    manifest: Manifest, profiles: Profiles, barred: Barred, lead: BoardId, order: Sequence[BoardId], most: int
+) -> dict[BoardId, float]:
+    """Return how many requests a second the lead and the first others of `order` do that links carry."""
+    asked = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
+    given = sum(manifest.tensor_bytes[spec.name] for spec in manifest.outputs)
+    rates = {lead: 1.0 / segment_s(profiles[lead], WHOLE)}
+    room = math.inf  # requests per second that the lead's interface still has room for
+    for board in (b for b in order if b != lead):
+        out, back = link(profiles, barred, lead, board), link(profiles, barred, board, lead)
+        if out is None or back is None or len(rates) == most:
+            continue
+        if math.isinf(room):
+            room = out.goodput_bytes_per_s / asked
+        rate = min(
+            1.0 / segment_s(profiles[board], WHOLE),
+            out.goodput_bytes_per_s / asked,
+            back.goodput_bytes_per_s / given,
+            room,
+        )
+        if rate > 0:
+            rates[board] = rate
+            room -= rate
+    return rates
+
+
 def _pipeline(
-    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, objective: Objective, limit: int
+    manifest: Manifest,
+    profiles: Profiles,
+    barred: Barred,
+    cells: Cells,
+    goal: Goal,
+    limit: int,
+    *,
+    wide: bool,
 ) -> Iterator[Candidate]:
-    """Yield the best pipeline over two boards or more; the first board leads."""
+    """Yield the best pipeline over two boards or more; `wide`: many that are the best in some way."""
     if not manifest.verified("pipeline") or len(manifest.segments) < 2:
         return
-    boards = _quickest(manifest, profiles)
-    instance = _instance(manifest, profiles, barred, boards)
-    search = partition.fastest if objective == "latency" else partition.widest
-    for most in (limit, min(limit, _ALWAYS_CLOSED)):
-        stages = search(instance, most, 2)
-        if stages is None:
+    for most in (limit, min(limit, ALWAYS_CLOSED)):
+        found = []
+        for lead, programs in pipelines(manifest, profiles, barred, goal, most, wide=wide):
+            lanes = (Lane(programs=programs, weight=1.0),)
+            try:
+                predicted = predict(manifest, profiles, barred, lead, lanes, cells, goal.powers)
+            except PlanError:
+                continue
+            found.append(Candidate(strategy="pipeline", lead=lead, lanes=lanes, predicted=predicted))
+        if found:
+            yield from found
             return
-        lead = boards[stages[0].board]
-        lanes = (Lane(programs=_chain(manifest, [(boards[s.board], s) for s in stages]), weight=1.0),)
-        try:
-            predicted = predict(manifest, profiles, barred, lead, lanes, cells)
-        except PlanError:
-            continue
-        yield Candidate(strategy="pipeline", lead=lead, lanes=lanes, predicted=predicted)
-        return
-
-
-_ALWAYS_CLOSED = 3
-"""An output made before the last stage needs a link to the lead that the search does not ask for; with
-so few boards there is one, as only the second stage is in the middle."""
 
 
 def _sharded(
@@ -214,11 +285,17 @@ def _sharded(
     profiles: Profiles,
     barred: Barred,
     cells: Cells,
-    objective: Objective,
+    goal: Goal,
     limit: int,
     codecs: Sequence[Codec],
+    *,
+    wide: bool,
 ) -> Iterator[Candidate]:
-    """Yield the best way of each sharding and codec to divide a request, like `sequence i8`."""
+    """Yield the best way of each sharding and codec to divide a request, like `sequence i8`.
+
+    `wide`: also those of other numbers of boards.
+    """
+    measures = (True, False) if wide else (goal.objective == "latency",)
 
     def priced(division: Division, chunks: int = 1) -> Candidate | None:
         lead, lane = division.boards[0], division.lane(chunks)
@@ -226,7 +303,7 @@ def _sharded(
         if lane.chunks != chunks:
             return None  # nothing of it can be made in chunks
         try:
-            predicted = predict(manifest, profiles, barred, lead, (lane,), cells)
+            predicted = predict(manifest, profiles, barred, lead, (lane,), cells, goal.powers)
         except PlanError:
             return None
         strategy = name if division.codec.exact else f"{name} {division.codec}"
@@ -236,108 +313,23 @@ def _sharded(
         for codec in codecs if manifest.verified(sharding.name) else ():
             found = [
                 (candidate, division)
+                for latency in measures
                 for division in sharded.divisions(
-                    manifest, profiles, barred, cells, sharding, codec, limit, latency=objective == "latency"
+                    manifest, profiles, barred, cells, sharding, codec, limit, latency=latency, wide=wide
                 )
                 if (candidate := priced(division)) is not None
             ]
             if not found:
                 continue
-            best, division = min(found, key=lambda each: cost_s(each[0].predicted, objective))
+            best, division = min(found, key=lambda each: goal.cost(each[0].predicted))
             for chunks in range(2, MAX_CHUNKS + 1) if sharding.strategy == "sequence" else ():
                 finer = priced(division, chunks)
-                if finer is None or cost_s(finer.predicted, objective) >= cost_s(best.predicted, objective):
+                if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break
                 best = finer
             yield best
-
-
-def _quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
-    """Return the boards to search over: the quickest ones, as many as the exact search takes."""
-
-    def pace_s(board: BoardId) -> float:
-        known = [segment_s(profiles[board], segment.name) for segment in manifest.segments]
-        finite = [seconds for seconds in known if math.isfinite(seconds)]
-        return sum(finite) / len(finite) if finite else math.inf
-
-    usable = [board for board in profiles if math.isfinite(pace_s(board))]
-    return sorted(usable, key=lambda board: (pace_s(board), board))[: partition.MAX_BOARDS]
-
-
-def _instance(manifest: Manifest, profiles: Profiles, barred: Barred, boards: Sequence[BoardId]) -> Instance:
-    """Return the search problem as arrays."""
-    count, length = len(boards), len(manifest.segments)
-    names = [segment.name for segment in manifest.segments]
-    needed = _range_memory_bytes(manifest)
-    stage_s = np.full((count, length + 1, length + 1), np.inf)
-    for index, board in enumerate(boards):
-        seconds = [segment_s(profiles[board], name) for name in names]
-        for start in range(length):
-            total_s = np.cumsum(seconds[start:])
-            fits = needed[start, start + 1 :] <= profiles[board].memory_bytes
-            stage_s[index, start, start + 1 :] = np.where(fits, total_s, np.inf)
-    cut_bytes = np.array([0, *(_cut_bytes(manifest, cut.index) for cut in manifest.cuts), 0], dtype=float)
-    given = float(sum(manifest.tensor_bytes[spec.name] for spec in manifest.outputs))
-    hop_s = np.full((count, count, length + 1), np.inf)
-    hop_busy_s = hop_s.copy()
-    back_s = np.full((count, count), np.inf)
-    np.fill_diagonal(back_s, 0.0)
-    back_busy_s = back_s.copy()
-    for u, source in enumerate(boards):
-        for v, target in enumerate(boards):
-            path = link(profiles, barred, source, target)
-            if u != v and path is not None:
-                hop_busy_s[u, v] = cut_bytes / path.goodput_bytes_per_s
-                hop_s[u, v] = hop_busy_s[u, v] + path.rtt_s / 2
-                back_busy_s[u, v] = given / path.goodput_bytes_per_s
-                back_s[u, v] = back_busy_s[u, v] + path.rtt_s / 2
-    return Instance(
-        stage_s=stage_s, hop_s=hop_s, hop_busy_s=hop_busy_s, back_s=back_s, back_busy_s=back_busy_s
-    )
-
-
-def _cut_bytes(manifest: Manifest, index: int) -> int:
-    return sum(manifest.tensor_bytes[spec.name] for spec in manifest.cuts[index - 1].tensors)
-
-
-def _range_memory_bytes(manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Return [L+1, L+1]: what segments i up to, not including, j need together."""
-    length = len(manifest.segments)
-    needed = np.zeros((length + 1, length + 1))
-    weights = [segment.weight_bytes for segment in manifest.segments]
-    work = [segment.work_bytes for segment in manifest.segments]
-    for start in range(length):
-        needed[start, start + 1 :] = np.cumsum(weights[start:]) + np.maximum.accumulate(work[start:])
-    return needed
-
-
-def _chain(manifest: Manifest, stages: Sequence[tuple[BoardId, Stage]]) -> Mapping[BoardId, Program]:
-    """Return the programs of a pipeline: tensors of the cuts go on, outputs go back to the lead."""
-    lead = stages[0][0]
-    last = len(stages) - 1
-    graph_outputs = [spec.name for spec in manifest.outputs]
-    steps: dict[BoardId, list[Step]] = {board: [] for board, _ in stages}
-    answers: list[Step] = []
-    for index, (board, stage) in enumerate(stages):
-        if index > 0:
-            steps[board].append(_cross("recv", index - 1, manifest, stage.start, stages[index - 1][0]))
-        runs = manifest.segments[stage.start : stage.stop]
-        steps[board].extend(Run(segment=segment.name) for segment in runs)
-        if index < last:
-            steps[board].append(_cross("send", index, manifest, stage.stop, stages[index + 1][0]))
-        made = {spec.name for segment in runs for spec in segment.outputs}
-        outputs = tuple(name for name in graph_outputs if name in made)
-        if board != lead and outputs:
-            tag = last + index
-            steps[board].append(Exchange(kind="send", tag=tag, tensors=outputs, peer=lead))
-            answers.append(Exchange(kind="recv", tag=tag, tensors=outputs, peer=board))
-    steps[lead].extend(answers)
-    return {board: Program(steps=tuple(program)) for board, program in steps.items()}
-
-
-def _cross(kind: Literal["send", "recv"], tag: int, manifest: Manifest, cut: int, peer: BoardId) -> Exchange:
-    names = tuple(spec.name for spec in manifest.cuts[cut - 1].tensors)
-    return Exchange(kind=kind, tag=tag, tensors=names, peer=peer)
+            if wide:
+                yield from (candidate for candidate, _ in found)
 
 
 def _why_nothing_fits(manifest: Manifest, profiles: Profiles, barred: Barred, limit: int) -> str:
@@ -349,9 +341,9 @@ def _why_nothing_fits(manifest: Manifest, profiles: Profiles, barred: Barred, li
     if roomy:
         return f"{manifest.name}: no timing of it from {', '.join(roomy)} although it fits there"
     divisible = manifest.verified("pipeline") and len(manifest.segments) > 1
-    boards = _quickest(manifest, profiles)
+    boards = quickest(manifest, profiles)
     if divisible and len(boards) > 1:
-        instance = _instance(manifest, profiles, barred, boards)
+        instance = instance_of(manifest, profiles, barred, boards)
         if limit < len(boards) and partition.fastest(instance, len(boards), 2):
             return f"{manifest.name}: no plan fits {limit} board(s), but one fits more; allow more boards"
         near = replace(instance, hop_s=np.zeros_like(instance.hop_s), back_s=np.zeros_like(instance.back_s))

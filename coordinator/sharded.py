@@ -56,13 +56,17 @@ def divisions(
     limit: int,
     *,
     latency: bool,
+    wide: bool = False,
 ) -> Iterator[Division]:
-    """Yield the most promising ways to divide a request among two to `limit` boards."""
+    """Yield the most promising ways to divide a request among two to `limit` boards.
+
+    `wide`: at least one for each number of boards.
+    """
     if sharding.units < 2:
         return
     boards = _quickest(profiles)
     task = _task(manifest, profiles, barred, cells, boards, sharding, codec)
-    for team in best_teams(task, limit, latency=latency):
+    for team in best_teams(task, limit, latency=latency, each_size=wide):
         counts = water_fill(team.loads, task.units, causal=task.causal)
         if counts is None:
             continue

@@ -76,10 +76,11 @@ class Team:
     estimate_s: float
 
 
-def best_teams(task: Task, limit: int, *, latency: bool) -> list[Team]:
+def best_teams(task: Task, limit: int, *, latency: bool, each_size: bool = False) -> list[Team]:
     """Return the most promising sets of two to `limit` boards, best first.
 
-    `latency`: the time of one request is to be low, else that of the busiest board or link.
+    `latency`: the time of one request is to be low, else that of the busiest board or link.  `each_size`:
+    the best of each size is among them.
     """
     usable = np.flatnonzero((task.most > 0) & np.isfinite(task.fixed_s + task.unit_s))
     alone_s = task.fixed_s + task.lead_s + (task.unit_s + task.pair_s * task.units) * task.units
@@ -90,7 +91,7 @@ def best_teams(task: Task, limit: int, *, latency: bool) -> list[Team]:
     known = _Known(task, order, latency=latency)
     if len(order) <= EXACT:
         known.look(each for count in range(2, most + 1) for each in combinations(order, count))
-        return known.teams()
+        return known.teams(each_size=each_size)
     best = known.look(tuple(order[:count]) for count in range(2, most + 1))
     for _ in range(STEPS):
         others = (frozenset(best) ^ {board} for board in order)
@@ -100,7 +101,7 @@ def best_teams(task: Task, limit: int, *, latency: bool) -> list[Team]:
         if better == best:
             break
         best = better
-    return known.teams()
+    return known.teams(each_size=each_size)
 
 
 class _Known:
@@ -123,12 +124,15 @@ class _Known:
             self._found |= zip(new, self._estimate(new).tolist(), strict=True)
         return min(self._found, key=lambda team: self._found[team])
 
-    def teams(self) -> list[Team]:
-        """Return the best few."""
+    def teams(self, *, each_size: bool) -> list[Team]:
+        """Return the best few, and if asked for the best of each size."""
         possible = [team for team, seconds in self._found.items() if np.isfinite(seconds)]
         possible.sort(key=lambda team: self._found[team])
-        possible = [team for team in possible if self._found[team] <= NEAR * self._found[possible[0]]]
-        return [self._team(team) for team in possible[:KEPT]]
+        near = [team for team in possible if self._found[team] <= NEAR * self._found[possible[0]]][:KEPT]
+        sizes: dict[int, tuple[int, ...]] = {}
+        for team in possible if each_size else ():
+            sizes.setdefault(len(team), team)
+        return [self._team(team) for team in dict.fromkeys((*near, *sizes.values()))]
 
     def _estimate(self, teams: Sequence[tuple[int, ...]]) -> Floats:
         task = self._task

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
-from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.coordinator.goals import Goal, energy_j
+from shoal.coordinator.planner import Candidate, UnmetError, propose
+from shoal.coordinator.watts import Powers
 from shoal.coordinator.wires import cells_of
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
-from shoal.messages import Alternative
+from shoal.messages import NO_LIMITS, Alternative, Limits, Objective
 from shoal.program import Lane, Plan, Prediction, Run
 from shoal.records import BoardId
 
@@ -56,6 +58,14 @@ class Question:
     codecs: tuple[Codec, ...] = (PLAIN,)
     margin: float = 0.0
     """Several boards must be better than one by this share."""
+    limits: Limits = NO_LIMITS
+    powers: Powers = field(default_factory=dict)
+    """What all boards take; nothing if that does not matter."""
+
+    @property
+    def goal(self) -> Goal:
+        """Return by what plans are compared."""
+        return Goal(objective=self.objective, limits=self.limits, powers=self.powers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +74,15 @@ class Ranking:
 
     question: Question
     candidates: tuple[Candidate, ...]
+    """If no plan keeps to the limits, those that there would be without limits."""
     refusal: str
+    """Why there is no plan; with candidates: which limits none of them keeps to."""
+
+    @property
+    def goal(self) -> Goal:
+        """Return by what the candidates are compared."""
+        found = self.question.goal
+        return replace(found, limits=NO_LIMITS) if self.refusal else found
 
 
 def rank(question: Question) -> Ranking:
@@ -78,7 +96,12 @@ def rank(question: Question) -> Ranking:
             question.max_boards,
             question.codecs,
             question.margin,
+            question.limits,
+            question.powers,
         )
+    except UnmetError as error:
+        without = rank(replace(question, limits=NO_LIMITS))
+        return replace(without, question=question, refusal=str(error))
     except PlanError as error:
         return Ranking(question=question, candidates=(), refusal=str(error))
     except (ArithmeticError, ValueError, LookupError) as error:  # profiles that contradict each other
@@ -103,12 +126,20 @@ def reason_to_stay(
     """
     try:
         cells = cells_of(question.profiles)
-        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes, cells)
+        kept = predict(
+            question.manifest,
+            question.profiles,
+            question.barred,
+            old.lead,
+            old.lanes,
+            cells,
+            question.powers,
+        )
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     old_factor, new_factor = known
-    new_s, old_s = (cost_s(each, question.objective) for each in (new.predicted, kept))
-    gain = 1 - new_factor * new_s / (old_factor * old_s)
+    new_cost, old_cost = (question.goal.cost(each) for each in (new.predicted, kept))
+    gain = 1 - new_factor * new_cost / (old_factor * old_cost)
     better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
     if gain < settings.margin:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
@@ -154,8 +185,8 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
     room = max(0, TOLD - len(best))
     others = [c for c in ranking.candidates if c is not best[c.strategy]][:room]
     told = [c for c in ranking.candidates if c is best[c.strategy] or any(c is other for other in others)]
-    objective = ranking.question.objective
-    best_s = cost_s(ranking.candidates[0].predicted, objective)
+    goal = ranking.goal
+    lowest = goal.cost(ranking.candidates[0].predicted)
     return tuple(
         Alternative(
             strategy=candidate.strategy,
@@ -167,18 +198,20 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             wait_s=wait_s(candidate.predicted),
             carried_bytes=candidate.predicted.carried_bytes,
             chunks=candidate.chunks,
-            note=_against(candidate, cost_s(candidate.predicted, objective) / best_s),
+            note=_against(candidate, goal.cost(candidate.predicted) / lowest),
         )
         for candidate in told
     )
 
 
-def describe(candidate: Candidate) -> str:
+def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
     """Return one line about a candidate."""
     predicted = candidate.predicted
+    joules = energy_j(predicted, limits)
+    energy = "" if joules is None else f" for {joules:.2g} J"
     return (
         f"{candidate.strategy} on {', '.join(candidate.boards)}, {predicted.latency_s * 1e3:.0f} ms a "
-        f"request and {predicted.throughput_per_s:.1f} requests/s predicted"
+        f"request{energy} and {predicted.throughput_per_s:.1f} requests/s predicted"
     )
 
 
@@ -190,11 +223,13 @@ def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
     several = [candidate for candidate in ranking.candidates if len(candidate.boards) > 1]
     if len(chosen.boards) > 1 or not several:
         return ""
-    objective = ranking.question.objective
-    best = min(several, key=lambda candidate: cost_s(candidate.predicted, objective))
-    ratio = cost_s(best.predicted, objective) / cost_s(chosen.predicted, objective)
+    goal = ranking.goal
+    best = min(several, key=lambda candidate: goal.cost(candidate.predicted))
+    ratio = goal.cost(best.predicted) / goal.cost(chosen.predicted)
     if ratio < 1:
         verdict = f"better by {1 - ratio:.0%} only, less than the margin of {ranking.question.margin:.0%}"
+    elif goal.objective == "energy":
+        return f"{len(best.boards)} boards would take {ratio:.2f} times the joules"
     else:
         verdict = f"{ratio:.1f}x slower" if ratio >= 1.15 else f"slower by {ratio - 1:.0%}"
     return f"{len(best.boards)} boards would be {verdict}{_exchanges(best.predicted)}"

@@ -24,7 +24,7 @@ from shoal.lab.load import Answer, Load, running
 from shoal.lab.models import Example
 from shoal.lab.processes import Cluster
 from shoal.manifest import WHOLE, Manifest
-from shoal.messages import Deployment
+from shoal.messages import NO_LIMITS, Deployment
 from shoal.program import Plan
 from shoal.records import BoardId
 from shoal.session import open_session
@@ -85,7 +85,9 @@ class Demo:
         """Deploy, ask without pause, and make trouble."""
         url = client.coordinator_url(self._operator.view)
         source = await client.upload(self._http, url, bundle)
-        await self._operator.publish(Deployment(bundle=source, objective="latency", max_boards=0))
+        await self._operator.publish(
+            Deployment(bundle=source, objective="latency", limits=NO_LIMITS, max_boards=0)
+        )
         self._log(f"deployed {source.name}; the boards fetch and profile it")
         async with running(self._follow()):
             await self._plan_after(0, FIRST_PLAN_S)

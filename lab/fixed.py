@@ -32,11 +32,12 @@ def fixed_plans(
     for candidate in reversed(ranked):  # the best is the last to be written
         for strategy in scenario.baselines:
             if candidate.strategy == strategy:
-                found[strategy] = _plan_of(candidate, addresses, own)
+                found[strategy] = plan_of(candidate, addresses, own)
     return found
 
 
-def _plan_of(candidate: Candidate, addresses: Mapping[BoardId, Address], own: Plan) -> Plan:
+def plan_of(candidate: Candidate, addresses: Mapping[BoardId, Address], own: Plan) -> Plan:
+    """Return a candidate as a plan for the bundle of the plan `own`, with its epoch."""
     return replace(
         own,
         strategy=candidate.strategy,

@@ -27,7 +27,7 @@ from shoal.lab.scenario import BoardSpec, Scenario
 from shoal.lab.standin import StandIn
 from shoal.lab.subject import Subject
 from shoal.manifest import WHOLE
-from shoal.messages import Birth, Decision, Deployment
+from shoal.messages import NO_LIMITS, Birth, Decision, Deployment
 from shoal.program import Plan
 from shoal.records import BoardId, Law, Profile, scaled
 
@@ -151,7 +151,9 @@ class Experiment:
             )
             self._following = True
             async with running(self._follow()):
-                deployment = Deployment(bundle=source, objective=self._scenario.objective, max_boards=1)
+                deployment = Deployment(
+                    bundle=source, objective=self._scenario.objective, limits=NO_LIMITS, max_boards=1
+                )
                 if self._single_possible():
                     await operator.publish(deployment)
                     await self._baseline(load)

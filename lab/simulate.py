@@ -30,7 +30,7 @@ from shoal.lab.shaping import DESK
 from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline
 from shoal.manifest import WHOLE
-from shoal.messages import BundleSource, Deployment, Desired, Presence
+from shoal.messages import NO_LIMITS, BundleSource, Deployment, Desired, Presence
 from shoal.program import Plan
 from shoal.records import BoardId
 
@@ -236,7 +236,9 @@ class Cluster:
         source = BundleSource(
             name=self._setting.manifest.name, manifest=self._setting.digest, url="http://desk:1"
         )
-        deployment = Deployment(bundle=source, objective=self._scenario.objective, max_boards=max_boards)
+        deployment = Deployment(
+            bundle=source, objective=self._scenario.objective, limits=NO_LIMITS, max_boards=max_boards
+        )
         self._state = controller.deployed(self._state, deployment, self._timeline.now_s)
         self._state = replace(self._state, manifest=self._setting.manifest)
         self._decide_soon()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,11 +78,12 @@ def prepare(scenario: Scenario, folder: Path) -> Subject:
     return Subject(bundle=bundle, manifest=manifest, digest=digest, inputs=inputs, expected=expected)
 
 
-def calibrate(subject: Subject, laws_s: float = 0.0) -> Calibration:
+def calibrate(subject: Subject, laws_s: float = 0.0, due: Collection[str] | None = None) -> Calibration:
     """Return what each segment takes on one core of this machine.
 
     The same small measurement that a board makes of itself, twice: the quicker one was disturbed less.
-    Then for `laws_s` the closer one, at several sizes, of the segments of shardings.
+    Then for `laws_s` the closer one, at several sizes, of the segments in `due`: those of shardings, if
+    nothing is said.
     """
     opened = opener(subject.bundle, threads=1)
     passes: list[Found] = []
@@ -98,7 +99,7 @@ def calibrate(subject: Subject, laws_s: float = 0.0) -> Calibration:
             opened,
             threading.Lock(),
             best,
-            subject.parts,
+            subject.parts if due is None else due,
             go_on=lambda: True,
             room_bytes=MEMORY_BYTES,
             budget_s=laws_s,

@@ -154,15 +154,15 @@ def above_idle(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Idle:
-    """What an idle board takes: readings of the last time it idled."""
+class Level:
+    """What a board takes in one state, idling or at work: readings of the last time it was in it."""
 
     watts: tuple[float, ...] = ()
 
     @property
     def level_w(self) -> float | None:
         """Return the median; None before there is enough to tell."""
-        return statistics.median(self.watts) if len(self.watts) >= LEAST_IDLE else None
+        return statistics.median(self.watts) if len(self.watts) >= LEAST_READINGS else None
 
     @property
     def noise_w(self) -> float:
@@ -171,13 +171,13 @@ class Idle:
         return 1.4826 * statistics.median([abs(w - level) for w in self.watts] or [0.0])
 
 
-LEAST_IDLE: Final = 10
-MOST_IDLE: Final = 150
+LEAST_READINGS: Final = 10
+MOST_READINGS: Final = 150
 
 
-def idled(idle: Idle, watts: float) -> Idle:
-    """Return what is known of the idle board after one more reading of it."""
-    return Idle(watts=(*idle.watts, watts)[-MOST_IDLE:])
+def noted(level: Level, watts: float) -> Level:
+    """Return what is known of a board in some state after one more reading of it."""
+    return Level(watts=(*level.watts, watts)[-MOST_READINGS:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "deploy": "shoal.coordinator.cli:deploy",
     "undeploy": "shoal.coordinator.cli:undeploy",
     "status": "shoal.coordinator.cli:status",
-    "plan": "shoal.coordinator.cli:plan",
+    "plan": "shoal.coordinator.plan_command:plan",
     "explain": "shoal.coordinator.cli:explain",
     "infer": "shoal.coordinator.cli:infer",
     "watch": "shoal.coordinator.cli:watch",

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.program import MAX_EPOCH, Plan
-from shoal.records import Address, BoardId, Profile, Sha256, check_name, check_not_negative
+from shoal.records import (
+    Address,
+    BoardId,
+    Profile,
+    Sha256,
+    check_name,
+    check_not_negative,
+    check_positive,
+)
 
 HEARTBEAT_S: Final = 0.25
 """Agents send a heartbeat so often."""
@@ -164,6 +172,8 @@ class PowerReport:
     """At the last reading; None: it failed, and `gap` says why."""
     idle_w: float | None
     """None: not known yet."""
+    work_w: float | None
+    """While segments run, idling included; None: not known yet."""
     joules: float
     """Over the stretch of the vitals, as far as it is covered ..."""
     covered_s: float
@@ -222,12 +232,40 @@ class Coordinator:
     url: str
 
 
+Objective = Literal["latency", "p95", "throughput", "energy"]
+"""By what plans are compared: time of a request, time of 95 in 100, requests per second, joules a request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a plan has to keep to; None: there is no such limit."""
+
+    rate_per_s: float | None
+    """Requests that arrive in a second, at random times: a plan must carry them."""
+    max_latency_s: float | None
+    """Within which 95 in 100 requests are answered at that rate; without a rate, one request alone."""
+    max_energy_j: float | None
+    """What all boards may take for one request, idling included."""
+    max_power_w: float | None
+    """What all boards may take together at that rate; without a rate, with all the requests they can do."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate_per_s", "max_latency_s", "max_energy_j", "max_power_w"):
+            value = getattr(self, name)
+            if value is not None:
+                check_positive(f"limits {name}", value)
+
+
+NO_LIMITS: Final = Limits(rate_per_s=None, max_latency_s=None, max_energy_j=None, max_power_w=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """What the operator wants the cluster to serve, and by which measure it is planned."""
 
     bundle: BundleSource
-    objective: Literal["latency", "throughput"]
+    objective: Objective
+    limits: Limits
     max_boards: int
     """Use at most so many boards; 0: all."""
     max_error: float = 0.0

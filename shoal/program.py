@@ -148,6 +148,20 @@ def _bounds(units: int, shares: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(accumulate(counts, initial=0))
 
 
+def rows_of(rows: int, weights: Sequence[float]) -> list[int]:
+    """Return how many rows of a batch each lane answers: each row goes to the lane that would be done first.
+
+    Unlike the boards of one lane, a lane may get none.
+
+    >>> rows_of(4, (0.5, 0.25, 0.125, 0.125))
+    [3, 1, 0, 0]
+    """
+    found = [0] * len(weights)
+    for _ in range(rows):
+        found[min(range(len(found)), key=lambda index: (found[index] + 1) / weights[index])] += 1
+    return found
+
+
 def ranges(rows: int, chunks: int) -> list[tuple[int, int]]:
     """Return which of a board's rows, start and stop, are in each chunk; none is empty unless all are.
 
@@ -253,6 +267,12 @@ class Prediction:
     """Between boards for one request, headers of frames not counted."""
     waits: float = 0.0
     """How many times the lead stands still for other boards in one request."""
+    slowest_s: float = 0.0
+    """One request alone in the slowest of the lanes; 0: no slower than `latency_s`."""
+    above_idle_j: float | None = None
+    """What one request takes of all boards beyond idling; None: not known."""
+    idle_w: float | None = None
+    """What all boards of the cluster take idling, those without a part in the plan too; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

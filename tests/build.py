@@ -36,6 +36,7 @@ from shoal.manifest import (
     Verification,
 )
 from shoal.messages import (
+    NO_LIMITS,
     Alarm,
     Birth,
     BundleSource,
@@ -43,6 +44,8 @@ from shoal.messages import (
     Hardware,
     Health,
     Heartbeat,
+    Limits,
+    Objective,
     Presence,
     Readiness,
     Reported,
@@ -339,10 +342,28 @@ def source(name: str = "model", manifest: Sha256 = BUNDLE) -> BundleSource:
 def deployment(
     name: str = "model",
     manifest: Sha256 = BUNDLE,
-    objective: Literal["latency", "throughput"] = "latency",
+    objective: Objective = "latency",
     max_boards: int = 0,
+    limits: Limits = NO_LIMITS,
 ) -> Deployment:
-    return Deployment(bundle=source(name, manifest), objective=objective, max_boards=max_boards)
+    return Deployment(
+        bundle=source(name, manifest), objective=objective, limits=limits, max_boards=max_boards
+    )
+
+
+def limits(
+    *,
+    rate_per_s: float | None = None,
+    max_latency_s: float | None = None,
+    max_energy_j: float | None = None,
+    max_power_w: float | None = None,
+) -> Limits:
+    return Limits(
+        rate_per_s=rate_per_s,
+        max_latency_s=max_latency_s,
+        max_energy_j=max_energy_j,
+        max_power_w=max_power_w,
+    )
 
 
 def plan(epoch: int = 1, lead: BoardId = A, *others: BoardId, strategy: str = "local") -> Plan:
@@ -396,6 +417,10 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Profile, "memory_bytes"): _natural,
     (Profile, "slowdown"): _positive,
     (BundleSource, "name"): _names,
+    (Limits, "rate_per_s"): st.none() | _positive,
+    (Limits, "max_latency_s"): st.none() | _positive,
+    (Limits, "max_energy_j"): st.none() | _positive,
+    (Limits, "max_power_w"): st.none() | _positive,
     (Deployment, "max_boards"): _natural,
     (Deployment, "max_error"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),

@@ -12,7 +12,7 @@ from shoal.coordinator import client, render
 from shoal.coordinator.client import Operator, View
 from shoal.lab.load import Answer, Load, Tally, running
 from shoal.lab.processes import Cluster
-from shoal.messages import Deployment, Reported
+from shoal.messages import NO_LIMITS, Deployment, Reported
 from shoal.program import Plan
 from shoal.records import BoardId, Profile
 
@@ -80,7 +80,9 @@ class Trial:
             await watch.until("the coordinator", lambda: watch.view.coordinator is not None)
             await watch.until("the boards", lambda: len(watch.view.alive) == len(self.boards))
             source = await client.upload(watch.http, client.coordinator_url(watch.view), self.bundle)
-            await watch.operator.publish(Deployment(bundle=source, objective=objective, max_boards=0))
+            await watch.operator.publish(
+                Deployment(bundle=source, objective=objective, limits=NO_LIMITS, max_boards=0)
+            )
             await watch.until("a plan", lambda: watch.view.plan is not None)
 
         self.watch(run)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.profiler import energy
-from shoal.profiler.energy import Counter, Counters, Energy, Idle, Mark, Power, Share
+from shoal.profiler.energy import Counter, Counters, Energy, Level, Mark, Power, Share
 
 PERIOD_S = 0.1
 MOST_W = 100.0
@@ -147,11 +147,11 @@ def test_energy_above_idle_is_told_from_noise_or_not_at_all() -> None:
 
 
 def test_idle_power_is_known_after_some_readings_and_ignores_a_spike() -> None:
-    idle = Idle()
+    idle = Level()
     for watts in (3.0, 3.1, 2.9) * 3:
-        idle = energy.idled(idle, watts)
+        idle = energy.noted(idle, watts)
     assert idle.level_w is None
-    idle = energy.idled(idle, 9.0)
+    idle = energy.noted(idle, 9.0)
     assert idle.level_w == 3.0
     assert idle.noise_w == pytest.approx(0.14826)
 

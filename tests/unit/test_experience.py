@@ -6,6 +6,7 @@ import pytest
 
 from shoal.coordinator import controller, experience
 from shoal.coordinator.experience import RECALL_S, Slower, Trial
+from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import State
 from shoal.coordinator.weigh import Settings
@@ -97,9 +98,9 @@ def candidate(strategy: str, latency_s: float) -> Candidate:
 def test_candidates_are_ordered_by_what_they_turned_out_to_cost() -> None:
     found = (candidate("sequence", 0.1), candidate("tensor", 0.15), candidate("local", 0.2))
     known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
-    order = experience.ordered(found, "latency", known, 50.0)
+    order = experience.ordered(found, Goal(objective="latency"), known, 50.0)
     assert [one.strategy for one in order] == ["tensor", "sequence", "local"]
-    assert experience.ordered(found, "latency", known, 100.0) == found
+    assert experience.ordered(found, Goal(objective="latency"), known, 100.0) == found
 
 
 def served(state: State) -> State:

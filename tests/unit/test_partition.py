@@ -9,14 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.coordinator import partition
 from shoal.coordinator.partition import (
+    COARSE,
     MAX_BOARDS,
     Floats,
     Instance,
     Stage,
     bottleneck_s,
     fastest,
+    fastest_each,
+    front,
     latency_s,
+    priced,
     widest,
 )
 
@@ -132,6 +137,68 @@ def test_the_widest_is_the_widest_of_all_and_of_those_the_fastest(
     latency, busy = seconds_of(instance, found)
     assert busy == pytest.approx(best_s)
     assert latency == pytest.approx(min(s for s, b in all_of_them if b <= best_s * (1 + 1e-9)))
+
+
+@given(instance=instances(), limit=limits)
+@settings(max_examples=60, deadline=None)
+def test_of_each_number_of_boards_the_fastest_is_found(instance: Instance, limit: tuple[int, int]) -> None:
+    least, most = limit
+    found = {len(pipeline): pipeline for pipeline in fastest_each(instance, most, least)}
+    for size in range(least, most + 1):
+        all_of_them = tried(instance, size, size)
+        assert (size in found) == bool(all_of_them)
+        if all_of_them:
+            check(instance, found[size], size, size)
+            best_s = min(latency for latency, _ in all_of_them)
+            assert seconds_of(instance, found[size])[0] == pytest.approx(best_s)
+
+
+@given(instance=instances(), limit=limits)
+@settings(max_examples=60, deadline=None)
+def test_the_front_leads_from_the_fastest_to_the_widest(instance: Instance, limit: tuple[int, int]) -> None:
+    least, most = limit
+    all_of_them = tried(instance, least, most)
+    found = [seconds_of(instance, pipeline) for pipeline in front(instance, most, least, most=99)]
+    assert bool(found) == bool(all_of_them)
+    for one, other in itertools.pairwise(found):
+        assert one[0] <= other[0] * (1 + 1e-9)
+        assert one[1] >= other[1] * (1 - 1e-9)
+    for latency, busy in all_of_them:  # nothing is better than all of it in both, with steps of any size
+        assert any(s <= latency * (1 + 1e-9) and b <= busy * (1 + 1e-9) / COARSE for s, b in found)
+    few = front(instance, most, least, most=3)
+    assert len(few) <= 3
+    if found:
+        assert seconds_of(instance, few[0])[0] == pytest.approx(found[0][0])
+        assert seconds_of(instance, few[-1])[1] == pytest.approx(found[-1][1])
+
+
+@given(instance=instances(), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_thriftiest_is_the_thriftiest_of_all(instance: Instance, seed: int) -> None:
+    """Joules told off one by one: of boards at work, and of all of them while a request is answered."""
+    count, length = instance.stage_s.shape[0], instance.stage_s.shape[1] - 1
+    work_w, second_w = np.random.default_rng(seed).uniform(1.0, 9.0, count), 3.0
+
+    def joules(pipeline: Pipeline) -> float:
+        at_work = sum(work_w[s.board] * instance.stage_s[s.board, s.start, s.stop] for s in pipeline)
+        return float(at_work + second_w * seconds_of(instance, pipeline)[0])
+
+    found = fastest(priced(instance, work_w, second_w), count)
+    every = [joules(pipeline) for pipeline in pipelines(count, length, 1, count)]
+    possible = [each for each in every if math.isfinite(each)]
+    assert (found is not None) == bool(possible)
+    if found is not None:
+        assert joules(found) == pytest.approx(min(possible))
+
+
+@given(instance=instances(), limit=limits)
+@settings(max_examples=60, deadline=None)
+def test_a_quick_look_at_every_other_cut_changes_nothing(instance: Instance, limit: tuple[int, int]) -> None:
+    least, most = limit
+    closely = widest(instance, most, least)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition, "HALVED_FROM", 2)
+        assert widest(instance, most, least) == closely
 
 
 searches = pytest.mark.parametrize("search", [fastest, widest])

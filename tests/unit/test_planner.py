@@ -4,17 +4,18 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
-from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.coordinator.goals import cost
+from shoal.coordinator.planner import Candidate, propose
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
+from shoal.messages import Objective
 from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, Step
 from shoal.records import Blob, BoardId, LinkProfile, Profile
 from tests import build
@@ -531,7 +532,7 @@ def test_every_candidate_does_the_work_within_all_limits(cluster: Cluster, objec
                 assert segments <= cluster.profiles[board].segments.keys()
         again = predict(manifest, cluster.profiles, cluster.barred, candidate.lead, candidate.lanes)
         assert candidate.predicted == again
-    costs = [cost_s(candidate.predicted, objective) for candidate in found]
+    costs = [cost(candidate.predicted, objective) for candidate in found]
     assert costs == sorted(costs)
     assert len({(c.strategy, c.lead, tuple(map(str, c.lanes))) for c in found}) == len(found)
 
@@ -611,7 +612,7 @@ def test_no_local_plan_and_no_pipeline_is_better_than_the_best(
             for kind, latency_s, busy_s in every
             if kind == strategy
         )
-        theirs = best_of(cost_s(candidate.predicted, objective) for candidate in of(found, strategy))
+        theirs = best_of(cost(candidate.predicted, objective) for candidate in of(found, strategy))
         assert theirs == pytest.approx(mine), strategy
     assert [c.lead for c in of(found, "local")] == sorted(
         (c.lead for c in of(found, "local")), key=lambda b: (cluster.profiles[b].segments[WHOLE].median_s, b)
@@ -685,8 +686,7 @@ def test_of_many_boards_the_quickest_lead_those_among_which_requests_are_divided
 
 def test_objectives_read_a_prediction() -> None:
     predicted = Prediction(latency_s=2.0, throughput_per_s=4.0)
-    words: tuple[Literal["latency", "throughput"], ...] = ("latency", "throughput")
-    assert [cost_s(predicted, word) for word in words] == [2.0, 0.25]
+    assert [cost(predicted, word) for word in OBJECTIVES] == [2.0, 0.25]
 
 
 def test_weights_shared_by_segments_are_held_once_by_the_whole() -> None:

@@ -11,8 +11,10 @@ import pytest
 from shoal.codec import codec_of
 from shoal.coordinator import render, sharded
 from shoal.coordinator.cost import held_bytes, predict
-from shoal.coordinator.planner import Candidate, Objective, cost_s, propose
+from shoal.coordinator.goals import cost
+from shoal.coordinator.planner import Candidate, propose
 from shoal.manifest import WHOLE, Manifest, Slice, Verification
+from shoal.messages import Objective
 from shoal.program import Collective, Lane, Prediction
 from shoal.records import BoardId, Law, Profile
 from shoal.sharding import programs
@@ -250,8 +252,8 @@ def test_the_choice_is_close_to_the_best_of_all() -> None:
             for name in BOARDS[: chance.choice([2, 3])]
         }
         alone_s = min(profile.segments[WHOLE].median_s for profile in profiles.values())
-        chosen_s = min(alone_s, cost_s(shared(profiles, objective, manifest).predicted, objective))
-        best_s = min(alone_s, *(cost_s(each, objective) for each in every_lane(manifest, profiles)))
+        chosen_s = min(alone_s, cost(shared(profiles, objective, manifest).predicted, objective))
+        best_s = min(alone_s, *(cost(each, objective) for each in every_lane(manifest, profiles)))
         regrets.append(chosen_s / best_s)
     assert statistics.median(regrets) < 1.001
     assert max(regrets) < 1.15

@@ -31,6 +31,7 @@ class Bench:
             open_meter(config, self.tree),
             Observer(config, self.tree, self.clock, folder),
             working=lambda: self.running,
+            computing=lambda: self.running,
             clock=self.clock,
         )
 
@@ -65,6 +66,7 @@ def test_an_idle_board_learns_what_idling_takes(tmp_path: Path) -> None:
     assert (found.source, found.scope, found.idle_w) == ("ina3221", "module", 5.0)
     assert found.joules == pytest.approx(5.0 * found.covered_s)
     assert found.above_idle_j == 0.0
+    assert found.work_w is None
 
 
 def test_work_is_told_apart_from_idling_and_shared_among_requests(tmp_path: Path) -> None:
@@ -78,6 +80,7 @@ def test_work_is_told_apart_from_idling_and_shared_among_requests(tmp_path: Path
         bench.watch.answered(1)
         found = bench.lives(2.0)
     assert power(found).idle_w == 5.0, "what was read at work is not idling"
+    assert power(found).work_w == pytest.approx(9.0)
     assert found.answered == 10
     assert found.busy == pytest.approx(15.0 / 60.0, rel=0.05)
     assert power(found).above_idle_j == pytest.approx(80.0, rel=0.03)
@@ -130,7 +133,12 @@ def test_a_board_that_tells_no_power_still_tells_its_heat(tmp_path: Path) -> Non
     tree = plant(tmp_path, "raspberry-pi-5")
     config = boards.detect(tree)
     watch = Watch(
-        1, None, Observer(config, tree, lambda: 0.0, tmp_path), working=lambda: False, clock=lambda: 0.0
+        1,
+        None,
+        Observer(config, tree, lambda: 0.0, tmp_path),
+        working=lambda: False,
+        computing=lambda: False,
+        clock=lambda: 0.0,
     )
     watch.sample()
     found = watch.vitals()

@@ -1,0 +1,152 @@
+"""`shoal plan`: what the planner would choose, and the front of all that it could."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shoal.coordinator.cli import _check_cluster, _cluster_options
+from shoal.coordinator.options import goal_options, limits_of, over
+from shoal.encoding import to_json
+from shoal.errors import ConfigError, PlanError
+
+if TYPE_CHECKING:
+    from shoal.coordinator.cost import Profiles
+    from shoal.coordinator.watts import Powers
+    from shoal.manifest import Manifest
+    from shoal.messages import Deployment, Limits, Objective
+
+
+@click.command()
+@_cluster_options
+@goal_options(None)
+@click.option("--max-boards", type=click.IntRange(0), default=0)
+@click.option("--without", multiple=True, metavar="BOARD", help="Plan as if BOARD were not there.")
+@click.option("--pareto", is_flag=True, help="All plans that none beats in latency, rate, joules and error.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw them (PNG); takes matplotlib."
+)
+@click.option("--dry-run", is_flag=True, help="What it always is: this command never changes anything.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def plan(
+    broker: str,
+    cluster: str,
+    objective: "Objective | None",
+    rate: float | None,
+    max_latency: float | None,
+    max_energy: float | None,
+    max_power: float | None,
+    max_boards: int,
+    without: tuple[str, ...],
+    pareto: bool,
+    plot: Path | None,
+    dry_run: bool,  # noqa: ARG001  accepted so that scripts can say what they mean
+    as_json: bool,
+) -> None:
+    """Work out plans for what is deployed and print them; no board is told.
+
+    What is not given is as it is deployed.  --pareto compares all that the bundle offers, codecs too that the
+    deployment does not allow; limits are not looked at, but joules are counted at --rate.
+
+    Exits 0, or 4 if nothing fits or keeps to the limits.
+    """
+    from shoal.coordinator import render
+    from shoal.coordinator.goals import Goal
+    from shoal.coordinator.planner import propose
+    from shoal.coordinator.weigh import Settings
+
+    if plot is not None and not pareto:
+        raise ConfigError("--plot: expected --pareto with it: it draws the front")
+    _check_cluster(cluster)
+    asked = asyncio.run(_look(broker, cluster, without))
+    goal = Goal(
+        objective=objective or asked.deployment.objective,
+        limits=over(asked.deployment.limits, limits_of(rate, max_latency, max_energy, max_power)),
+        powers=asked.powers,
+    )
+    if pareto:
+        _front(asked, goal.limits, max_boards, plot, as_json=as_json)
+        return
+    from shoal.coordinator.accuracy import allowed
+
+    ranked = propose(
+        asked.manifest,
+        asked.profiles,
+        frozenset(),
+        goal.objective,
+        max_boards,
+        allowed(asked.deployment.max_error),
+        Settings().margin,
+        goal.limits,
+        asked.powers,
+    )
+    if as_json:
+        click.echo(json.dumps([json.loads(to_json(candidate)) for candidate in ranked]))
+    else:
+        click.echo(render.candidates(ranked, goal))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What there is to plan with."""
+
+    deployment: "Deployment"
+    manifest: "Manifest"
+    profiles: "Profiles"
+    powers: "Powers"
+
+
+async def _look(broker: str, cluster: str, without: Sequence[str]) -> _Asked:
+    import aiohttp
+
+    from shoal.coordinator import client, render
+    from shoal.coordinator.watts import power_of
+    from shoal.messages import VITALS_S
+    from shoal.records import Profile
+
+    async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
+        await operator.listen(1.25 * VITALS_S)
+        view = operator.view
+        deployment = view.deployment
+        if deployment is None:
+            raise ConfigError("nothing is deployed; use `shoal deploy`")
+        unknown = set(without) - set(view.boards)
+        if unknown:
+            raise ConfigError(f"--without: expected boards of {sorted(view.boards)}, got {sorted(unknown)}")
+        manifest = await client.fetch_manifest(http, client.coordinator_url(view), deployment.bundle.manifest)
+        profiles = {
+            board: found
+            for board in sorted(view.alive - set(without))
+            if isinstance(found := view.boards[board].get(Profile), Profile)
+            and found.bundle == deployment.bundle.manifest
+        }
+        told = {board: power_of(vitals.power) for board, vitals in render.all_vitals(view).items()}
+        powers = {board: power for board, power in told.items() if board in profiles and power is not None}
+        return _Asked(deployment=deployment, manifest=manifest, profiles=profiles, powers=powers)
+
+
+def _front(asked: _Asked, limits: "Limits", max_boards: int, plot: Path | None, *, as_json: bool) -> None:
+    """Print the front, and draw it if asked to.  Raises PlanError if there is no plan at all."""
+    from shoal.coordinator import render
+    from shoal.coordinator.accuracy import allowed
+    from shoal.coordinator.front import front
+    from shoal.coordinator.planner import explore
+
+    found = explore(
+        asked.manifest, asked.profiles, frozenset(), max_boards, allowed(1.0), limits, asked.powers
+    )
+    if not found:
+        raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
+    points = front(found, limits)
+    if plot is not None:
+        from shoal.coordinator.front_plot import draw
+
+        draw(points, f"{asked.manifest.name} on {len(asked.profiles)} boards", plot)
+    if as_json:
+        click.echo(json.dumps([json.loads(to_json(point)) for point in points]))
+    else:
+        click.echo(render.front(points))
