@@ -17,8 +17,7 @@ from shoal.records import BoardId, Sha256, check_name
 
 if TYPE_CHECKING:
     from shoal.coordinator.client import Operator, View
-    from shoal.coordinator.planner import Candidate
-    from shoal.messages import Limits, Objective
+    from shoal.messages import Objective
 
 F = TypeVar("F", bound=Callable[..., object])
 
