@@ -117,14 +117,22 @@ class Telemetry:
 
     incarnation: int
     epoch: int
+    span_s: float
+    """Time since the last telemetry."""
+    asked: int
+    """Requests that came within it."""
     answered: int
     failed: int
+    refused: int
+    """At once: too much was asked, or a deadline could not be met."""
     retried: int
+    waiting: float
+    """How many waited for a lane, on average over the span."""
     latency_median_s: float
     latency_p95_s: float
-    alone: int = 0
+    alone: int
     """Of those answered, how many were of about the sample's size and had the cluster to themselves."""
-    alone_median_s: float = 0.0
+    alone_median_s: float
     """Of these; what the plan predicts of one request."""
 
 

@@ -46,6 +46,7 @@ from shoal.messages import (
     Presence,
     Readiness,
     Reported,
+    Telemetry,
 )
 from shoal.program import MAX_EPOCH, Collective, Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import (
@@ -110,6 +111,26 @@ def presence(state: Literal["online", "left", "lost"], life: int = 1) -> Presenc
 
 def alarm(peer: BoardId, life: int = 1) -> Alarm:
     return Alarm(incarnation=life, epoch=1, peer=peer, detail="closed")
+
+
+def telemetry(**change: Any) -> Telemetry:
+    """Return what a lead tells after a second in which it answered one request."""
+    said = Telemetry(
+        incarnation=1,
+        epoch=1,
+        span_s=1.0,
+        asked=1,
+        answered=1,
+        failed=0,
+        refused=0,
+        retried=0,
+        waiting=0.0,
+        latency_median_s=1.0,
+        latency_p95_s=1.0,
+        alone=0,
+        alone_median_s=0.0,
+    )
+    return dataclasses.replace(said, **change)
 
 
 def reported(*epochs: Readiness, life: int = 1) -> Reported:

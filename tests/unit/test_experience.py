@@ -16,12 +16,10 @@ from tests.build import A, B
 
 
 def told(epoch: int, median_s: float, alone: int = 3, incarnation: int = 1) -> Telemetry:
-    return Telemetry(
+    return build.telemetry(
         incarnation=incarnation,
         epoch=epoch,
         answered=9,
-        failed=0,
-        retried=0,
         latency_median_s=9.0,
         latency_p95_s=9.0,
         alone=alone,
