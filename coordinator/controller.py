@@ -53,6 +53,8 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
         cause = f"{board} turned out to be faster than profiled"
     elif before.profile and after.profile and before.profile.links != after.profile.links:
         cause = f"the links of {board} changed"
+    if before and before.profile and after.profile and experience.is_other(before.profile, after.profile):
+        state = replace(state, trial=_void(state, board))
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
     state = replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
     return _tried(state, board, message, now_s) if isinstance(message, Telemetry) else state
@@ -66,11 +68,21 @@ def _tried(state: State, board: BoardId, message: Telemetry, now_s: float) -> St
     if switched_s is None or now_s - switched_s > experience.TRIAL_S:
         return state
     trial = experience.heard(state.trial, plan, message)
-    learnt = experience.learnt(state.experience, plan, trial, state.settings.margin, now_s)
+    record = experience.shown(state.record, plan, trial, now_s)
+    single = experience.Memory.of(state.experience, record, plan, now_s).single
+    learnt = experience.learnt(state.experience, plan, trial, state.settings.margin, now_s, single)
     cause = state.cause
     if learnt != state.experience and plan.strategy in learnt:
         cause = f"{plan.strategy} turned out {learnt[plan.strategy].factor:.1f} times slower than predicted"
-    return replace(state, trial=trial, experience=learnt, cause=cause)
+    return replace(state, trial=trial, record=record, experience=learnt, cause=cause)
+
+
+def _void(state: State, board: BoardId) -> experience.Trial | None:
+    """Return the trial of the plan in force after something of `board` has changed."""
+    plan = state.serving
+    if plan is None or board not in plan.boards:
+        return state.trial
+    return experience.Trial(epoch=plan.epoch, void=True)
 
 
 def deployed(state: State, deployment: Deployment | None, now_s: float) -> State:
@@ -85,6 +97,7 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
         manifest=state.manifest if same_bundle else None,
         pending=None,
         experience={},
+        record={},
         cause=f"{deployment.bundle.name} was deployed" if deployment else "nothing is deployed",
     )
 
@@ -175,7 +188,16 @@ def _commit(state: State, plan: Plan, now_s: float) -> State:
     decision = state.decision
     if decision is not None:
         decision = replace(decision, epoch=plan.epoch, wanted=0, waiting_for=())
-    return replace(state, serving=plan, draining=keep, pending=None, switched_s=now_s, decision=decision)
+    record = state.record if old is None else experience.left(state.record, old, now_s)
+    return replace(
+        state,
+        serving=plan,
+        draining=keep,
+        pending=None,
+        switched_s=now_s,
+        decision=decision,
+        record=record,
+    )
 
 
 def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: float) -> State:
@@ -201,8 +223,9 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
+    memory = experience.Memory.of(state.experience, state.record, old, now_s)
     if ranking is not None:
-        known = experience.ordered(ranking.candidates, question.objective, state.experience, now_s)
+        known = experience.ordered(ranking.candidates, question.objective, memory, question.margin)
         ranking = replace(ranking, candidates=known)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
@@ -221,12 +244,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     best = open_to_us[0][1]
     if old is not None and serves:
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
-        old_factor, best_factor = (
-            experience.factor(state.experience, each.strategy, now_s) for each in (old, best)
-        )
-        stay = reason_to_stay(
-            state.settings, question, old, best, since_s, state.dwell_s, (old_factor, best_factor)
-        )
+        known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
+        stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
             return replace(state, decision=_decision(ranking, old.epoch, 0, reason))

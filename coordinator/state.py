@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shoal.coordinator.experience import Experience, Trial
+from shoal.coordinator.experience import Experience, Record, Trial
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.weigh import Ranking, Settings
 from shoal.manifest import Manifest
@@ -47,6 +47,8 @@ class State:
     """What the plan in force has shown so far."""
     experience: Experience = field(default_factory=dict)
     """What strategies turned out to be worth."""
+    record: Record = field(default_factory=dict)
+    """What plans took when they ran, over what was predicted of them."""
     cause: str = "start"
     """What happened last that could call for another plan."""
     ranking: Ranking | None = None
