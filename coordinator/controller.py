@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import experience
+from shoal.coordinator import crowd, experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
 from shoal.coordinator.fitness import readiness_of, way_is_free, why_broken, why_failed, why_unfit
@@ -57,14 +57,24 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
         state = replace(state, trial=_void(state, board))
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
     state = replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
-    return _tried(state, board, message, now_s) if isinstance(message, Telemetry) else state
+    if isinstance(message, Telemetry):
+        plan = state.serving
+        if plan is not None and (board, message.epoch) == (plan.lead, plan.epoch):
+            state = _tried(_crowded(state, message, now_s), plan, message, now_s)
+    return state
 
 
-def _tried(state: State, board: BoardId, message: Telemetry, now_s: float) -> State:
+def _crowded(state: State, message: Telemetry, now_s: float) -> State:
+    """Return the state after the lead told how many requests wait."""
+    found = crowd.heard(state.crowd, message, now_s)
+    if found.crowded and not state.crowd.crowded:
+        state = replace(state, cause=f"requests wait, {message.waiting:.1f} at a time")
+    return replace(state, crowd=found)
+
+
+def _tried(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
     """Return the state after the lead told how long requests took under the plan that is on trial."""
-    plan, switched_s = state.serving, state.switched_s
-    if plan is None or (board, message.epoch) != (plan.lead, plan.epoch):
-        return state
+    switched_s = state.switched_s
     if switched_s is None or now_s - switched_s > experience.TRIAL_S:
         return state
     trial = experience.heard(state.trial, plan, message)
@@ -98,6 +108,7 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
         pending=None,
         experience={},
         record={},
+        crowd=crowd.Crowd(),
         cause=f"{deployment.bundle.name} was deployed" if deployment else "nothing is deployed",
     )
 
@@ -207,7 +218,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         manifest=manifest,
         profiles=fleets.profiles(state.fleet, deployment.bundle.manifest, now_s),
         barred=fleets.barred(state.fleet, now_s),
-        objective=deployment.objective,
+        objective=crowd.objective(state.crowd, deployment.objective),
         max_boards=deployment.max_boards,
         codecs=allowed(deployment.max_error),
         margin=state.settings.margin,
@@ -223,6 +234,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
+    if ranking is not None:
+        state = replace(state, crowd=crowd.judged(state.crowd, ranking.candidates, now_s))
     memory = experience.Memory.of(state.experience, state.record, old, now_s)
     if ranking is not None:
         known = experience.ordered(ranking.candidates, question.objective, memory, question.margin)

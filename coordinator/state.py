@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shoal.coordinator.crowd import Crowd
 from shoal.coordinator.experience import Experience, Record, Trial
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.weigh import Ranking, Settings
@@ -49,6 +50,8 @@ class State:
     """What strategies turned out to be worth."""
     record: Record = field(default_factory=dict)
     """What plans took when they ran, over what was predicted of them."""
+    crowd: Crowd = field(default_factory=Crowd)
+    """Whether requests wait for one another under the plan in force."""
     cause: str = "start"
     """What happened last that could call for another plan."""
     ranking: Ranking | None = None

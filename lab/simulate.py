@@ -343,6 +343,9 @@ class Cluster:
             for name, desired in self._state.desired.items():
                 self._deliver(name, desired)
 
+    def _do_load(self, event: Event) -> None:
+        self._clients.load(event.load)
+
     def _do_service(self, event: Event) -> None:
         if not event.up:
             self._down.add(event.action)
@@ -371,4 +374,5 @@ _EVENTS: Final[Mapping[str, Callable[[Cluster, Event], None]]] = {
     "heal": Cluster._do_partition,  # noqa: SLF001
     "broker": Cluster._do_service,  # noqa: SLF001
     "coordinator": Cluster._do_service,  # noqa: SLF001
+    "load": Cluster._do_load,  # noqa: SLF001
 }

@@ -85,6 +85,24 @@ def test_more_than_can_be_answered_in_time_is_refused_and_asked_again() -> None:
     assert len(right) > 0.95 * 60 / 0.3, "and the board works all the time"
 
 
+@pytest.mark.parametrize(("asked", "before", "after"), [("clients = 1", 1, 4), ("rate = 1", 10, 40)])
+def test_more_is_asked_from_a_moment_on_and_then_less(asked: str, before: int, after: int) -> None:
+    load = "[[event]]\nat = 10\nload = 4\n[[event]]\nat = 20\nload = 1\n"
+    found = played(f"duration = 30\nbaseline = 0\nworkload.{asked}\n" + ONE + load, segment_s=0.03)
+    assert [happening.what for happening in found.happenings] == [
+        "4 times as much is asked",
+        "1 times as much is asked",
+    ]
+    counts = [sum(a <= r.asked_s < a + 10 for r in found.requests) for a in (0, 10, 20)]
+    if asked.startswith("rate"):
+        assert counts[1] == pytest.approx(after, rel=0.5)
+        assert max(counts[0], counts[2]) <= 2 * before < counts[1]
+    else:  # one board has as many answers, and all wait for one another
+        slow = [r.took_s for r in found.requests if 12 <= r.asked_s < 19]
+        calm = [r.took_s for r in found.requests if r.asked_s < 9 or 22 <= r.asked_s]
+        assert min(slow) == pytest.approx(after * max(calm), rel=0.1)
+
+
 def test_a_slow_board_takes_longer_in_proportion() -> None:
     found = played("duration = 10\n" + ONE + "speed = 0.5\n")
     assert quantile_s(found.requests, 0.5) == pytest.approx(0.6 + 2 * MESSAGE_S + SERVE_S, abs=1e-6)
