@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import crowd, experience
+from shoal.coordinator import ahead, crowd, experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
 from shoal.coordinator.fitness import readiness_of, way_is_free, why_broken, why_failed, why_unfit
@@ -109,6 +109,8 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
         experience={},
         record={},
         crowd=crowd.Crowd(),
+        outlook=None,
+        ahead={},
         cause=f"{deployment.bundle.name} was deployed" if deployment else "nothing is deployed",
     )
 
@@ -136,7 +138,7 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
         wanted = f"a bundle called {deployment.bundle.name}; the one deployed is {manifest.name}"
         state = replace(state, decision=_waiting(state, (wanted,)))
     elif state.pending is None:
-        state = _choose(state, deployment, manifest, now_s)
+        state = _looked_ahead(_choose(state, deployment, manifest, now_s), now_s)
     effects: list[Effect] = []
     desired = dict(state.desired)
     living = fleets.living(state.fleet, now_s)
@@ -150,6 +152,20 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     if state.decision is not None and state.decision != before.decision:
         effects.append(Tell(message=state.decision))
     return replace(state, desired=desired), tuple(effects)
+
+
+def _looked_ahead(state: State, now_s: float) -> State:
+    """Look what could come after the plan in force, if a board lacks some of the bundle."""
+    living = fleets.living(state.fleet, now_s)
+    lacking = {name: board.reported.missing_bytes for name, board in living.items() if board.reported}
+    if not any(lacking.values()):
+        return replace(state, outlook=None, ahead={})
+    if state.serving is None or state.pending is not None or state.ranking is None:
+        return state
+    outlook = ahead.looked(state.outlook, state.ranking, state.serving, now_s)
+    if not ahead.done(outlook, now_s):
+        return replace(state, outlook=outlook)
+    return replace(state, outlook=outlook, ahead=ahead.wanted(outlook, state.ranking, lacking))
 
 
 def _without_strangers(state: State, now_s: float) -> State:
@@ -239,7 +255,11 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     memory = experience.Memory.of(state.experience, state.record, old, now_s)
     if ranking is not None:
         known = experience.ordered(ranking.candidates, question.objective, memory, question.margin)
-        ranking = replace(ranking, candidates=known)
+        disk_bytes = {name: board.reported.disk_bytes for name, board in living.items() if board.reported}
+        possible = ahead.able(known, manifest, disk_bytes)
+        if known and not possible:
+            return replace(state, decision=_waiting(state, ("more room on the boards' disks",)))
+        ranking = replace(ranking, candidates=possible)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
@@ -351,4 +371,5 @@ def _desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board
         peers={n: other.birth.address for n, other in living.items() if other.birth and n != board},
         plans=tuple(plan for plan in plans if plan is not None),
         committed=state.serving.epoch if plans and state.serving else 0,
+        ahead=state.ahead.get(board, ()),
     )

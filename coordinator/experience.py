@@ -82,7 +82,7 @@ def who(plan: Plan) -> Who:
 def heard(trial: Trial | None, plan: Plan, told: Telemetry) -> Trial:
     """Return the trial of `plan` after what its lead told."""
     known = trial if trial is not None and trial.epoch == plan.epoch else Trial(epoch=plan.epoch)
-    if not told.alone or known.void:
+    if not told.alone or told.alone_median_s <= 0 or known.void:
         return known
     return replace(known, alone=known.alone + told.alone, medians_s=(*known.medians_s, told.alone_median_s))
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shoal.coordinator.ahead import Ahead, Outlook
 from shoal.coordinator.crowd import Crowd
 from shoal.coordinator.experience import Experience, Record, Trial
 from shoal.coordinator.fleet import Fleet
@@ -55,6 +56,10 @@ class State:
     cause: str = "start"
     """What happened last that could call for another plan."""
     ranking: Ranking | None = None
+    outlook: Outlook | None = None
+    """What was worked out so far of plans to come."""
+    ahead: Ahead = field(default_factory=dict)
+    """What boards are to have on their disks for plans to come."""
     decision: Decision | None = None
     desired: Mapping[BoardId, Desired] = field(default_factory=dict)
     """What was last said to each board."""

@@ -32,6 +32,8 @@ UNLOAD_S: Final = 0.05
 CANARY_S: Final = 5.6
 """An idle board notices so long after it that its speed has changed."""
 UNSHAPED_BITS_PER_S: Final = 1e9
+DISK_BYTES: Final = 1 << 40
+"""Each board has all of the bundle on its disk."""
 
 _HARDWARE: Final = Hardware(
     machine="virtual",
@@ -152,7 +154,15 @@ class Board:
     def report(self) -> None:
         """Say how far it is with its plans."""
         epochs = tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
-        self._say(Reported(incarnation=self.incarnation, version=1, epochs=epochs, activity=""))
+        reported = Reported(
+            incarnation=self.incarnation,
+            version=1,
+            epochs=epochs,
+            activity="",
+            disk_bytes=DISK_BYTES,
+            missing_bytes=0,
+        )
+        self._say(reported)
 
     def publish(self) -> None:
         """Say what it has measured, if it has."""

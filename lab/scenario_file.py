@@ -277,7 +277,7 @@ def _event(table: _Table, names: set[BoardId], wifi: bool) -> Event:
         up = table.need(kind, read_choice(("stop", "start")), "stop or start") == "start"
         event = Event(at_s=at_s, action=kind, up=up)
     elif kind == "load":
-        event = Event(at_s=at_s, action=kind, load=table.need(kind, read_number(1e-3), _TIMES))
+        event = Event(at_s=at_s, action="load", load=table.need(kind, read_number(1e-3), _TIMES))
     elif kind == "board":
         boards = table.need(kind, _read_boards(names, 1), _board_of(names))
         speed = table.take("speed", read_number(1e-4, 1.0), _SPEED, None)

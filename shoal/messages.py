@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from shoal.program import MAX_EPOCH, Plan
+from shoal.program import MAX_EPOCH, Plan, Run
 from shoal.records import Address, BoardId, Profile, Sha256, check_name, check_not_negative
 
 HEARTBEAT_S: Final = 0.25
@@ -84,6 +84,9 @@ class Desired:
     """The plans to be ready for, newest first; any other is dropped."""
     committed: int
     """Epoch under which new requests run; 0: hold them until the next message."""
+    ahead: tuple[Run, ...]
+    """What plans to come are likely to run here, the most likely first: its files are to be on the disk as
+    far as there is room, fetched when there is nothing else to do.  Nothing of it is loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,14 @@ class Reported:
     epochs: tuple[Readiness, ...]
     activity: str
     """What it is doing, in words for a person."""
+    disk_bytes: int
+    """What files of bundles may take on its disk in all."""
+    missing_bytes: int
+    """Of the deployed bundle, what is not there."""
+
+    def __post_init__(self) -> None:
+        check_not_negative("reported disk_bytes", self.disk_bytes)
+        check_not_negative("reported missing_bytes", self.missing_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,8 +133,17 @@ def telemetry(**change: Any) -> Telemetry:
     return dataclasses.replace(said, **change)
 
 
-def reported(*epochs: Readiness, life: int = 1) -> Reported:
-    return Reported(incarnation=life, version=1, epochs=epochs, activity="idle")
+def reported(
+    *epochs: Readiness, life: int = 1, disk_bytes: int = 1 << 40, missing_bytes: int = 0
+) -> Reported:
+    return Reported(
+        incarnation=life,
+        version=1,
+        epochs=epochs,
+        activity="idle",
+        disk_bytes=disk_bytes,
+        missing_bytes=missing_bytes,
+    )
 
 
 def ready(epoch: int) -> Readiness:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from shoal.agent import fetch
 from shoal.agent.fetch import Fetcher
+from shoal.agent.room import Room
 from shoal.coordinator.depot import Depot
 from shoal.errors import BoardError, ModelError
 from shoal.records import Blob, Sha256
@@ -44,7 +45,7 @@ def run(tmp_path: Path, work: Callable[[Served, Fetcher, Store], Awaitable[None]
         served.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         store = Store(tmp_path / "board")
         async with aiohttp.ClientSession() as http:
-            await work(served, Fetcher(store, http), store)
+            await work(served, Fetcher(store, http, Room(store, None)), store)
         await runner.cleanup()
 
     asyncio.run(play())
@@ -106,7 +107,9 @@ def test_a_server_with_other_bytes_is_refused_by_name(tmp_path: Path) -> None:
         blob = Blob(sha256=Sha256("ab" * 32), size_bytes=14)
         async with aiohttp.ClientSession() as http:
             with pytest.raises(ModelError, match="abababababab: expected that digest"):
-                await Fetcher(store, http).fetch(f"http://127.0.0.1:{runner.addresses[0][1]}", [blob])
+                await Fetcher(store, http, Room(store, None)).fetch(
+                    f"http://127.0.0.1:{runner.addresses[0][1]}", [blob]
+                )
         assert not store.has(blob.sha256)
         assert not store.part(blob.sha256).exists()
         await runner.cleanup()

@@ -13,7 +13,7 @@ from tests.build import A, B
 from tests.unit.test_controller import serving_pair
 
 
-def told(waiting: float = 0.0, asked: int = 5, alone: int = 0, refused: int = 0, **more: int) -> Telemetry:
+def told(waiting: float = 0.0, asked: int = 5, alone: int = 0, refused: int = 0, **more: float) -> Telemetry:
     return build.telemetry(asked=asked, answered=asked, waiting=waiting, alone=alone, refused=refused, **more)
 
 
@@ -71,7 +71,8 @@ def test_the_controller_plans_for_throughput_while_requests_wait_and_then_again_
 
     def report(waiting: float, asked: int, alone: int) -> None:
         assert world.serving is not None
-        said = told(waiting, asked, alone, epoch=world.serving.epoch)
+        took_s = world.serving.predicted.latency_s
+        said = told(waiting, asked, alone, epoch=world.serving.epoch, alone_median_s=took_s)
         world.say(world.serving.lead, said)
 
     report(8.0, 20, 0)

@@ -1,7 +1,7 @@
 """A board on its way to what is desired of it, with everything around it replaced by what records it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -13,6 +13,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
+from shoal.agent.room import Room
 from shoal.agent.sessions import Sessions
 from shoal.encoding import to_json
 from shoal.errors import BoardError
@@ -39,6 +40,7 @@ class Boards:
         self.kept: list[str] = []
         self.known: Mapping[BoardId, Address] = {}
         self.room = True
+        self.fetched: list[str] = []
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
         self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
         self.reconciler = Reconciler(
@@ -49,6 +51,7 @@ class Boards:
             self.executor,
             cast(Peers, self),
             self.dispatcher,
+            Room(self.store, None),
             lambda: None,
         )
 
@@ -56,15 +59,20 @@ class Boards:
         raise BoardError("no")
 
     # as Fetcher
-    async def fetch(self, _url: str, _blobs: Iterable[Blob]) -> None:
+    async def fetch(
+        self, _url: str, blobs: Iterable[Blob], _keep: Collection[str] = (), *, gently: bool = False
+    ) -> None:
         if self.away:
             raise BoardError("coordinator: no answer")
+        self.fetched += [f"{'gently ' if gently else ''}{blob.sha256}" for blob in blobs]
 
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
         await self.fetch(url, ())
 
-    async def fetch_pieces(self, url: str, _pieces: Iterable[Piece]) -> None:
-        await self.fetch(url, ())
+    async def fetch_pieces(
+        self, url: str, _pieces: Iterable[Piece], _keep: Collection[str] = (), *, gently: bool = False
+    ) -> None:
+        await self.fetch(url, (), gently=gently)
 
     # as Sessions
     def open(self, wanted: Mapping[Run, Segment]) -> dict[Run, Session]:
@@ -83,7 +91,7 @@ class Boards:
     def plan(self, epoch: int, *boards: BoardId, lead: BoardId = A) -> Plan:
         return replace(build.plan(epoch, lead, *boards), bundle=self.bundle)
 
-    def desired(self, *plans: Plan, committed: int = 0) -> Desired:
+    def desired(self, *plans: Plan, committed: int = 0, ahead: tuple[Run, ...] = ()) -> Desired:
         return Desired(
             coordinator=1,
             version=1,
@@ -91,6 +99,7 @@ class Boards:
             peers={},
             plans=plans,
             committed=committed,
+            ahead=ahead,
         )
 
     def phases(self) -> dict[int, str]:
