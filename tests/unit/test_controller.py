@@ -49,6 +49,9 @@ class Sim:
     """It never gets ready."""
     keeps: bool = False
     """It never puts a plan down."""
+    disk_bytes: int = 1 << 40
+    missing_bytes: int = 0
+    """Of the bundle, what is not on its disk."""
     desired: Desired | None = None
     phases: dict[int, Readiness] = field(default_factory=dict)
     due_s: dict[int, float] = field(default_factory=dict)
@@ -107,7 +110,8 @@ class World:
         if sim.speaks:
             ready = frozenset(epoch for epoch, at in sim.phases.items() if at.phase == "ready")
             self.heard_ready[board] = (sim.life, ready)
-        self.say(board, build.reported(*sim.phases.values(), life=sim.life))
+        told = {"disk_bytes": sim.disk_bytes, "missing_bytes": sim.missing_bytes}
+        self.say(board, build.reported(*sim.phases.values(), life=sim.life, **told))
 
     def measured(self, board: BoardId, profile: Profile) -> None:
         sim = self.boards[board]

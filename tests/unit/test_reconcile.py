@@ -222,3 +222,32 @@ def test_what_a_board_says_now_is_its_address_whatever_older_plans_say(boards: B
         assert boards.known[B] == new
 
     run(work)
+
+
+def test_what_plans_to_come_need_is_fetched_gently_when_all_else_is_done(boards: Boards) -> None:
+    s01 = boards.manifest.by_name["s01"]
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        plan = boards.plan(1)
+        boards.reconciler.wish(boards.desired(plan, committed=1, ahead=(Run(segment="s01"),)))
+        gentle = [f"gently {blob.sha256}" for blob in (s01.model, *s01.weights)]
+        while boards.fetched[-len(gentle) :] != gentle:
+            await asyncio.sleep(0.001)
+        assert boards.phases() == {1: "ready"}
+        assert boards.opened == ["whole"], "nothing of it is loaded"
+        assert boards.reconciler._room.ahead == tuple(sorted(b.sha256 for b in (s01.model, *s01.weights)))
+        becoming.cancel()
+
+    run(work)
+
+
+def test_plans_in_force_and_those_on_their_way_are_needed(boards: Boards) -> None:
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1), boards.plan(2, B, lead=B), committed=1))
+        whole = boards.manifest.whole
+        assert boards.reconciler._room.needed == {
+            boards.bundle, whole.model.sha256, *(blob.sha256 for blob in whole.weights)
+        }  # fmt: skip
+
+    run(work)
