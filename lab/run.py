@@ -86,6 +86,8 @@ class _Notes:
     baseline: list[Request] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
     switches: list[tuple[float, Plan]] = field(default_factory=list)
+    begun_s: dict[int, float] = field(default_factory=dict)
+    """When a plan began to be prepared, by its epoch."""
     happenings: list[Happening] = field(default_factory=list)
     speeds: dict[BoardId, float] = field(default_factory=dict)
     laws: dict[str, Law] = field(default_factory=dict)
@@ -252,7 +254,9 @@ class Experiment:
         known = 0
         while True:
             await self._operator.next(0.1)
-            plan = self._operator.view.plan
+            plan, decision = self._operator.view.plan, self._operator.view.cluster.get(Decision)
+            if isinstance(decision, Decision) and decision.wanted:
+                self._notes.begun_s.setdefault(decision.wanted, time.monotonic())
             if plan is not None and plan.epoch > known:
                 known = plan.epoch
                 self._notes.switches.append((time.monotonic(), plan))
@@ -333,7 +337,10 @@ class Experiment:
             baseline=tuple(notes.baseline),
             baselines=tuple(notes.baselines),
             single=notes.single,
-            switches=tuple(Switch.of(at_s - self._begun_s, plan) for at_s, plan in notes.switches),
+            switches=tuple(
+                Switch.of(at_s - self._begun_s, plan, notes.begun_s.get(plan.epoch, at_s) - self._begun_s)
+                for at_s, plan in notes.switches
+            ),
             happenings=tuple(notes.happenings),
             usage=tuple(self._usage(board, took_s) for board in self._scenario.boards),
             carried=carried,
