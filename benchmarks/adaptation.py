@@ -57,59 +57,65 @@ class Case:
     """The scenario as the events leave it."""
     lasts_s: float = 16.0
     """So long is measured after the event."""
-    clients_after: int = 1
 
 
-def cluster(*boards: str, link: str = "100mbit", clients: int = 1, more: str = "") -> str:
-    """Return a scenario with these boards, each as `name speed`, and nothing that happens."""
-    rows = ['model = "encoder"', "margin = 0.1", f'network.rate = "{link}"', 'network.delay = "0.5ms"']
-    rows += [f"workload.clients = {clients}", more]
+def cluster(*boards: str, clients: int = 1, memory: str = "1GB") -> str:
+    """Return a scenario with these boards, each as `name speed`, and nothing that happens.
+
+    With several clients it is planned for throughput, with one for latency.
+    """
+    rows = ['model = "encoder"', 'network.rate = "100mbit"', 'network.delay = "0.5ms"']
+    rows += [f'objective = "{"latency" if clients == 1 else "throughput"}"', f"workload.clients = {clients}"]
     for board in boards:
         name, speed = board.split()
-        rows += ["[[board]]", f'name = "{name}"', f"speed = {speed}"]
+        rows += ["[[board]]", f'name = "{name}"', f"speed = {speed}", f'memory = "{memory}"']
     return "\n".join(rows) + "\n"
 
 
+EQUAL: Final = ("a 0.2", "b 0.2", "c 0.2")
+LITTLE: Final = "10MB"
+"""Memory for two thirds of the model: it takes a pipeline."""
 CASES: Final[Mapping[str, Case]] = {
     case.name: case
     for case in (
         Case(
             name="link 100 to 5 Mbit/s",
-            cluster=cluster("a 0.2", "b 0.2"),
+            cluster=cluster("a 0.2", "b 0.2", "c 0.15", clients=3, memory=LITTLE),
             event='link = "a-b"\nrate = "5mbit"',
-            after=cluster("a 0.2", "b 0.2") + '[[link]]\nbetween = "a-b"\nrate = "5mbit"\n',
+            after=cluster("a 0.2", "b 0.2", "c 0.15", clients=3, memory=LITTLE)
+            + '[[link]]\nbetween = "a-b"\nrate = "5mbit"\n',
         ),
         Case(
             name="heat: 30 % of its speed",
-            cluster=cluster("a 0.2", "b 0.2"),
-            event='board = "a"\nspeed = 0.06',
-            after=cluster("a 0.06", "b 0.2"),
+            cluster=cluster("a 0.25", "b 0.15"),
+            event='board = "a"\nspeed = 0.075',
+            after=cluster("a 0.075", "b 0.15"),
         ),
         Case(
             name="board killed",
-            cluster=cluster("a 0.2", "b 0.2", "c 0.2"),
+            cluster=cluster(*EQUAL, clients=3),
             event='kill = "c"',
-            after=cluster("a 0.2", "b 0.2"),
+            after=cluster(*EQUAL[:2], clients=3),
         ),
         Case(
             name="board back",
-            cluster=cluster("a 0.2", "b 0.2", "c 0.2"),
+            cluster=cluster(*EQUAL, clients=3),
             event='kill = "c"\n---\nrestart = "c"',
-            after=cluster("a 0.2", "b 0.2", "c 0.2"),
+            after=cluster(*EQUAL, clients=3),
             lasts_s=24.0,
         ),
         Case(
             name="board joins",
-            cluster=cluster("a 0.2", "b 0.2", "c 0.2"),
+            cluster=cluster(*EQUAL, clients=3),
             event='join = "c"',
-            after=cluster("a 0.2", "b 0.2", "c 0.2"),
+            after=cluster(*EQUAL, clients=3),
             lasts_s=24.0,
         ),
         Case(
             name="load rises tenfold",
-            cluster=cluster("a 0.2", "b 0.2", "c 0.2"),
+            cluster=cluster(*EQUAL),
             event="load = 10",
-            after=cluster("a 0.2", "b 0.2", "c 0.2", clients=10),
+            after=cluster(*EQUAL, clients=10),
         ),
     )
 }
@@ -210,12 +216,12 @@ def trace(duration_s: float, seed: int = 1) -> tuple[str, int]:
     chance = np.random.default_rng(seed)
     level = {"a": 1.0, "b": 1.0, "link": 1.0}
     due = list(CHANGES)
-    rows = [f"duration = {duration_s}\nbaseline = 0\n" + cluster("a 0.2", "b 0.2")]
+    rows = [f"duration = {duration_s}\nbaseline = 0\n" + cluster("a 0.25", "b 0.15")]
     for at_s in np.arange(STEP_S, duration_s - STEP_S / 2, STEP_S):
         while due and at_s >= due[0][0] * duration_s:
             level |= due.pop(0)[2]
         for name in ("a", "b"):
-            speed = 0.2 * level[name] * (1 + chance.uniform(-JITTER, JITTER))
+            speed = {"a": 0.25, "b": 0.15}[name] * level[name] * (1 + chance.uniform(-JITTER, JITTER))
             rows.append(f'[[event]]\nat = {at_s:.2f}\nboard = "{name}"\nspeed = {speed:.4f}\n')
         rate = 100 * level["link"] * (1 + chance.uniform(-JITTER, JITTER))
         rows.append(f'[[event]]\nat = {at_s:.2f}\nlink = "a-b"\nrate = "{rate:.2f}mbit"\n')
