@@ -7,6 +7,7 @@ and starting again costs nothing but the step under way.
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
@@ -18,12 +19,13 @@ from shoal.agent.peers import Peers
 from shoal.agent.room import Needs, Room
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError, ModelError
+from shoal.golden import EXACT, ROUNDED, unpack, why_wrong
 from shoal.manifest import Manifest
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
 from shoal.profiler.counts import samples
 from shoal.profiler.segments import timed
-from shoal.program import Plan, Run
+from shoal.program import Collective, Lane, Plan, Run
 from shoal.records import Address, BoardId
 from shoal.session import Session
 from shoal.store import Store
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 0.02
 GRACE_S: Final = 5.0
 """Requests of a plan that is no longer wanted get so long to end."""
+PROOF_S: Final = 3.0
+PROOF_TIMES: Final = 8.0
+"""The golden request may take so many times what is predicted, and so much more."""
 RETRY_S: Final = 2.0
 """What cannot be done now is tried again after so long."""
 
@@ -68,6 +73,8 @@ class Reconciler:
         self.activity = "waiting for the coordinator"
         self.missing_bytes = 0
         """Of the deployed bundle, what is not on this board's disk."""
+        self.proven = 0
+        """The last epoch that this board has led the golden request through, with the right answer."""
 
     @property
     def epochs(self) -> tuple[Readiness, ...]:
@@ -131,6 +138,9 @@ class Reconciler:
         for plan in desired.plans:
             if self._board in plan.boards and plan.epoch not in self._executor.epochs():
                 await self._prepare(plan, desired.bundle)
+        proving = wanted.get(desired.proving)
+        if proving is not None and proving.lead == self._board and proving.epoch != self.proven:
+            await self._prove(proving, desired.bundle)
         if committed is not None and (
             committed.lead != self._board or committed.epoch in self._executor.epochs()
         ):
@@ -259,6 +269,54 @@ class Reconciler:
         self._executor.hold(plan, sessions)
         self._set(plan.epoch, "ready", "")
 
+    async def _prove(self, plan: Plan, source: BundleSource | None) -> None:
+        """Lead the golden request through every lane of a plan for which all boards are ready."""
+        self._say(f"proving epoch {plan.epoch}")
+        try:
+            why = await self._why_wrong(plan, source)
+        except (BoardError, ModelError) as error:
+            why = str(error)
+        if why:
+            log.warning("epoch %d is not proven: %s", plan.epoch, why)
+            self._set(plan.epoch, "failed", f"not proven: {why}")
+            return
+        self.proven = plan.epoch
+        self._changed()
+
+    async def _why_wrong(self, plan: Plan, source: BundleSource | None) -> str:
+        """Return what is wrong with the answers of a plan to the golden request; empty if nothing is.
+
+        Raises BoardError or ModelError if there is no answer.
+        """
+        manifest = self._store.manifest(plan.bundle)
+        if manifest.golden is None:
+            return ""
+        if source is not None:
+            await self._fetcher.fetch(source.url, [manifest.golden])
+        golden = unpack(await asyncio.to_thread(self._store.path(manifest.golden.sha256).read_bytes))
+        until_s = time.monotonic() + PROOF_S + PROOF_TIMES * plan.predicted.latency_s
+        names = [spec.name for spec in manifest.outputs]
+        answers = await asyncio.gather(
+            *(
+                asyncio.get_running_loop().run_in_executor(
+                    self._executor.threads,
+                    self._executor.lead,
+                    plan.epoch,
+                    lane,
+                    secrets.token_bytes(16),
+                    golden.inputs,
+                    until_s,
+                    names,
+                )
+                for lane in range(len(plan.lanes))
+            )
+        )
+        found = (
+            why_wrong(golden, answer, EXACT if is_exact(lane) else ROUNDED)
+            for lane, answer in zip(plan.lanes, answers, strict=True)
+        )
+        return next(filter(None, found), "")
+
     def _warm(self, manifest: Manifest, sessions: Mapping[Run, Session]) -> None:
         """Run each segment once, so that the first request does not pay for its set-up."""
         for run, session in sessions.items():
@@ -275,6 +333,12 @@ class Reconciler:
         if activity != self.activity:
             self.activity = activity
             self._changed()
+
+
+def is_exact(lane: Lane) -> bool:
+    """Say whether boards hand one another numbers as they are."""
+    steps = (step for program in lane.programs.values() for step in program.steps)
+    return all(step.codec.exact for step in steps if isinstance(step, Collective))
 
 
 T = TypeVar("T")

@@ -344,6 +344,7 @@ class Agent:
                 activity=self._profiling or self._reconciler.activity,
                 disk_bytes=self._room.limit_bytes,
                 missing_bytes=self._reconciler.missing_bytes,
+                proven=self._reconciler.proven,
             ),
             self._board,
         )

@@ -17,7 +17,7 @@ from typing import Final
 from shoal.coordinator import ahead, crowd, experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
-from shoal.coordinator.fitness import readiness_of, way_is_free, why_broken, why_failed, why_unfit
+from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
 from shoal.coordinator.weigh import (
@@ -204,9 +204,11 @@ def _advance(state: State, now_s: float) -> State:
             return replace(state, serving=None, draining=None, pending=replace(pending, cleared=True))
         return state
     readiness = readiness_of(state, pending.plan, now_s)
-    if all(r is not None and r.phase == "ready" for r in readiness.values()):
-        return _commit(state, pending.plan, now_s)
-    return state
+    if not all(r is not None and r.phase == "ready" for r in readiness.values()):
+        return state
+    if not is_proven(state, pending.plan, now_s):
+        return replace(state, pending=replace(pending, proving=True))
+    return _commit(state, pending.plan, now_s)
 
 
 def _commit(state: State, plan: Plan, now_s: float) -> State:
@@ -371,5 +373,6 @@ def _desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board
         peers={n: other.birth.address for n, other in living.items() if other.birth and n != board},
         plans=tuple(plan for plan in plans if plan is not None),
         committed=state.serving.epoch if plans and state.serving else 0,
+        proving=pending.plan.epoch if pending and pending.proving and pending.cleared else 0,
         ahead=state.ahead.get(board, ()),
     )

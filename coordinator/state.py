@@ -22,6 +22,8 @@ class Pending:
     since_s: float
     cleared: bool
     """The boards may load: nothing of the old plan is in the way."""
+    proving: bool = False
+    """All boards are ready, and the lead is to prove the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

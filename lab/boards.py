@@ -109,6 +109,7 @@ class Board:
         self._peers: frozenset[BoardId] = frozenset()
         self._drift = Drift()
         self._epochs: dict[int, Readiness] = {}
+        self._proven = 0
         self._ran_s = -math.inf
 
     @property
@@ -119,7 +120,7 @@ class Board:
     def boot(self) -> None:
         """Begin a new life, which knows what an earlier one measured of the segments."""
         self.incarnation += 1
-        self._epochs, self._drift = {}, Drift()
+        self._epochs, self._drift, self._proven = {}, Drift(), 0
         self._links, self._peers = {}, frozenset()
         self._profiling = self.frozen = False
         self._later(BOOT_S, self._born, dead=True)
@@ -143,9 +144,16 @@ class Board:
         for plan in desired.plans:
             if self.name in plan.boards and plan.epoch not in self._epochs:
                 self._prepare(plan)
+        proving = next((p for p in desired.plans if p.epoch == desired.proving), None)
+        if proving is not None and proving.lead == self.name and self.ready(proving.epoch):
+            self._later(proving.predicted.latency_s, lambda: self._prove(proving.epoch))
         serving = next((p for p in desired.plans if p.epoch == desired.committed), None)
         if serving is None or serving.lead == self.name:
             self._world.serve(self.name, serving)
+
+    def _prove(self, epoch: int) -> None:
+        self._proven = epoch
+        self.report()
 
     def ready(self, epoch: int) -> bool:
         """Say whether it is ready for a plan."""
@@ -161,6 +169,7 @@ class Board:
             activity="",
             disk_bytes=DISK_BYTES,
             missing_bytes=0,
+            proven=self._proven,
         )
         self._say(reported)
 

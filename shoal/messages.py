@@ -84,6 +84,9 @@ class Desired:
     """The plans to be ready for, newest first; any other is dropped."""
     committed: int
     """Epoch under which new requests run; 0: hold them until the next message."""
+    proving: int
+    """Epoch for which all boards are ready, and which its lead is to prove with the bundle's golden request
+    before it is committed; 0: none."""
     ahead: tuple[Run, ...]
     """What plans to come are likely to run here, the most likely first: its files are to be on the disk as
     far as there is room, fetched when there is nothing else to do.  Nothing of it is loaded."""
@@ -116,6 +119,8 @@ class Reported:
     """What files of bundles may take on its disk in all."""
     missing_bytes: int
     """Of the deployed bundle, what is not there."""
+    proven: int
+    """The last epoch that this board, as its lead, has proven; 0: none."""
 
     def __post_init__(self) -> None:
         check_not_negative("reported disk_bytes", self.disk_bytes)

@@ -134,7 +134,7 @@ def telemetry(**change: Any) -> Telemetry:
 
 
 def reported(
-    *epochs: Readiness, life: int = 1, disk_bytes: int = 1 << 40, missing_bytes: int = 0
+    *epochs: Readiness, life: int = 1, disk_bytes: int = 1 << 40, missing_bytes: int = 0, proven: int = 0
 ) -> Reported:
     return Reported(
         incarnation=life,
@@ -143,6 +143,7 @@ def reported(
         activity="idle",
         disk_bytes=disk_bytes,
         missing_bytes=missing_bytes,
+        proven=proven,
     )
 
 
@@ -422,6 +423,8 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (LinkProfile, "rtt_s"): _times_s,
     (LinkProfile, "goodput_bytes_per_s"): st.floats(1.0, 1e13),
     (Health, "capacity"): st.floats(0.01, 1.0),
+    (Reported, "disk_bytes"): _natural,
+    (Reported, "missing_bytes"): _natural,
     (Readiness, "epoch"): _epochs,
     (Profile, "memory_bytes"): _natural,
     (Profile, "slowdown"): _positive,

@@ -132,6 +132,7 @@ def test_equal_records_give_equal_bytes() -> None:
         peers={build.A: build.address(1), build.B: build.address(2)},
         plans=(),
         committed=0,
+        proving=0,
         ahead=(),
     )
     other = dataclasses.replace(one, peers={build.B: build.address(2), build.A: build.address(1)})
@@ -285,7 +286,9 @@ def test_a_fault_deep_inside_is_named_with_its_whole_path() -> None:
 
 
 def test_null_is_only_taken_where_it_may_stand() -> None:
-    desired = Desired(coordinator=1, version=1, bundle=None, peers={}, plans=(), committed=0, ahead=())
+    desired = Desired(
+        coordinator=1, version=1, bundle=None, peers={}, plans=(), committed=0, proving=0, ahead=()
+    )
     body = json.loads(to_json(desired))
     assert from_json(Desired, dumps(body), "here") == desired
     assert "here.plans: expected a list, got null" in refusal(Desired, dumps({**body, "plans": None}))

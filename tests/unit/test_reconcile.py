@@ -91,7 +91,9 @@ class Boards:
     def plan(self, epoch: int, *boards: BoardId, lead: BoardId = A) -> Plan:
         return replace(build.plan(epoch, lead, *boards), bundle=self.bundle)
 
-    def desired(self, *plans: Plan, committed: int = 0, ahead: tuple[Run, ...] = ()) -> Desired:
+    def desired(
+        self, *plans: Plan, committed: int = 0, proving: int = 0, ahead: tuple[Run, ...] = ()
+    ) -> Desired:
         return Desired(
             coordinator=1,
             version=1,
@@ -99,6 +101,7 @@ class Boards:
             peers={},
             plans=plans,
             committed=committed,
+            proving=proving,
             ahead=ahead,
         )
 

@@ -222,6 +222,7 @@ def test_plans_for_many_boards_can_be_published() -> None:
         peers=addresses,
         plans=(plan, plan, plan),
         committed=1,
+        proving=0,
         ahead=(),
     )
     assert (
