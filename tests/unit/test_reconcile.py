@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 
 from shoal.agent.dispatch import Dispatcher
@@ -17,6 +18,7 @@ from shoal.agent.room import Room
 from shoal.agent.sessions import Sessions
 from shoal.encoding import to_json
 from shoal.errors import BoardError
+from shoal.golden import Golden, pack
 from shoal.manifest import Manifest, Segment
 from shoal.messages import Desired
 from shoal.parts import Piece
@@ -110,8 +112,14 @@ class Boards:
 
 
 class Quick:
+    """A session of the whole model that answers as told."""
+
+    inputs = ("x",)
+    outputs = ("y",)
+    answer: float = 1.0
+
     def run(self, _inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return {}
+        return {"y": np.full(3, self.answer, np.float32)}
 
 
 @pytest.fixture
@@ -252,5 +260,40 @@ def test_plans_in_force_and_those_on_their_way_are_needed(boards: Boards) -> Non
         assert boards.reconciler._room.needed == {
             boards.bundle, whole.model.sha256, *(blob.sha256 for blob in whole.weights)
         }  # fmt: skip
+
+    run(work)
+
+
+ASKED = Golden(inputs={"x": np.zeros(3, np.float32)}, outputs={"y": np.array([1.0, 1.0, 1.0], np.float32)})
+
+
+@pytest.mark.parametrize(("answer", "right"), [(1.0, True), (1.0005, True), (1.01, False), (np.nan, False)])
+def test_a_lead_proves_a_plan_with_the_golden_request(
+    boards: Boards, monkeypatch: pytest.MonkeyPatch, answer: float, right: bool
+) -> None:
+    monkeypatch.setattr(Quick, "answer", answer)
+    boards.manifest = replace(boards.manifest, golden=boards.store.put(pack(ASKED)))
+    boards.bundle = boards.store.put(to_json(boards.manifest)).sha256
+
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1)))
+        assert (boards.reconciler.proven, boards.phases()) == (0, {1: "ready"})
+        await boards.reconciler.act(boards.desired(boards.plan(1), proving=1))
+        assert boards.reconciler.proven == (1 if right else 0)
+        (readiness,) = boards.reconciler.epochs
+        assert readiness.phase == ("ready" if right else "failed")
+        assert right or readiness.detail.startswith("not proven: output y: off by")
+        assert boards.dispatcher.plan is None, "it is not in force by that"
+
+    run(work)
+
+
+def test_a_board_that_does_not_lead_proves_nothing(boards: Boards) -> None:
+    boards.manifest = replace(boards.manifest, golden=boards.store.put(pack(ASKED)))
+    boards.bundle = boards.store.put(to_json(boards.manifest)).sha256
+
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1, B, lead=B), proving=1))
+        assert boards.reconciler.proven == 0
 
     run(work)
