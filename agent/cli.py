@@ -58,6 +58,12 @@ _root_option = click.option(
     type=click.FloatRange(0, min_open=True),
     help="Memory for weights and activations.  [default: 80 % of what is free]",
 )
+@click.option(
+    "--disk",
+    metavar="MB",
+    type=click.FloatRange(0, min_open=True),
+    help="Disk for bundles; what no plan needs is dropped.  [default: what is free]",
+)
 @_board_option
 @click.option("--meter", metavar="TOPIC", help="MQTT topic at which a power meter of yours publishes watts.")
 @click.option(
@@ -84,6 +90,7 @@ def agent(
     state_dir: Path | None,
     threads: int | None,
     memory: float | None,
+    disk: float | None,
     board: str | None,
     meter: str | None,
     no_looking: bool,
@@ -120,6 +127,7 @@ def agent(
         state_dir=state_dir or Path.home() / ".local" / "state" / "shoal" / name,
         threads=threads or hardware.useful_threads(config),
         memory_bytes=int(memory * 1e6) if memory else hardware.offered_memory_bytes(config),
+        disk_bytes=int(disk * 1e6) if disk else None,
         config=config,
         meter=meter,
         looking=not no_looking,

@@ -7,6 +7,7 @@ and starting again costs nothing but the step under way.
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
@@ -15,15 +16,17 @@ from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
+from shoal.agent.room import Needs, Room
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import Manifest, Segment
+from shoal.golden import EXACT, ROUNDED, unpack, why_wrong
+from shoal.manifest import Manifest
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
-from shoal.parts import Piece, pieces
 from shoal.profiler.counts import samples
-from shoal.program import Plan, Run
-from shoal.records import Address, Blob, BoardId
+from shoal.profiler.segments import timed
+from shoal.program import Collective, Lane, Plan, Run
+from shoal.records import Address, BoardId
 from shoal.session import Session, shrink
 from shoal.store import Store
 
@@ -32,6 +35,9 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 0.02
 GRACE_S: Final = 5.0
 """Requests of a plan that is no longer wanted get so long to end."""
+PROOF_S: Final = 3.0
+PROOF_TIMES: Final = 8.0
+"""The golden request may take so many times what is predicted, and so much more."""
 RETRY_S: Final = 2.0
 """What cannot be done now is tried again after so long."""
 
@@ -48,9 +54,10 @@ class Reconciler:
         executor: Executor,
         peers: Peers,
         dispatcher: Dispatcher,
+        room: Room,
         changed: Callable[[], None],
     ) -> None:
-        """`changed` is called whenever `epochs` or `activity` has changed."""
+        """`changed` is called whenever `epochs`, `activity` or `missing_bytes` has changed."""
         self._board = board
         self._store = store
         self._fetcher = fetcher
@@ -58,11 +65,16 @@ class Reconciler:
         self._executor = executor
         self._peers = peers
         self._dispatcher = dispatcher
+        self._room = room
         self._changed = changed
         self._epochs: dict[int, Readiness] = {}
         self._wished: Desired | None = None
         self._news = asyncio.Event()
         self.activity = "waiting for the coordinator"
+        self.missing_bytes = 0
+        """Of the deployed bundle, what is not on this board's disk."""
+        self.proven = 0
+        """The last epoch that this board has led the golden request through, with the right answer."""
 
     @property
     def epochs(self) -> tuple[Readiness, ...]:
@@ -99,6 +111,7 @@ class Reconciler:
                 self.activity = "failed: internal error, see the board's log"
             else:
                 self._changed()
+                await self._place(desired)
                 return
             self._changed()
             await asyncio.sleep(RETRY_S)
@@ -114,6 +127,7 @@ class Reconciler:
             addresses |= plan.addresses
         self._peers.know(addresses | dict(desired.peers))  # what a board says now is newest
         wanted = {plan.epoch: plan for plan in desired.plans}
+        self._room.needed = self._needed(desired)
         committed = wanted.get(desired.committed)
         if committed is None:
             await self._dispatcher.serve(None, None)
@@ -124,11 +138,27 @@ class Reconciler:
         for plan in desired.plans:
             if self._board in plan.boards and plan.epoch not in self._executor.epochs():
                 await self._prepare(plan, desired.bundle)
+        proving = wanted.get(desired.proving)
+        if proving is not None and proving.lead == self._board and proving.epoch != self.proven:
+            await self._prove(proving, desired.bundle)
         if committed is not None and (
             committed.lead != self._board or committed.epoch in self._executor.epochs()
         ):
             await self._serve(committed, desired.bundle)
         self._say("serving" if committed else "idle")
+
+    def _needed(self, desired: Desired) -> frozenset[str]:
+        """Return the names of the files that plans need which are desired or still held."""
+        needed = set[str]() if desired.bundle is None else {str(desired.bundle.manifest)}
+        for plan in (*desired.plans, *self._executor.epochs().values()):
+            needed.add(plan.bundle)
+            if self._store.has(plan.bundle):
+                segments = self._store.manifest(plan.bundle).by_name
+                runs = {
+                    run: segments[run.segment] for run in plan.runs_of(self._board) if run.segment in segments
+                }
+                needed |= Needs.of(runs).names
+        return frozenset(needed)
 
     async def manifest(self, source: BundleSource) -> Manifest:
         """Return the manifest of a bundle, fetched if need be; BoardError or ModelError if it cannot."""
@@ -136,8 +166,50 @@ class Reconciler:
         return self._store.manifest(source.manifest)
 
     async def fetch_all(self, source: BundleSource, manifest: Manifest) -> None:
-        """Return once every blob of the bundle is here; errors as `manifest`."""
-        await self._fetcher.fetch(source.url, manifest.blobs.values())
+        """Return once the bundle is here, or where the disk is too small what tells most of it.
+
+        That is one segment of each kind, which is enough to time them all.  Errors as `manifest`.
+        """
+        wanted = set(manifest.blobs.values())
+        if not self._room.fits(wanted):
+            wanted, kinds = set(), set[str]()
+            for segment in timed(manifest):
+                more = wanted.union((segment.model, *segment.weights))
+                if segment.kind not in kinds and self._room.fits(more):
+                    wanted = more
+                    kinds.add(segment.kind)
+        await self._fetcher.fetch(source.url, wanted)
+        await self._count(manifest)
+
+    async def _count(self, manifest: Manifest) -> None:
+        """Count what of the bundle is not here."""
+        blobs = manifest.blobs.values()
+        missing = [blob for blob in blobs if not await asyncio.to_thread(self._store.has, blob.sha256)]
+        missing_bytes = sum(blob.size_bytes for blob in missing)
+        if missing_bytes != self.missing_bytes:
+            self.missing_bytes = missing_bytes
+            self._changed()
+
+    async def _place(self, desired: Desired) -> None:
+        """Fetch what plans to come are likely to need, as far as there is room, with nothing else to do."""
+        source = desired.bundle
+        if source is None or not desired.ahead:
+            return
+        try:
+            manifest = await self.manifest(source)
+            held: list[str] = []
+            for run in desired.ahead:
+                needs = Needs.of({run: manifest.by_name[run.segment]})
+                held += sorted(needs.names.difference(held))
+                self._room.ahead = (*held, *(name for name in self._room.ahead if name not in held))
+                await self._fetcher.fetch(source.url, needs.blobs, held, gently=True)
+                await self._fetcher.fetch_pieces(source.url, needs.pieces, held, gently=True)
+            self._room.ahead = tuple(held)
+        except (BoardError, ModelError, KeyError) as error:
+            log.info("not placed beforehand: %s", error)
+        else:
+            log.info("%d files are here for plans to come", len(held))
+            await self._count(manifest)
 
     async def _serve(self, plan: Plan, source: BundleSource | None) -> None:
         if source is not None and source.manifest == plan.bundle:
@@ -181,8 +253,11 @@ class Reconciler:
             else:
                 manifest = await self.manifest(source)
             runs = {run: manifest.by_name[run.segment] for run in plan.runs_of(self._board)}
+            needs = Needs.of(runs)
+            self._room.needed |= needs.names
             if source is not None:
-                await self._fetch(source.url, runs)
+                await self._fetcher.fetch(source.url, needs.blobs)
+                await self._fetcher.fetch_pieces(source.url, needs.pieces)
             sessions = await _in_thread(lambda: self._sessions.open(runs))
             await _in_thread(lambda: self._warm(manifest, sessions))
         except (BoardError, ModelError) as error:
@@ -195,16 +270,53 @@ class Reconciler:
         self._executor.hold(plan, sessions)
         self._set(plan.epoch, "ready", "")
 
-    async def _fetch(self, url: str, runs: Mapping[Run, Segment]) -> None:
-        """Return once what these runs need is here: of sliced weights only the board's pieces."""
-        blobs: list[Blob] = []
-        wanted: list[Piece] = []
-        for run, segment in runs.items():
-            sliced = {one.blob for one in segment.slices} if run.part else set[Blob]()
-            blobs += [segment.model, *(blob for blob in segment.weights if blob not in sliced)]
-            wanted += pieces(segment, run.part) if run.part else ()
-        await self._fetcher.fetch(url, blobs)
-        await self._fetcher.fetch_pieces(url, wanted)
+    async def _prove(self, plan: Plan, source: BundleSource | None) -> None:
+        """Lead the golden request through every lane of a plan for which all boards are ready."""
+        self._say(f"proving epoch {plan.epoch}")
+        try:
+            why = await self._why_wrong(plan, source)
+        except (BoardError, ModelError) as error:
+            why = str(error)
+        if why:
+            log.warning("epoch %d is not proven: %s", plan.epoch, why)
+            self._set(plan.epoch, "failed", f"not proven: {why}")
+            return
+        self.proven = plan.epoch
+        self._changed()
+
+    async def _why_wrong(self, plan: Plan, source: BundleSource | None) -> str:
+        """Return what is wrong with the answers of a plan to the golden request; empty if nothing is.
+
+        Raises BoardError or ModelError if there is no answer.
+        """
+        manifest = self._store.manifest(plan.bundle)
+        if manifest.golden is None:
+            return ""
+        if source is not None:
+            await self._fetcher.fetch(source.url, [manifest.golden])
+        golden = unpack(await asyncio.to_thread(self._store.path(manifest.golden.sha256).read_bytes))
+        until_s = time.monotonic() + PROOF_S + PROOF_TIMES * plan.predicted.latency_s
+        names = [spec.name for spec in manifest.outputs]
+        answers = await asyncio.gather(
+            *(
+                asyncio.get_running_loop().run_in_executor(
+                    self._executor.threads,
+                    self._executor.lead,
+                    plan.epoch,
+                    lane,
+                    secrets.token_bytes(16),
+                    golden.inputs,
+                    until_s,
+                    names,
+                )
+                for lane in range(len(plan.lanes))
+            )
+        )
+        found = (
+            why_wrong(golden, answer, EXACT if is_exact(lane) else ROUNDED)
+            for lane, answer in zip(plan.lanes, answers, strict=True)
+        )
+        return next(filter(None, found), "")
 
     def _warm(self, manifest: Manifest, sessions: Mapping[Run, Session]) -> None:
         """Run each segment once, so that the first request does not pay for its set-up."""
@@ -223,6 +335,12 @@ class Reconciler:
         if activity != self.activity:
             self.activity = activity
             self._changed()
+
+
+def is_exact(lane: Lane) -> bool:
+    """Say whether boards hand one another numbers as they are."""
+    steps = (step for program in lane.programs.values() for step in program.steps)
+    return all(step.codec.exact for step in steps if isinstance(step, Collective))
 
 
 T = TypeVar("T")

@@ -17,8 +17,9 @@ import aiohttp
 from aiohttp import web
 
 from shoal import __version__, oip
-from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, OverloadedError, Question
+from shoal.agent.dispatch import MAX_INSIDE, Dispatcher, ExpiredError, MovedError, Question
 from shoal.agent.trace import Trace
+from shoal.agent.waiting import LateError, OverloadedError
 from shoal.encoding import Json
 from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest
@@ -29,7 +30,6 @@ from shoal.timeline import chrome
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES: Final = 64 << 20
-MAX_INSIDE: Final = 256
 MUCH_TEXT_BYTES: Final = 1 << 20
 DEFAULT_TIMEOUT_S: Final = 30.0
 LONGEST_TIMEOUT_S: Final = 600.0
@@ -107,7 +107,10 @@ class Server:
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         """Take a request in, unless too many are inside already."""
         if self._inside >= MAX_INSIDE:
-            raise OverloadedError(f"{self._board}: {MAX_INSIDE} requests are inside already; try again later")
+            raise OverloadedError(
+                f"{self._board}: {MAX_INSIDE} requests are inside already; try again later",
+                self._dispatcher.retry_after_s(),
+            )
         self._inside += 1
         try:
             return await self._answer(request)
@@ -118,18 +121,20 @@ class Server:
         """Answer, or hand on to the lead, whichever board that is in the course of time."""
         begun_s = time.monotonic()
         body = await request.read()
-        timeout_s = oip.timeout_s(body, request.headers.get(oip.JSON_LENGTH)) or DEFAULT_TIMEOUT_S
-        deadline_s = begun_s + min(timeout_s, LONGEST_TIMEOUT_S)
+        times = oip.times(body, request.headers.get(oip.JSON_LENGTH), request.headers.get(oip.DEADLINE_MS))
+        patience_s = begun_s + min(times.timeout_s or DEFAULT_TIMEOUT_S, LONGEST_TIMEOUT_S)
+        wanted_s = None if times.deadline_s is None else begun_s + times.deadline_s
+        deadline_s = patience_s if wanted_s is None else min(patience_s, wanted_s)
         handed_on = HANDED_ON in request.headers
         plan = self._dispatcher.plan or await self._dispatcher.until(_any, deadline_s)
         while plan is not None and time.monotonic() < deadline_s:
             if plan.lead == self._board:
                 try:
-                    return await self._lead(request, body, deadline_s)
+                    return await self._lead(request, body, patience_s, wanted_s)
                 except MovedError as error:
                     log.info("a request moves on: %s", error)
             elif not handed_on:
-                answer = await self._hand_on(plan, request, body, deadline_s)
+                answer = await self._hand_on(plan, request, body, deadline_s, wanted_s)
                 if answer is not None:
                     return answer
                 # The lead is away, or knows of another plan: wait for that, and look again before long.
@@ -138,9 +143,13 @@ class Server:
             if handed_on:
                 return _json({"error": f"{self._board} is not the lead"}, status=NOT_LEAD)
             plan = self._dispatcher.plan or await self._dispatcher.until(_any, deadline_s)
+        if wanted_s is not None and wanted_s <= patience_s:
+            raise LateError(f"{self._board}: no lead answered before the deadline")
         raise ExpiredError(f"{self._board}: no lead answered in time")
 
-    async def _lead(self, request: web.Request, body: bytes, deadline_s: float) -> web.Response:
+    async def _lead(
+        self, request: web.Request, body: bytes, patience_s: float, deadline_s: float | None
+    ) -> web.Response:
         plan, manifest = self._served(request)
         json_length = request.headers.get(oip.JSON_LENGTH)
         read = partial(oip.parse_request, body, json_length, manifest)
@@ -148,7 +157,13 @@ class Server:
         asked = await asyncio.to_thread(read) if _much_text(body, json_length) else read()
         trace = self._trace(request.headers.get(TRACE))
         tensors = await self._dispatcher.infer(
-            Question(bundle=plan.bundle, inputs=asked.inputs, deadline_s=deadline_s, trace=trace)
+            Question(
+                bundle=plan.bundle,
+                inputs=asked.inputs,
+                patience_s=patience_s,
+                deadline_s=deadline_s,
+                trace=trace,
+            )
         )
         parts, length = oip.render_response(manifest, asked, tensors)
         headers = {} if length is None else {oip.JSON_LENGTH: str(length)}
@@ -174,10 +189,10 @@ class Server:
         return _json(chrome(self._board, marks))
 
     async def _hand_on(
-        self, plan: Plan, request: web.Request, body: bytes, deadline_s: float
+        self, plan: Plan, request: web.Request, body: bytes, deadline_s: float, wanted_s: float | None
     ) -> web.Response | None:
         """Return the lead's answer; None if it gives none, is not the lead, or another becomes it."""
-        asking = asyncio.ensure_future(self._post(plan, request, body, deadline_s))
+        asking = asyncio.ensure_future(self._post(plan, request, body, deadline_s, wanted_s))
         replaced = asyncio.ensure_future(
             self._dispatcher.until(lambda now: now.lead != plan.lead, deadline_s)
         )
@@ -189,11 +204,13 @@ class Server:
                 task.cancel()
 
     async def _post(
-        self, plan: Plan, request: web.Request, body: bytes, deadline_s: float
+        self, plan: Plan, request: web.Request, body: bytes, deadline_s: float, wanted_s: float | None
     ) -> web.Response | None:
         url = plan.addresses[plan.lead].http_url + request.path
         passed = (oip.JSON_LENGTH, "Content-Type", TRACE)
         headers = {name: request.headers[name] for name in passed if name in request.headers}
+        if wanted_s is not None:  # what is left of it
+            headers[oip.DEADLINE_MS] = f"{max(0.0, wanted_s - time.monotonic()) * 1e3:.3f}"
         timeout = aiohttp.ClientTimeout(total=max(0.1, deadline_s - time.monotonic()), connect=1.0)
         try:
             async with self._http.post(
@@ -201,7 +218,8 @@ class Server:
             ) as answer:
                 if answer.status == NOT_LEAD:
                     return None
-                back = {name: answer.headers[name] for name in passed if name in answer.headers}
+                told = (*passed, "Retry-After")
+                back = {name: answer.headers[name] for name in told if name in answer.headers}
                 return web.Response(status=answer.status, body=await answer.read(), headers=back)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             log.info("the lead %s gave no answer: %s", plan.lead, error or "time is up")
@@ -233,15 +251,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into the protocol's `{"error": ...}` with the fitting status."""
-    again = {"Retry-After": str(RETRY_AFTER_S)}
     try:
         return await handler(request)
     except ModelError as error:
         return _json({"error": str(error)}, status=400)
     except OverloadedError as error:
-        return _json({"error": str(error)}, status=429, headers=again)
+        return _json({"error": str(error)}, status=429, headers={"Retry-After": str(error.retry_after_s)})
+    except LateError as error:
+        return _json({"error": str(error)}, status=504)
     except (ExpiredError, BoardError) as error:
-        return _json({"error": str(error)}, status=503, headers=again)
+        return _json({"error": str(error)}, status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
     except web.HTTPRequestEntityTooLarge:
         words = f"request: expected at most {MAX_REQUEST_BYTES} bytes, got more"
         return _json({"error": words}, status=413)

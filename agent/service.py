@@ -24,6 +24,7 @@ from shoal.agent.link_watch import LinkWatch
 from shoal.agent.measure import Measurer
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.reconcile import Reconciler
+from shoal.agent.room import Room
 from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
 from shoal.agent.supervisor import Progress, Supervisor
@@ -75,6 +76,8 @@ class Settings:
     state_dir: Path
     threads: int
     memory_bytes: int
+    disk_bytes: int | None
+    """What files of bundles may take in all; None: what the disk has."""
     config: BoardConfig
     """What is known of this kind of board."""
     meter: str | None
@@ -111,6 +114,7 @@ class Agent:
         self._board = settings.name
         self._incarnation = incarnation
         self._store = Store(settings.state_dir)
+        self._room = Room(self._store, settings.disk_bytes)
         self._executor = Executor(self._board, self._ran, self._alarm)
         self._hardware: Hardware = facts(settings.config)
         runtime = replace(settings.config.runtime, threads=settings.threads)
@@ -138,11 +142,12 @@ class Agent:
         self._reconciler = Reconciler(
             self._board,
             self._store,
-            Fetcher(self._store, http),
+            Fetcher(self._store, http, self._room, self._at_work),
             self._sessions,
             self._executor,
             self._peers,
             self._dispatcher,
+            self._room,
             self._report,
         )
         self._server = Server(self._board, self._dispatcher, http)
@@ -152,7 +157,7 @@ class Agent:
             settings.config,
             settings.state_dir,
             external,
-            working=lambda: self._executor.alone.locked() or self._dispatcher.in_flight > 0,
+            working=self._at_work,
             computing=self._executor.alone.locked,
         )
         self._mqtt = Mqtt(
@@ -326,6 +331,10 @@ class Agent:
         health = replace(vitals.health, notes=(*vitals.health.notes, *self._links.notes))
         self._mqtt.publish(replace(vitals, health=health), self._board)
 
+    def _at_work(self) -> bool:
+        """Say whether this board has requests to answer, or computes."""
+        return self._executor.alone.locked() or self._dispatcher.in_flight > 0
+
     def _report(self) -> None:
         desired = self._desired
         self._mqtt.publish(
@@ -334,6 +343,9 @@ class Agent:
                 version=desired.version if desired else 0,
                 epochs=self._reconciler.epochs,
                 activity=self._profiling or self._reconciler.activity,
+                disk_bytes=self._room.limit_bytes,
+                missing_bytes=self._reconciler.missing_bytes,
+                proven=self._reconciler.proven,
             ),
             self._board,
         )

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
+from shoal.agent.room import Needs
 from shoal.errors import BoardError
 from shoal.firmware_configs.schema import Runtime
 from shoal.manifest import Segment
@@ -63,6 +64,8 @@ class Sessions:
             self._opened = {held: opened for held, opened in self._opened.items() if held in kept}
 
     def _load(self, segment: Segment, part: tuple[int, ...]) -> Session:
+        if not self._here(segment, part):
+            raise BoardError(f"{segment.name}: its files are not on this board's disk")
         model = self._store.model_part(segment, part) if part else self._store.model(segment.model.sha256)
         opened = open_session(
             model,
@@ -73,6 +76,12 @@ class Sessions:
             rows=segment.rows,
         )
         return self._dressed(opened, segment.name if not part else f"{segment.name} {part}")
+
+    def _here(self, segment: Segment, part: tuple[int, ...]) -> bool:
+        """Say whether all files of a segment, or of a part of it, are here."""
+        needs = Needs.of({Run(segment=segment.name, part=part): segment})
+        store = self._store
+        return all(store.has(b.sha256) for b in needs.blobs) and all(map(store.has_piece, needs.pieces))
 
     def fits(self, segment: Segment) -> bool:
         """Say whether `segment` could be opened beside what is loaded."""

@@ -195,6 +195,8 @@ class Puppets:
                 peers=plan.addresses,
                 plans=(plan,) if board in plan.boards else (),
                 committed=committed,
+                proving=0,
+                ahead=(),
             )
             await self._operator.publish(desired, board)
 

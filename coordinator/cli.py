@@ -256,6 +256,12 @@ def explain(broker: str, cluster: str, as_json: bool) -> None:
 @click.option("-n", "--repeat", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--board", help="Ask this board.  [default: the lead]")
 @click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Want each answer within so many milliseconds, or a refusal at once.",
+)
+@click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write what all boards did when in one more request, for ui.perfetto.dev.",
@@ -268,15 +274,20 @@ def infer(
     output: Path | None,
     repeat: int,
     board: str | None,
+    deadline: float | None,
     trace: Path | None,
     as_json: bool,
 ) -> None:
-    """Send a request with the tensors of INPUTS (.npz, by name); without INPUTS, made-up ones."""
+    """Send a request with the tensors of INPUTS (.npz, by name); without INPUTS, made-up ones.
+
+    Exits 0, or 5 if there is no answer: too much is asked just now, or the --deadline cannot be met.
+    """
     from shoal.coordinator import request
 
     _check_cluster(cluster)
     board_id = BoardId(board) if board else None
-    answer, seconds = asyncio.run(request.ask(broker, cluster, inputs, board_id, repeat, trace))
+    deadline_s = None if deadline is None else deadline / 1e3
+    answer, seconds = asyncio.run(request.ask(broker, cluster, inputs, board_id, repeat, trace, deadline_s))
     if output is not None:
         request.save(output, answer)
     milliseconds = sorted(round(s * 1e3, 3) for s in seconds)

@@ -217,10 +217,12 @@ async def infer(
     inputs: Mapping[str, Array],
     timeout_s: float = 30.0,
     trace: str | None = None,
+    deadline_s: float | None = None,
 ) -> dict[str, Array]:
     """Return the answer of a board to one request of the Open Inference Protocol, binary both ways.
 
-    The boards note what they do for the timeline `trace`, if a name is given.
+    The boards note what they do for the timeline `trace`, if a name is given; with `deadline_s` the answer
+    is wanted within so many seconds or not at all.
 
     Raises ModelError if the board says that the inputs do not fit, BoardError if it gives no answer.
     """
@@ -233,6 +235,7 @@ async def infer(
                 oip.JSON_LENGTH: str(json_length),
                 "Content-Type": "application/octet-stream",
                 **({} if trace is None else {TRACE: trace}),
+                **({} if deadline_s is None else {oip.DEADLINE_MS: f"{deadline_s * 1e3:.3f}"}),
             },
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as answer:

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import experience
+from shoal.coordinator import ahead, crowd, experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import allowed
-from shoal.coordinator.fitness import readiness_of, way_is_free, why_broken, why_failed, why_unfit
+from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
@@ -54,24 +54,46 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
         cause = f"{board} turned out to be faster than profiled"
     elif before.profile and after.profile and before.profile.links != after.profile.links:
         cause = f"the links of {board} changed"
+    if before and before.profile and after.profile and experience.is_other(before.profile, after.profile):
+        state = replace(state, trial=_void(state, board))
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
     state = replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
-    return _tried(state, board, message, now_s) if isinstance(message, Telemetry) else state
+    if isinstance(message, Telemetry):
+        plan = state.serving
+        if plan is not None and (board, message.epoch) == (plan.lead, plan.epoch):
+            state = _tried(_crowded(state, message, now_s), plan, message, now_s)
+    return state
 
 
-def _tried(state: State, board: BoardId, message: Telemetry, now_s: float) -> State:
+def _crowded(state: State, message: Telemetry, now_s: float) -> State:
+    """Return the state after the lead told how many requests wait."""
+    found = crowd.heard(state.crowd, message, now_s)
+    if found.crowded and not state.crowd.crowded:
+        state = replace(state, cause=f"requests wait, {message.waiting:.1f} at a time")
+    return replace(state, crowd=found)
+
+
+def _tried(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
     """Return the state after the lead told how long requests took under the plan that is on trial."""
-    plan, switched_s = state.serving, state.switched_s
-    if plan is None or (board, message.epoch) != (plan.lead, plan.epoch):
-        return state
+    switched_s = state.switched_s
     if switched_s is None or now_s - switched_s > experience.TRIAL_S:
         return state
     trial = experience.heard(state.trial, plan, message)
-    learnt = experience.learnt(state.experience, plan, trial, state.settings.margin, now_s)
+    record = experience.shown(state.record, plan, trial, now_s)
+    single = experience.Memory.of(state.experience, record, plan, now_s).single
+    learnt = experience.learnt(state.experience, plan, trial, state.settings.margin, now_s, single)
     cause = state.cause
     if learnt != state.experience and plan.strategy in learnt:
         cause = f"{plan.strategy} turned out {learnt[plan.strategy].factor:.1f} times slower than predicted"
-    return replace(state, trial=trial, experience=learnt, cause=cause)
+    return replace(state, trial=trial, record=record, experience=learnt, cause=cause)
+
+
+def _void(state: State, board: BoardId) -> experience.Trial | None:
+    """Return the trial of the plan in force after something of `board` has changed."""
+    plan = state.serving
+    if plan is None or board not in plan.boards:
+        return state.trial
+    return experience.Trial(epoch=plan.epoch, void=True)
 
 
 def deployed(state: State, deployment: Deployment | None, now_s: float) -> State:
@@ -86,6 +108,10 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
         manifest=state.manifest if same_bundle else None,
         pending=None,
         experience={},
+        record={},
+        crowd=crowd.Crowd(),
+        outlook=None,
+        ahead={},
         cause=f"{deployment.bundle.name} was deployed" if deployment else "nothing is deployed",
     )
 
@@ -113,7 +139,7 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
         wanted = f"a bundle called {deployment.bundle.name}; the one deployed is {manifest.name}"
         state = replace(state, decision=_waiting(state, (wanted,)))
     elif state.pending is None:
-        state = _choose(state, deployment, manifest, now_s)
+        state = _looked_ahead(_choose(state, deployment, manifest, now_s), now_s)
     effects: list[Effect] = []
     desired = dict(state.desired)
     living = fleets.living(state.fleet, now_s)
@@ -127,6 +153,20 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     if state.decision is not None and state.decision != before.decision:
         effects.append(Tell(message=state.decision))
     return replace(state, desired=desired), tuple(effects)
+
+
+def _looked_ahead(state: State, now_s: float) -> State:
+    """Look what could come after the plan in force, if a board lacks some of the bundle."""
+    living = fleets.living(state.fleet, now_s)
+    lacking = {name: board.reported.missing_bytes for name, board in living.items() if board.reported}
+    if not any(lacking.values()):
+        return replace(state, outlook=None, ahead={})
+    if state.serving is None or state.pending is not None or state.ranking is None:
+        return state
+    outlook = ahead.looked(state.outlook, state.ranking, state.serving, now_s)
+    if not ahead.done(outlook, now_s):
+        return replace(state, outlook=outlook)
+    return replace(state, outlook=outlook, ahead=ahead.wanted(outlook, state.ranking, lacking))
 
 
 def _without_strangers(state: State, now_s: float) -> State:
@@ -165,9 +205,11 @@ def _advance(state: State, now_s: float) -> State:
             return replace(state, serving=None, draining=None, pending=replace(pending, cleared=True))
         return state
     readiness = readiness_of(state, pending.plan, now_s)
-    if all(r is not None and r.phase == "ready" for r in readiness.values()):
-        return _commit(state, pending.plan, now_s)
-    return state
+    if not all(r is not None and r.phase == "ready" for r in readiness.values()):
+        return state
+    if not is_proven(state, pending.plan, now_s):
+        return replace(state, pending=replace(pending, proving=True))
+    return _commit(state, pending.plan, now_s)
 
 
 def _commit(state: State, plan: Plan, now_s: float) -> State:
@@ -176,7 +218,16 @@ def _commit(state: State, plan: Plan, now_s: float) -> State:
     decision = state.decision
     if decision is not None:
         decision = replace(decision, epoch=plan.epoch, wanted=0, waiting_for=())
-    return replace(state, serving=plan, draining=keep, pending=None, switched_s=now_s, decision=decision)
+    record = state.record if old is None else experience.left(state.record, old, now_s)
+    return replace(
+        state,
+        serving=plan,
+        draining=keep,
+        pending=None,
+        switched_s=now_s,
+        decision=decision,
+        record=record,
+    )
 
 
 def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: float) -> State:
@@ -187,7 +238,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         manifest=manifest,
         profiles=fleets.profiles(state.fleet, deployment.bundle.manifest, now_s),
         barred=fleets.barred(state.fleet, now_s),
-        objective=deployment.objective,
+        objective=crowd.objective(state.crowd, deployment.objective),
         max_boards=deployment.max_boards,
         codecs=allowed(deployment.max_error),
         margin=state.settings.margin,
@@ -206,8 +257,15 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
     if ranking is not None:
-        known = experience.ordered(ranking.candidates, ranking.goal, state.experience, now_s)
-        ranking = replace(ranking, candidates=known)
+        state = replace(state, crowd=crowd.judged(state.crowd, ranking.candidates, now_s))
+    memory = experience.Memory.of(state.experience, state.record, old, now_s)
+    if ranking is not None:
+        known = experience.ordered(ranking.candidates, ranking.goal, memory, question.margin)
+        disk_bytes = {name: board.reported.disk_bytes for name, board in living.items() if board.reported}
+        possible = ahead.able(known, manifest, disk_bytes)
+        if known and not possible:
+            return replace(state, decision=_waiting(state, ("more room on the boards' disks",)))
+        ranking = replace(ranking, candidates=possible)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
@@ -227,12 +285,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     best = open_to_us[0][1]
     if old is not None and serves:
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
-        old_factor, best_factor = (
-            experience.factor(state.experience, each.strategy, now_s) for each in (old, best)
-        )
-        stay = reason_to_stay(
-            state.settings, question, old, best, since_s, state.dwell_s, (old_factor, best_factor)
-        )
+        known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
+        stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
             return replace(state, decision=_decision(ranking, old.epoch, 0, reason))
@@ -326,4 +380,6 @@ def _desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board
         peers={n: other.birth.address for n, other in living.items() if other.birth and n != board},
         plans=tuple(plan for plan in plans if plan is not None),
         committed=state.serving.epoch if plans and state.serving else 0,
+        proving=pending.plan.epoch if pending and pending.proving and pending.cleared else 0,
+        ahead=state.ahead.get(board, ()),
     )

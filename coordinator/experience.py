@@ -1,25 +1,37 @@
 """What plans turned out to be worth: those slower than predicted are left again, and remembered.  Pure.
 
 A plan is on trial for some time after it was committed.  What its lead tells of requests that had the
-cluster to themselves is compared with the plan's prediction; a strategy of several boards that is slower
-by more than the margin costs that much more from then on, for a while that doubles each time.
+cluster to themselves is compared with the plan's prediction.  What is measured is compared with what was
+measured: each plan costs what it is predicted to, times the factor by which it was wrong when it ran; one
+that never ran, the factor of the single board that ran last, if that was slower than predicted.  So a plan
+that turns out slower than the one before it is left for that one, though both were predicted alike wrong.
+A strategy of several boards that is slower by more than the margin than single boards are costs that much
+more from then on, on whichever boards, for a while that doubles each time.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
 from shoal.messages import Telemetry
 from shoal.program import Plan
+from shoal.records import BoardId, Profile
 
 TRIAL_S: Final = 30.0
 LEAST: Final = 5
 """So many requests tell."""
 RECALL_S: Final = 600.0
 LONGEST_RECALL_S: Final = 14_400.0
+
+OTHER: Final = 1.5
+"""A board or a link that has become slower or faster by this factor is not what it was."""
+
+Who = tuple[str, tuple[BoardId, ...]]
+"""A strategy and its boards, the lead first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +41,8 @@ class Trial:
     epoch: int
     alone: int = 0
     medians_s: tuple[float, ...] = ()
+    void: bool = False
+    """A board or a link of it has changed since: it is no longer what was predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,23 +61,71 @@ Experience = Mapping[str, Slower]
 """By strategy."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a plan took when it ran."""
+
+    factor: float
+    """Over what was predicted of it."""
+    seen_s: float
+    """When it was last in force."""
+
+
+Record = Mapping[Who, Shown]
+"""Of every plan that was on trial, single boards too."""
+
+
+def who(plan: Plan) -> Who:
+    """Return what a plan is remembered by."""
+    return plan.strategy, (plan.lead, *sorted(plan.boards - {plan.lead}))
+
+
 def heard(trial: Trial | None, plan: Plan, told: Telemetry) -> Trial:
     """Return the trial of `plan` after what its lead told."""
     known = trial if trial is not None and trial.epoch == plan.epoch else Trial(epoch=plan.epoch)
-    if not told.alone:
+    if not told.alone or told.alone_median_s <= 0 or known.void:
         return known
-    return Trial(
-        epoch=plan.epoch, alone=known.alone + told.alone, medians_s=(*known.medians_s, told.alone_median_s)
-    )
+    return replace(known, alone=known.alone + told.alone, medians_s=(*known.medians_s, told.alone_median_s))
 
 
-def learnt(experience: Experience, plan: Plan, trial: Trial, margin: float, now_s: float) -> Experience:
-    """Return the experience with what the trial of a plan says, if it says enough."""
-    if len(plan.boards) < 2 or trial.alone < LEAST:
+def is_other(old: Profile, new: Profile) -> bool:
+    """Say whether a board, or a link of it, is another than what a plan was predicted with."""
+    before = {peer: link.goodput_bytes_per_s for peer, link in old.links.items() if peer in new.links}
+    links = ((rate, new.links[peer].goodput_bytes_per_s) for peer, rate in before.items())
+    return any(max(was, now) > OTHER * min(was, now) for was, now in ((old.slowdown, new.slowdown), *links))
+
+
+def measured(plan: Plan, trial: Trial) -> float | None:
+    """Return how many times longer than predicted a plan takes; None: its trial does not say enough yet."""
+    if trial.void or trial.alone < LEAST:
+        return None
+    return statistics.median(trial.medians_s) / plan.predicted.latency_s
+
+
+def shown(record: Record, plan: Plan, trial: Trial, now_s: float) -> Record:
+    """Return the record with what the trial of a plan says, if it says enough."""
+    factor = measured(plan, trial)
+    return record if factor is None else {**record, who(plan): Shown(factor=factor, seen_s=now_s)}
+
+
+def left(record: Record, plan: Plan, now_s: float) -> Record:
+    """Return the record after a plan is no longer in force: it is remembered from now on."""
+    known = record.get(who(plan))
+    return record if known is None else {**record, who(plan): replace(known, seen_s=now_s)}
+
+
+def learnt(
+    experience: Experience, plan: Plan, trial: Trial, margin: float, now_s: float, single: float = 1.0
+) -> Experience:
+    """Return the experience with what the trial of a plan says, if it says enough.
+
+    `single` is how many times longer than predicted single boards take.
+    """
+    factor = measured(plan, trial)
+    if factor is None or len(plan.boards) < 2:
         return experience
-    factor = statistics.median(trial.medians_s) / plan.predicted.latency_s
     known = experience.get(plan.strategy)
-    if factor <= 1 + margin:
+    if factor <= (1 + margin) * single:
         again = known is not None and known.epoch == plan.epoch
         return {s: e for s, e in experience.items() if s != plan.strategy} if again else experience
     recall_s = RECALL_S
@@ -74,18 +136,61 @@ def learnt(experience: Experience, plan: Plan, trial: Trial, margin: float, now_
     return {**experience, plan.strategy: slower}
 
 
-def factor(experience: Experience, strategy: str, now_s: float) -> float:
-    """Return by how much a strategy is slower than predicted, as far as is remembered."""
-    known = experience.get(strategy)
-    return known.factor if known is not None and now_s < known.until_s else 1.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What is remembered, as far as it counts now."""
+
+    experience: Experience
+    """Of strategies that are not to be tried again yet."""
+    due: frozenset[str]
+    """Strategies that were slower, and are to be tried again."""
+    factors: Mapping[Who, float]
+    single: float
+    """How many times longer than predicted single boards take; at least once."""
+
+    @classmethod
+    def of(cls, experience: Experience, record: Record, plan: Plan | None, now_s: float) -> "Memory":
+        """Return what counts while `plan` is in force: of other plans, what they showed of late."""
+        in_force = None if plan is None else who(plan)
+        recent = {k: e for k, e in record.items() if k == in_force or now_s - e.seen_s < RECALL_S}
+        single = [each for (_, boards), each in recent.items() if len(boards) == 1]
+        return cls(
+            experience={s: e for s, e in experience.items() if now_s < e.until_s},
+            due=frozenset(s for s, e in experience.items() if now_s >= e.until_s),
+            factors={key: each.factor for key, each in recent.items()},
+            single=max(1.0, max(single, key=lambda each: each.seen_s).factor) if single else 1.0,
+        )
+
+    def factor(self, strategy: str, boards: tuple[BoardId, ...]) -> float:
+        """Return by how much a strategy on these boards, the lead first, is slower than predicted.
+
+        As it has shown itself; else as the strategy has; else as is usual of single boards.
+        """
+        if strategy in self.due:
+            return self.single
+        known = self.experience.get(strategy)
+        return self.factors.get((strategy, boards), self.single if known is None else known.factor)
 
 
 def ordered(
-    candidates: Sequence[Candidate], goal: Goal, experience: Experience, now_s: float
+    candidates: Sequence[Candidate], goal: Goal, memory: Memory, margin: float
 ) -> tuple[Candidate, ...]:
-    """Return candidates with those back whose strategy costs more than predicted; else in their order."""
-    factors = [factor(experience, candidate.strategy, now_s) for candidate in candidates]
-    if all(each == 1.0 for each in factors):
+    """Return candidates by what they have turned out to cost; in their order if that tells nothing.
+
+    Several boards stand behind the best single one unless they are better by the share `margin`, as the
+    planner has it.
+    """
+    factors = [memory.factor(candidate.strategy, candidate.boards) for candidate in candidates]
+    if all(each == memory.single for each in factors):
         return tuple(candidates)
     costs = [f * goal.cost(c.predicted) for f, c in zip(factors, candidates, strict=True)]
-    return tuple(candidates[index] for index in sorted(range(len(costs)), key=costs.__getitem__))
+    each = list(zip(costs, candidates, strict=True))
+    alone = min((figure for figure, c in each if len(c.boards) == 1), default=math.inf)
+
+    def rank(index: int) -> tuple[float, bool]:
+        figure, candidate = each[index]
+        several = len(candidate.boards) > 1
+        clear = not several or figure <= (1 - margin) * alone
+        return figure if clear else max(figure, alone), several
+
+    return tuple(candidates[index] for index in sorted(range(len(each)), key=rank))

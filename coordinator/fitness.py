@@ -50,6 +50,14 @@ def why_failed(state: State, plan: Plan, now_s: float) -> str:
     return "; ".join(failed)
 
 
+def is_proven(state: State, plan: Plan, now_s: float) -> bool:
+    """Say whether the lead of `plan` had the right answer to the golden request, if the bundle has one."""
+    if state.manifest is None or state.manifest.golden is None:
+        return True
+    lead = fleets.living(state.fleet, now_s).get(plan.lead)
+    return lead is not None and lead.reported is not None and lead.reported.proven == plan.epoch
+
+
 def readiness_of(state: State, plan: Plan, now_s: float) -> dict[BoardId, Readiness | None]:
     """Return, by board of `plan`, how far it says it is with the plan's epoch."""
     living = fleets.living(state.fleet, now_s)

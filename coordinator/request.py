@@ -21,10 +21,12 @@ async def ask(
     board: BoardId | None,
     repeat: int,
     trace: Path | None = None,
+    deadline_s: float | None = None,
 ) -> tuple[dict[str, Array], list[float]]:
     """Return the last of `repeat` answers, and the seconds that each took.
 
-    The timeline of one more request is written to `trace`.
+    The timeline of one more request is written to `trace`.  With `deadline_s` each answer is wanted within so
+    many seconds or not at all.
 
     Raises ConfigError if nothing is served or the file cannot be read, ModelError if its tensors do not
     fit, BoardError if there is no answer.
@@ -47,7 +49,7 @@ async def ask(
         seconds = []
         for _ in range(repeat):
             begun_s = time.perf_counter()
-            answer = await client.infer(http, url, plan.model, tensors)
+            answer = await client.infer(http, url, plan.model, tensors, deadline_s=deadline_s)
             seconds.append(time.perf_counter() - begun_s)
         if trace is not None:
             name, lead = secrets.token_hex(8), plan.addresses[plan.lead].http_url

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shoal.coordinator.experience import Experience, Trial
+from shoal.coordinator.ahead import Ahead, Outlook
+from shoal.coordinator.crowd import Crowd
+from shoal.coordinator.experience import Experience, Record, Trial
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.weigh import Ranking, Settings
 from shoal.manifest import Manifest
@@ -20,6 +22,8 @@ class Pending:
     since_s: float
     cleared: bool
     """The boards may load: nothing of the old plan is in the way."""
+    proving: bool = False
+    """All boards are ready, and the lead is to prove the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +51,17 @@ class State:
     """What the plan in force has shown so far."""
     experience: Experience = field(default_factory=dict)
     """What strategies turned out to be worth."""
+    record: Record = field(default_factory=dict)
+    """What plans took when they ran, over what was predicted of them."""
+    crowd: Crowd = field(default_factory=Crowd)
+    """Whether requests wait for one another under the plan in force."""
     cause: str = "start"
     """What happened last that could call for another plan."""
     ranking: Ranking | None = None
+    outlook: Outlook | None = None
+    """What was worked out so far of plans to come."""
+    ahead: Ahead = field(default_factory=dict)
+    """What boards are to have on their disks for plans to come."""
     decision: Decision | None = None
     desired: Mapping[BoardId, Desired] = field(default_factory=dict)
     """What was last said to each board."""

@@ -44,6 +44,8 @@ def check_bundle(bundle: Path) -> Manifest:
     for variant in manifest.variants:
         for name, swap in sorted(variant.segments.items()):
             _check_file(bundle / file_of(name, variant.precision), swap.model)
+    if manifest.golden is not None:
+        _check_file(bundle / BLOBS / manifest.golden.sha256, manifest.golden)
     if manifest.annotated is not None:
         _check_file(bundle / ANNOTATED, manifest.annotated)
     for digest, blob in sorted(_weights(manifest).items()):

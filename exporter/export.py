@@ -11,7 +11,7 @@ import onnx
 
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.annotate import annotate, can_annotate, write_annotated
-from shoal.exporter.bundle import new_bundle, write_manifest
+from shoal.exporter.bundle import new_bundle, store, write_manifest
 from shoal.exporter.copies import choose_copies
 from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
@@ -35,6 +35,7 @@ from shoal.exporter.shardings import Shardings, ShardingSearch
 from shoal.exporter.verify import Answer, Run, compare_runs, refused, run_chain, run_file, stack
 from shoal.exporter.view import view
 from shoal.exporter.weights import lift_weights
+from shoal.golden import Golden, pack
 from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Precision, Segment, Verification
 from shoal.records import Blob, check_name
 
@@ -140,12 +141,13 @@ class _Export:
             shardings=sharded.shardings,
             verification=(*verification, *sharded.verification),
         )
+        golden = store(pack(Golden(inputs=samples[0], outputs=wanted[0])), self._folder)
         annotated = self._annotate(sharded, graph, pieces(graph, cuts), tensors)
         variants = []
         for precision in precisions:
             self._report(f"write {precision}")
             variants.append(make_variant(manifest, precision, self._folder, samples, wanted))
-        return replace(manifest, variants=tuple(variants), annotated=annotated)
+        return replace(manifest, variants=tuple(variants), golden=golden, annotated=annotated)
 
     def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
         """Return the ways to run the model on several boards at once, proved on a batch too if it has one."""

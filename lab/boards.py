@@ -32,6 +32,8 @@ UNLOAD_S: Final = 0.05
 CANARY_S: Final = 5.6
 """An idle board notices so long after it that its speed has changed."""
 UNSHAPED_BITS_PER_S: Final = 1e9
+DISK_BYTES: Final = 1 << 40
+"""Each board has all of the bundle on its disk."""
 
 _HARDWARE: Final = Hardware(
     machine="virtual",
@@ -107,6 +109,7 @@ class Board:
         self._peers: frozenset[BoardId] = frozenset()
         self._drift = Drift()
         self._epochs: dict[int, Readiness] = {}
+        self._proven = 0
         self._ran_s = -math.inf
 
     @property
@@ -117,7 +120,7 @@ class Board:
     def boot(self) -> None:
         """Begin a new life, which knows what an earlier one measured of the segments."""
         self.incarnation += 1
-        self._epochs, self._drift = {}, Drift()
+        self._epochs, self._drift, self._proven = {}, Drift(), 0
         self._links, self._peers = {}, frozenset()
         self._profiling = self.frozen = False
         self._later(BOOT_S, self._born, dead=True)
@@ -141,9 +144,16 @@ class Board:
         for plan in desired.plans:
             if self.name in plan.boards and plan.epoch not in self._epochs:
                 self._prepare(plan)
+        proving = next((p for p in desired.plans if p.epoch == desired.proving), None)
+        if proving is not None and proving.lead == self.name and self.ready(proving.epoch):
+            self._later(proving.predicted.latency_s, lambda: self._prove(proving.epoch))
         serving = next((p for p in desired.plans if p.epoch == desired.committed), None)
         if serving is None or serving.lead == self.name:
             self._world.serve(self.name, serving)
+
+    def _prove(self, epoch: int) -> None:
+        self._proven = epoch
+        self.report()
 
     def ready(self, epoch: int) -> bool:
         """Say whether it is ready for a plan."""
@@ -152,7 +162,16 @@ class Board:
     def report(self) -> None:
         """Say how far it is with its plans."""
         epochs = tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
-        self._say(Reported(incarnation=self.incarnation, version=1, epochs=epochs, activity=""))
+        reported = Reported(
+            incarnation=self.incarnation,
+            version=1,
+            epochs=epochs,
+            activity="",
+            disk_bytes=DISK_BYTES,
+            missing_bytes=0,
+            proven=self._proven,
+        )
+        self._say(reported)
 
     def publish(self) -> None:
         """Say what it has measured, if it has."""

@@ -38,25 +38,58 @@ class Clients:
         self._chance = chance
         self._open = 0
         """Requests under way."""
+        self._until_s = 0.0
+        self._times = 1.0
+        """So many times as much is asked as at first."""
+        self._round = 0
+        """Of the rate that holds."""
+        self._asking = 0
+        """Clients that ask again once they are answered."""
 
     def ask(self, duration_s: float) -> None:
         """Ask for so long, and go on until all is answered or has failed."""
-        timeline, workload = self._timeline, self._workload
-        until_s = timeline.now_s + duration_s
-        if workload.rate_per_s is None:
+        timeline = self._timeline
+        self._until_s = timeline.now_s + duration_s
+        self._begin()
+        timeline.run(lambda: False, self._until_s)
+        timeline.run(lambda: not self._open, self._until_s + 60)
 
-            def again() -> None:
-                if timeline.now_s < until_s:
-                    self._submit(again)
+    def load(self, times: float) -> None:
+        """Ask so many times as much as at first from now on."""
+        self._times = times
+        self._round += 1
+        if self._timeline.now_s < self._until_s:
+            self._begin()
 
-            for _ in range(workload.clients):
-                again()
+    def _begin(self) -> None:
+        """Have as many clients ask as there are to be, or begin to ask at the rate that holds now."""
+        if self._workload.rate_per_s is not None:
+            self._later(self._times * self._workload.rate_per_s, self._round)
+        while self._workload.rate_per_s is None and self._asking < self._wanted:
+            self._asking += 1
+            self._again()
+
+    @property
+    def _wanted(self) -> int:
+        return max(1, round(self._times * self._workload.clients))
+
+    def _again(self) -> None:
+        """Ask for a client, and again once it is answered, unless there are to be fewer."""
+        if self._timeline.now_s < self._until_s and self._asking <= self._wanted:
+            self._submit(self._again)
         else:
-            due_s = timeline.now_s
-            while (due_s := due_s + float(self._chance.exponential(1 / workload.rate_per_s))) < until_s:
-                timeline.at(due_s, lambda: self._submit(lambda: None))
-        timeline.run(lambda: False, until_s)
-        timeline.run(lambda: not self._open, until_s + 60)
+            self._asking -= 1
+
+    def _later(self, rate_per_s: float, number: int) -> None:
+        """Ask after a while, and again and again at this rate until another one holds."""
+        due_s = self._timeline.now_s + float(self._chance.exponential(1 / rate_per_s))
+
+        def due() -> None:
+            if number == self._round and due_s < self._until_s:
+                self._submit(lambda: None)
+                self._later(rate_per_s, number)
+
+        self._timeline.at(due_s, due)
 
     def _submit(self, then: Callable[[], None]) -> None:
         """Ask the lead of the plan in force, and call `then` when there is an answer."""

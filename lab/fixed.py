@@ -51,4 +51,6 @@ def plan_of(candidate: Candidate, addresses: Mapping[BoardId, Address], own: Pla
 
 def desired_of(said: Desired, plan: Plan, *, committed: bool) -> Desired:
     """Return what to say to a board after what was `said`: get ready for `plan` alone, or run it."""
-    return replace(said, version=said.version + 1, plans=(plan,), committed=plan.epoch if committed else 0)
+    return replace(
+        said, version=said.version + 1, plans=(plan,), committed=plan.epoch if committed else 0, proving=0
+    )

@@ -46,11 +46,14 @@ class Switch:
     """The lead first."""
     predicted_s: float
     reason: str
+    begun_s: float
+    """When the coordinator had decided on it and began to have it prepared."""
 
     @classmethod
-    def of(cls, at_s: float, plan: Plan) -> "Switch":
+    def of(cls, at_s: float, plan: Plan, begun_s: float) -> "Switch":
         """Return the switch to `plan`, so long after the begin of the load; 0 if it was before."""
         return cls(
+            begun_s=max(0.0, begun_s),
             at_s=max(0.0, at_s),
             epoch=plan.epoch,
             strategy=plan.strategy,

@@ -1,16 +1,19 @@
 """Requests in virtual time: how the lead hands them to lanes, and how boards play their programs for them.
 
 The rules are those of `shoal.agent.dispatch`, which cannot be used itself: it is made of threads and sockets.
-A test holds the constants of both equal.
+Who is next and who is refused is decided by the same `shoal.agent.waiting`; a test holds the constants of
+both equal.
 """
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
+from shoal.agent import waiting
+from shoal.agent.waiting import Line, OverloadedError, Pace, Turn
 from shoal.lab.calibration import Calibration
 from shoal.lab.report import Fate
 from shoal.lab.shaping import DESK
@@ -55,6 +58,7 @@ class _Part:
 
     ask: Ask
     share: float
+    turn: Turn
     resort_s: float = math.inf
 
 
@@ -64,6 +68,7 @@ class _Attempt:
     plan: Plan
     lane: int
     moves: Mapping[BoardId, tuple[Move, ...]]
+    begun_s: float
     position: dict[BoardId, int] = field(default_factory=dict)
     arrived: dict[tuple[BoardId, int], int] = field(default_factory=lambda: defaultdict(int))
     """How many messages have come, by receiver and tag."""
@@ -104,10 +109,15 @@ class Dispatcher:
         self._calibration = calibration
         self._workers = workers
         self._on_run = on_run
+        self._sample_bytes = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
         self._resortable = resortable
         self._uses: list[_Use] = []
         self._moves: list[Mapping[BoardId, tuple[Move, ...]]] = []
-        self._waiting: deque[_Part] = deque()
+        self._line = Line()
+        self._waiting: dict[Turn, _Part] = {}
+        """Those in the line."""
+        self._pace = Pace(each_s=0.0)
+        self._taken = 0
         self._attempts: dict[_Attempt, None] = {}
         """Under way, in the order in which they began."""
         self._stuck: set[BoardId] = set()
@@ -120,6 +130,7 @@ class Dispatcher:
             return
         if self.plan is None or plan.epoch > self.plan.epoch:
             self.plan = plan
+            self._pace = Pace(each_s=1.0 / plan.predicted.throughput_per_s)
             self._uses = [_Use() for _ in plan.lanes]
             self._moves = [moves_of(self._manifest, self._calibration, lane) for lane in plan.lanes]
         self._dispatch()
@@ -163,29 +174,55 @@ class Dispatcher:
             return
         lanes = [plan.lanes[index] for index in lanes_for(plan.lanes, ask.sizes)] if plan is not None else []
         total = ask.sizes.get(self._manifest.batch, 1) if self._manifest.batch is not None else 1
+        rows = [total]
         if total > 1 and len(lanes) > 1:
             edges = bounds(total, [lane.weight for lane in lanes])
             rows = [stop - start for start, stop in pairwise(edges) if stop > start]
-            ask.parts = len(rows)
-            self._waiting.extend(_Part(ask=ask, share=count / total) for count in rows)
-        else:
-            self._waiting.append(_Part(ask=ask, share=1.0))
+        try:
+            if plan is not None:
+                waiting.admit(
+                    self._line, self._pace, self._turn(ask, 1.0), self._timeline.now_s, deadline=False
+                )
+        except OverloadedError:
+            self._timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
+            return
+        ask.parts = len(rows)
+        for count in rows:
+            share = count / total
+            self._wait(_Part(ask=ask, share=share, turn=self._turn(ask, share)))
         self._dispatch()
+
+    def _turn(self, ask: Ask, share: float) -> Turn:
+        """Return the place in the line of a request, or of a share of its batch, that comes now."""
+        self._taken += 1
+        now_s, sample_bytes = self._timeline.now_s, max(1, self._sample_bytes)
+        work = share * max(1.0, ask.input_bytes / sample_bytes)
+        return waiting.turn(self._taken, now_s=now_s, deadline_s=None, patience_s=now_s + ANSWER_S, work=work)
+
+    def _wait(self, part: _Part) -> None:
+        self._line.join(part.turn)
+        self._waiting[part.turn] = part
+
+    def _leave(self, part: _Part) -> None:
+        self._line.leave(part.turn)
+        del self._waiting[part.turn]
 
     def _dispatch(self) -> None:
         """Begin as many attempts as the lanes have room for."""
         plan = self.plan
         if plan is None or not self._workers[plan.lead].alive:
             return
-        while self._waiting:
-            part = self._waiting[0]
+        for turn in tuple(self._line):
+            part = self._waiting.get(turn)
+            if part is None:
+                continue
             lanes = lanes_for(plan.lanes, part.ask.sizes)
             if not lanes and self._resort(part):
                 continue
             lane = self._emptiest(plan, lanes)
-            if lane is None:
-                return
-            self._begin(self._waiting.popleft(), plan, lane)
+            if lane is not None:
+                self._leave(part)
+                self._begin(part, plan, lane)
 
     def _emptiest(self, plan: Plan, lanes: Sequence[int]) -> int | None:
         """Return which of `lanes` should finish a new request first; None if none has room."""
@@ -200,7 +237,9 @@ class Dispatcher:
         return best
 
     def _begin(self, part: _Part, plan: Plan, lane: int) -> None:
-        attempt = _Attempt(part=part, plan=plan, lane=lane, moves=self._moves[lane])
+        attempt = _Attempt(
+            part=part, plan=plan, lane=lane, moves=self._moves[lane], begun_s=self._timeline.now_s
+        )
         self._uses[lane].in_flight += 1
         self._attempts[attempt] = None
         if not self._stuck.isdisjoint(attempt.moves):
@@ -232,7 +271,7 @@ class Dispatcher:
                 self._timeline.after(BARRED_S, self._dispatch)
             part.resort_s = min(part.resort_s, now_s + RESORT_S)
             self._timeline.at(part.resort_s, lambda: self._resort(part))
-            self._waiting.appendleft(part)
+            self._wait(part)
             self._dispatch()
 
         return fail
@@ -240,12 +279,12 @@ class Dispatcher:
     def _resort(self, part: _Part) -> bool:
         """Run what no lane has taken, or is for, in one piece on the lead, and say whether that fits."""
         plan = self.plan
-        if part not in self._waiting or plan is None:
+        if part.turn not in self._waiting or plan is None:
             return False
         lead = plan.lead
         fits = self._resortable(lead) and self._workers[lead].alive
         if fits:
-            self._waiting.remove(part)
+            self._leave(part)
             self._workers[lead].run(WHOLE, part.share, lambda _took_s: self._answered(part, lead))
         return fits
 
@@ -289,6 +328,14 @@ class Dispatcher:
                 return
         if board == attempt.plan.lead:
             self._close(attempt)
+            if attempt.plan is self.plan:
+                self._pace = waiting.answered(
+                    self._pace,
+                    work=attempt.part.turn.work,
+                    took_s=self._timeline.now_s - attempt.begun_s,
+                    now_s=self._timeline.now_s,
+                    waiting=len(self._line) > 0,
+                )
             self._answered(attempt.part, board)
             self._dispatch()
 

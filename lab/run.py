@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import aiohttp
-import numpy as np
 
 from shoal.agent.hardware import usable_cores
 from shoal.coordinator import client
 from shoal.coordinator.cost import memory_bytes
 from shoal.errors import ConfigError, ShoalError
 from shoal.lab import subject
+from shoal.lab.asking import Asking
 from shoal.lab.calibration import Calibration
 from shoal.lab.fixed import fixed_plans
 from shoal.lab.load import Load, running
@@ -86,6 +86,8 @@ class _Notes:
     baseline: list[Request] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
     switches: list[tuple[float, Plan]] = field(default_factory=list)
+    begun_s: dict[int, float] = field(default_factory=dict)
+    """When a plan began to be prepared, by its epoch."""
     happenings: list[Happening] = field(default_factory=list)
     speeds: dict[BoardId, float] = field(default_factory=dict)
     laws: dict[str, Law] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class Experiment:
         """Of the load, by time.monotonic; 0 before."""
         self._into = self._notes.baseline
         """Where requests are written down just now."""
+        self._asking = Asking(scenario.workload, len(found.inputs), scenario.seed)
         self._operator: client.Operator
 
     async def play(self, started_s: float) -> Outcome:
@@ -165,7 +168,7 @@ class Experiment:
                 before, waited_s = self._place.sent_bytes(), _waited_s()
                 self._begin()
                 async with running(self._events()):
-                    await self._ask(load, self._scenario.duration_s)
+                    await self._asking.ask(load, self._scenario.duration_s)
                 took_s = time.monotonic() - self._begun_s
                 after = self._place.sent_bytes()
                 self._weigh_pressure(_waited_s() - waited_s, took_s)
@@ -190,7 +193,7 @@ class Experiment:
         assert plan is not None
         self._notes.single = plan.lead
         self._say(f"best single board: {plan.lead}; measured for {self._scenario.baseline_s:g} s")
-        await self._ask(load, self._scenario.baseline_s)
+        await self._asking.ask(load, self._scenario.baseline_s)
 
     async def _settle(self) -> None:
         """Return once the coordinator has made up its mind about the deployment."""
@@ -230,7 +233,7 @@ class Experiment:
                 self._into = []
                 if plan is not None:
                     await stand.put_in_force(plan)
-                    await self._ask(load, self._scenario.baseline_s)
+                    await self._asking.ask(load, self._scenario.baseline_s)
                 self._notes.baselines.append(Baseline.of(strategy, plan, self._into))
             await stand.put_in_force(own)
         self._rig.serve_coordinator(up=True)
@@ -244,27 +247,6 @@ class Experiment:
             self._notes.switches = [(self._begun_s, plan)]
         self._rig.begin_counting()
 
-    async def _ask(self, load: Load, duration_s: float) -> None:
-        """Ask for so long, and return once all that was asked is answered or has failed."""
-        workload = self._scenario.workload
-        until_s = time.monotonic() + duration_s
-        count = len(self._subject.inputs)
-        if workload.rate_per_s is None:
-
-            async def one_client() -> None:
-                while time.monotonic() < until_s:
-                    await load.ask(load.tally.requests % count)
-
-            await asyncio.gather(*(one_client() for _ in range(workload.clients)))
-            return
-        chance = np.random.default_rng(self._scenario.seed)
-        asked: list[Awaitable[None]] = []
-        due_s = time.monotonic()
-        while (due_s := due_s + float(chance.exponential(1 / workload.rate_per_s))) < until_s:
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            asked.append(asyncio.ensure_future(load.ask(len(asked) % count)))
-        await asyncio.gather(*asked)
-
     def _ended(self, asked_s: float, took_s: float, fate: Fate) -> None:
         request = Request(asked_s=asked_s - self._begun_s, took_s=took_s, fate=fate)
         self._into.append(request)
@@ -274,7 +256,9 @@ class Experiment:
         known = 0
         while True:
             await self._operator.next(0.1)
-            plan = self._operator.view.plan
+            plan, decision = self._operator.view.plan, self._operator.view.cluster.get(Decision)
+            if isinstance(decision, Decision) and decision.wanted:
+                self._notes.begun_s.setdefault(decision.wanted, time.monotonic())
             if plan is not None and plan.epoch > known:
                 known = plan.epoch
                 self._notes.switches.append((time.monotonic(), plan))
@@ -300,7 +284,10 @@ class Experiment:
             self._log(f"--- {event.describe()}")
             happening = Happening(at_s=time.monotonic() - self._begun_s, what=event.describe())
             self._notes.happenings.append(happening)
-            await self._rig.do(event)
+            if event.action == "load":
+                self._asking.times(event.load)
+            else:
+                await self._rig.do(event)
 
     async def _until(self, what: str, holds: Callable[[], bool], timeout_s: float) -> None:
         """Listen until it holds.  Raises ShoalError after `timeout_s`, with where to look."""
@@ -352,7 +339,10 @@ class Experiment:
             baseline=tuple(notes.baseline),
             baselines=tuple(notes.baselines),
             single=notes.single,
-            switches=tuple(Switch.of(at_s - self._begun_s, plan) for at_s, plan in notes.switches),
+            switches=tuple(
+                Switch.of(at_s - self._begun_s, plan, notes.begun_s.get(plan.epoch, at_s) - self._begun_s)
+                for at_s, plan in notes.switches
+            ),
             happenings=tuple(notes.happenings),
             usage=tuple(self._usage(board, took_s) for board in self._scenario.boards),
             carried=carried,

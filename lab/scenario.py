@@ -21,6 +21,7 @@ Action = Literal[
     "heal",
     "broker",
     "coordinator",
+    "load",
 ]
 
 
@@ -91,6 +92,8 @@ class Event:
     """Of a link: its two ends; empty where it is the air, the broker or the coordinator."""
     shape: Shape = field(default_factory=Shape)
     speed: float = 1.0
+    load: float = 1.0
+    """From then on so many times as much is asked as at first."""
     up: bool = True
     """For broker and coordinator: start it, else stop it."""
     number: int = 0
@@ -107,6 +110,8 @@ class Event:
             )
             what = {0: "the air", 1: f"cable of {who}", 2: f"link of {who}"}[len(self.boards)]
             return f"{what}: {', '.join(part for part in parts if part)}"
+        if self.action == "load":
+            return f"{self.load:g} times as much is asked"
         if self.action in ("broker", "coordinator"):
             return f"{self.action} {'starts' if self.up else 'stops'}"
         words: Mapping[str, str] = {

@@ -194,6 +194,7 @@ _ARCHES: Final[tuple[Literal["arm64"], ...]] = ("arm64",)
 _NAME: Final = "letters, digits, '.', '_' or '-'"
 _RATE: Final = 'a rate like "5mbit"'
 _SPEED: Final = "a share of one core of this machine, above 0, at most 1"
+_TIMES: Final = "how many times as much as at first is asked, above 0"
 _MEMORY: Final = 'memory like "512MB"'
 
 
@@ -262,7 +263,7 @@ _SERVICES: Final[tuple[Action, ...]] = ("broker", "coordinator")
 
 def _event(table: _Table, names: set[BoardId], wifi: bool) -> Event:
     at_s = table.need("at", read_number(0.0), "seconds, 0 or more")
-    kinds = (*_ONE_BOARD, *_MANY_BOARDS, *_SERVICES, "board", "link", "air")
+    kinds = (*_ONE_BOARD, *_MANY_BOARDS, *_SERVICES, "board", "link", "air", "load")
     said = [kind for kind in kinds if table.has(kind)]
     if len(said) != 1:
         where = table.lines.where(table.path)
@@ -275,6 +276,8 @@ def _event(table: _Table, names: set[BoardId], wifi: bool) -> Event:
     elif kind in _SERVICES:
         up = table.need(kind, read_choice(("stop", "start")), "stop or start") == "start"
         event = Event(at_s=at_s, action=kind, up=up)
+    elif kind == "load":
+        event = Event(at_s=at_s, action="load", load=table.need(kind, read_number(1e-3), _TIMES))
     elif kind == "board":
         boards = table.need(kind, _read_boards(names, 1), _board_of(names))
         speed = table.take("speed", read_number(1e-4, 1.0), _SPEED, None)

@@ -90,6 +90,8 @@ class Cluster:
         self._baseline: list[Request] = []
         self._baselines: list[Baseline] = []
         self._switches: list[tuple[float, Plan]] = []
+        self._prepared_s: dict[int, float] = {}
+        """When a plan began to be prepared, by its epoch."""
         self._happenings: list[Happening] = []
         self._begun_s: float | None = None
         self._dispatcher = Dispatcher(
@@ -151,7 +153,10 @@ class Cluster:
             baseline=tuple(self._baseline),
             baselines=tuple(self._baselines),
             single=single,
-            switches=tuple(Switch.of(at_s - begun_s, plan) for at_s, plan in self._switches),
+            switches=tuple(
+                Switch.of(at_s - begun_s, plan, self._prepared_s.get(plan.epoch, at_s) - begun_s)
+                for at_s, plan in self._switches
+            ),
             happenings=tuple(self._happenings),
             usage=tuple(self._usage(name, busy_s[name], took_s) for name in self._boards),
             carried=tuple(
@@ -267,6 +272,8 @@ class Cluster:
             self._state = replace(self._state, fleet=self._with_heartbeats(now_s))
             self._heard_s = now_s
         self._state, effects = controller.decide(self._state, now_s)
+        if self._state.pending is not None:
+            self._prepared_s.setdefault(self._state.pending.plan.epoch, now_s)
         for effect in effects:
             if isinstance(effect, Say):
                 self._deliver(effect.board, effect.message)
@@ -345,6 +352,9 @@ class Cluster:
             for name, desired in self._state.desired.items():
                 self._deliver(name, desired)
 
+    def _do_load(self, event: Event) -> None:
+        self._clients.load(event.load)
+
     def _do_service(self, event: Event) -> None:
         if not event.up:
             self._down.add(event.action)
@@ -373,4 +383,5 @@ _EVENTS: Final[Mapping[str, Callable[[Cluster, Event], None]]] = {
     "heal": Cluster._do_partition,  # noqa: SLF001
     "broker": Cluster._do_service,  # noqa: SLF001
     "coordinator": Cluster._do_service,  # noqa: SLF001
+    "load": Cluster._do_load,  # noqa: SLF001
 }

@@ -267,6 +267,8 @@ class Manifest:
     shardings: tuple[Sharding, ...]
     verification: tuple[Verification, ...]
     variants: tuple[Variant, ...] = ()
+    golden: Blob | None = None
+    """A request and its right answer, see `shoal.golden`; None: this bundle has none."""
     annotated: Blob | None = None
     """`annotated.onnx`; None: the onnx that exported was too old to write it."""
 
@@ -339,11 +341,11 @@ class Manifest:
 
     @cached_property
     def blobs(self) -> Mapping[Sha256, Blob]:
-        """Return every blob of the bundle as it was given, segment files included, by digest.
+        """Return every blob of the bundle as it was given, segment files and golden request included.
 
         Those of another precision are what `in_precision` has.
         """
-        found = {}
+        found = {} if self.golden is None else {self.golden.sha256: self.golden}
         for segment in self.by_name.values():
             for blob in (segment.model, *segment.weights):
                 found[blob.sha256] = blob

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from shoal.program import MAX_EPOCH, Plan
+from shoal.program import MAX_EPOCH, Plan, Run
 from shoal.records import (
     Address,
     BoardId,
@@ -92,6 +92,12 @@ class Desired:
     """The plans to be ready for, newest first; any other is dropped."""
     committed: int
     """Epoch under which new requests run; 0: hold them until the next message."""
+    proving: int
+    """Epoch for which all boards are ready, and which its lead is to prove with the bundle's golden request
+    before it is committed; 0: none."""
+    ahead: tuple[Run, ...]
+    """What plans to come are likely to run here, the most likely first: its files are to be on the disk as
+    far as there is room, fetched when there is nothing else to do.  Nothing of it is loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +123,16 @@ class Reported:
     epochs: tuple[Readiness, ...]
     activity: str
     """What it is doing, in words for a person."""
+    disk_bytes: int
+    """What files of bundles may take on its disk in all."""
+    missing_bytes: int
+    """Of the deployed bundle, what is not there."""
+    proven: int
+    """The last epoch that this board, as its lead, has proven; 0: none."""
+
+    def __post_init__(self) -> None:
+        check_not_negative("reported disk_bytes", self.disk_bytes)
+        check_not_negative("reported missing_bytes", self.missing_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +141,22 @@ class Telemetry:
 
     incarnation: int
     epoch: int
+    span_s: float
+    """Time since the last telemetry."""
+    asked: int
+    """Requests that came within it."""
     answered: int
     failed: int
+    refused: int
+    """At once: too much was asked, or a deadline could not be met."""
     retried: int
+    waiting: float
+    """How many waited for a lane, on average over the span."""
     latency_median_s: float
     latency_p95_s: float
-    alone: int = 0
+    alone: int
     """Of those answered, how many were of about the sample's size and had the cluster to themselves."""
-    alone_median_s: float = 0.0
+    alone_median_s: float
     """Of these; what the plan predicts of one request."""
 
 

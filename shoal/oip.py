@@ -8,6 +8,7 @@ Source: the KServe "Open Inference Protocol" and Triton's binary tensor data ext
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,9 @@ _DTYPES: Final = {word: dtype for dtype, word in DATATYPES.items()}
 
 SHORT_JSON_BYTES: Final = 1 << 16
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
+DEADLINE_MS: Final = "Shoal-Deadline-Ms"
+"""Header with which a client says in how many milliseconds it wants the answer or none; the parameter
+`deadline_ms` of a request says the same, and the header counts if both do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +53,47 @@ class Request:
     timeout_s: float | None
 
 
-def timeout_s(body: bytes, json_length: str | None) -> float | None:
-    """Return how long the client waits, in seconds, as far as that can be read without reading tensors.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """How long a client waits, in seconds from when it asked; None: it does not say."""
 
-    None if it does not say, or if its JSON is long (numbers as text): then the default holds.
+    timeout_s: float | None
+    """From then on it does not listen any longer."""
+    deadline_s: float | None
+    """After that an answer is of no use to it."""
+
+
+def times(body: bytes, json_length: str | None, deadline_ms: str | None) -> Times:
+    """Return how long the client waits, as far as that can be read without reading tensors.
+
+    `deadline_ms` is the header `DEADLINE_MS`.  If the JSON is long (numbers as text), its parameters are
+    taken not to say.  Raises ModelError if a deadline is given that is none.
     """
+    parameters: dict[str, Json] = {}
     try:
         head, _ = _split(body, json_length)
-        if b'"timeout"' not in head[:SHORT_JSON_BYTES]:
-            return None
-        value = json.loads(head)["parameters"]["timeout"] if len(head) <= SHORT_JSON_BYTES else None
-    except (ModelError, ValueError, RecursionError, LookupError, TypeError):
+        if len(head) <= SHORT_JSON_BYTES and (b'"timeout"' in head or b'"deadline_ms"' in head):
+            parameters = json.loads(head)["parameters"]
+        timeout = parameters.get("timeout")
+    except (ModelError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        timeout, parameters = None, {}
+    given = parameters.get("deadline_ms") if deadline_ms is None else deadline_ms
+    waits = isinstance(timeout, int) and not isinstance(timeout, bool) and timeout > 0
+    timeout_s = timeout / 1e6 if isinstance(timeout, int) and waits else None
+    return Times(timeout_s=timeout_s, deadline_s=_deadline_s(given))
+
+
+def _deadline_s(given: Json) -> float | None:
+    """Return a deadline that was given in milliseconds, as a number or as text, in seconds."""
+    if given is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        return None
-    return value / 1e6
+    milliseconds = math.nan
+    if isinstance(given, int | float | str) and not isinstance(given, bool):
+        with suppress(ValueError, OverflowError):
+            milliseconds = float(given)
+    if not 0 <= milliseconds < math.inf:
+        raise ModelError(f"request: deadline_ms: expected milliseconds of 0 or more, got {given!r:.60}")
+    return milliseconds / 1e3
 
 
 def parse_request(body: bytes, json_length: str | None, manifest: Manifest) -> Request:

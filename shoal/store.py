@@ -10,6 +10,8 @@ blobs/<sha256>.<start>-<stop>   units of a weight of which this board holds a pa
 import errno
 import hashlib
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -19,6 +21,14 @@ from shoal.parts import Piece, is_piece, write_part
 from shoal.records import Blob, Sha256
 
 CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file among the blobs."""
+
+    size_bytes: int
+    changed_s: float
 
 
 class Store:
@@ -77,7 +87,10 @@ class Store:
                 f"blob {blob.sha256[:12]}: expected that digest and {blob.size_bytes} bytes, got "
                 f"{found[:12]} and {size_bytes} bytes"
             )
-        part.replace(self.path(blob.sha256))
+        path = self.path(blob.sha256)
+        part.replace(path)
+        stat = path.stat()
+        self._verified[blob.sha256] = (stat.st_size, stat.st_mtime_ns)
 
     def put(self, content: bytes) -> Blob:
         """Store `content` and return its blob."""
@@ -131,6 +144,23 @@ class Store:
         target = self.root / f"{segment.model.sha256}.{part[0]}-{part[1]}.onnx"
         write_part(self.path(segment.model.sha256), segment, part, self._blobs, target)
         return target
+
+    def files(self) -> dict[str, File]:
+        """Return all files among the blobs by name: blobs, pieces of them, and what has come of others."""
+        found = {}
+        for path in self._blobs.iterdir():
+            with suppress(FileNotFoundError):  # renamed just now
+                stat = path.stat()
+                found[path.name] = File(size_bytes=stat.st_size, changed_s=stat.st_mtime)
+        return found
+
+    def drop(self, name: str) -> None:
+        """Remove a file among the blobs, and of a model the other names that it has."""
+        (self._blobs / name).unlink(missing_ok=True)
+        for link in self.root.glob(f"{name}*.onnx"):
+            link.unlink(missing_ok=True)
+        self._verified.pop(Sha256(name), None)
+        self._pieces.pop(name, None)
 
     def _link(self, sha256: Sha256) -> Path:
         return self.root / f"{sha256}.onnx"

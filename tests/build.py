@@ -49,6 +49,7 @@ from shoal.messages import (
     Presence,
     Readiness,
     Reported,
+    Telemetry,
 )
 from shoal.program import MAX_EPOCH, Collective, Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import (
@@ -115,8 +116,38 @@ def alarm(peer: BoardId, life: int = 1) -> Alarm:
     return Alarm(incarnation=life, epoch=1, peer=peer, detail="closed")
 
 
-def reported(*epochs: Readiness, life: int = 1) -> Reported:
-    return Reported(incarnation=life, version=1, epochs=epochs, activity="idle")
+def telemetry(**change: Any) -> Telemetry:
+    """Return what a lead tells after a second in which it answered one request."""
+    said = Telemetry(
+        incarnation=1,
+        epoch=1,
+        span_s=1.0,
+        asked=1,
+        answered=1,
+        failed=0,
+        refused=0,
+        retried=0,
+        waiting=0.0,
+        latency_median_s=1.0,
+        latency_p95_s=1.0,
+        alone=0,
+        alone_median_s=0.0,
+    )
+    return dataclasses.replace(said, **change)
+
+
+def reported(
+    *epochs: Readiness, life: int = 1, disk_bytes: int = 1 << 40, missing_bytes: int = 0, proven: int = 0
+) -> Reported:
+    return Reported(
+        incarnation=life,
+        version=1,
+        epochs=epochs,
+        activity="idle",
+        disk_bytes=disk_bytes,
+        missing_bytes=missing_bytes,
+        proven=proven,
+    )
 
 
 def ready(epoch: int) -> Readiness:
@@ -413,6 +444,8 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (LinkProfile, "rtt_s"): _times_s,
     (LinkProfile, "goodput_bytes_per_s"): st.floats(1.0, 1e13),
     (Health, "capacity"): st.floats(0.01, 1.0),
+    (Reported, "disk_bytes"): _natural,
+    (Reported, "missing_bytes"): _natural,
     (Readiness, "epoch"): _epochs,
     (Profile, "memory_bytes"): _natural,
     (Profile, "slowdown"): _positive,

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from shoal.agent import fetch
 from shoal.agent.fetch import Fetcher
+from shoal.agent.room import Room
 from shoal.coordinator.depot import Depot
 from shoal.errors import BoardError, ModelError
 from shoal.records import Blob, Sha256
@@ -44,7 +45,7 @@ def run(tmp_path: Path, work: Callable[[Served, Fetcher, Store], Awaitable[None]
         served.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         store = Store(tmp_path / "board")
         async with aiohttp.ClientSession() as http:
-            await work(served, Fetcher(store, http), store)
+            await work(served, Fetcher(store, http, Room(store, None)), store)
         await runner.cleanup()
 
     asyncio.run(play())
@@ -106,7 +107,9 @@ def test_a_server_with_other_bytes_is_refused_by_name(tmp_path: Path) -> None:
         blob = Blob(sha256=Sha256("ab" * 32), size_bytes=14)
         async with aiohttp.ClientSession() as http:
             with pytest.raises(ModelError, match="abababababab: expected that digest"):
-                await Fetcher(store, http).fetch(f"http://127.0.0.1:{runner.addresses[0][1]}", [blob])
+                await Fetcher(store, http, Room(store, None)).fetch(
+                    f"http://127.0.0.1:{runner.addresses[0][1]}", [blob]
+                )
         assert not store.has(blob.sha256)
         assert not store.part(blob.sha256).exists()
         await runner.cleanup()
@@ -160,3 +163,40 @@ def test_a_blob_that_spoils_on_disk_is_fetched_anew(tmp_path: Path) -> None:
         assert store.has(blob.sha256)
 
     run(tmp_path, work)
+
+
+def test_what_is_for_later_comes_in_sips_and_goes_on_where_it_broke_off(tmp_path: Path) -> None:
+    async def work(served: Served, fetcher: Fetcher, store: Store) -> None:
+        content = os.urandom(2 * fetch.SIP_BYTES + 100)
+        blob = served.store.put(content)
+        store.part(blob.sha256).write_bytes(content[:50])
+        await fetcher.fetch(served.url, [blob], gently=True)
+        assert served.ranges == [f"bytes={start}-{start + fetch.SIP_BYTES - 1}" for start in (
+            50, fetch.SIP_BYTES + 50
+        )] + [f"bytes={2 * fetch.SIP_BYTES + 50}-{len(content) - 1}"]  # fmt: skip
+        assert store.path(blob.sha256).read_bytes() == content
+
+    run(tmp_path, work)
+
+
+def test_room_is_made_for_what_is_fetched_but_not_by_dropping_what_is_fetched_beside_it(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        depot, store = Store(tmp_path / "depot"), Store(tmp_path / "board")
+        runner = web.AppRunner(Depot(depot).application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        old, first, second = (depot.put(os.urandom(1000)) for _ in range(3))
+        async with aiohttp.ClientSession() as http:
+            fetcher = Fetcher(store, http, Room(store, 2000))
+            await fetcher.fetch(url, [old])
+            await fetcher.fetch(url, [first, second])
+            assert [store.has(blob.sha256) for blob in (old, first, second)] == [False, True, True]
+            with pytest.raises(BoardError, match="disk full"):
+                await fetcher.fetch(url, [old], keep=[first.sha256, second.sha256])
+            assert store.has(second.sha256)
+        await runner.cleanup()
+
+    asyncio.run(play())

@@ -15,6 +15,7 @@ from aiohttp import web
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
+from shoal.agent.room import Needs, Room
 from shoal.agent.sessions import Sessions
 from shoal.codec import codec_of
 from shoal.coordinator.depot import Depot
@@ -71,13 +72,10 @@ class Cluster:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as http:
             for name, board in self.boards.items():
-                fetcher = Fetcher(board.store, http)
-                for run in told[name].runs:
-                    segment = manifest.by_name[run.segment]
-                    sliced = {one.blob for one in segment.slices} if run.part else set()
-                    await fetcher.fetch(url, [segment.model, *(set(segment.weights) - sliced)])
-                    if run.part:
-                        await fetcher.fetch_pieces(url, pieces(segment, run.part))
+                fetcher = Fetcher(board.store, http, Room(board.store, None))
+                needs = Needs.of({run: manifest.by_name[run.segment] for run in told[name].runs})
+                await fetcher.fetch(url, needs.blobs)
+                await fetcher.fetch_pieces(url, needs.pieces)
         await runner.cleanup()
 
     def ask(self, inputs: dict[str, Array], wanted: Sequence[str]) -> dict[str, Array]:

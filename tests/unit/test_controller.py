@@ -49,6 +49,12 @@ class Sim:
     """It never gets ready."""
     keeps: bool = False
     """It never puts a plan down."""
+    disk_bytes: int = 1 << 40
+    missing_bytes: int = 0
+    """Of the bundle, what is not on its disk."""
+    proven: int = 0
+    answers_wrongly: Callable[[Plan], bool] = lambda _plan: False
+    """To the golden request, as the lead of a plan."""
     desired: Desired | None = None
     phases: dict[int, Readiness] = field(default_factory=dict)
     due_s: dict[int, float] = field(default_factory=dict)
@@ -107,7 +113,8 @@ class World:
         if sim.speaks:
             ready = frozenset(epoch for epoch, at in sim.phases.items() if at.phase == "ready")
             self.heard_ready[board] = (sim.life, ready)
-        self.say(board, build.reported(*sim.phases.values(), life=sim.life))
+        told = {"disk_bytes": sim.disk_bytes, "missing_bytes": sim.missing_bytes, "proven": sim.proven}
+        self.say(board, build.reported(*sim.phases.values(), life=sim.life, **told))
 
     def measured(self, board: BoardId, profile: Profile) -> None:
         sim = self.boards[board]
@@ -221,6 +228,15 @@ class World:
             sim.phases[epoch] = Readiness(epoch=epoch, phase="preparing", detail="")
             if not sim.hangs:
                 sim.due_s[epoch] = self.now_s + sim.prepare_s
+        proving = wanted.get(sim.desired.proving)
+        if proving is not None and proving.lead == sim.name and sim.proven != proving.epoch:
+            if sim.answers_wrongly(proving):
+                sim.phases[proving.epoch] = Readiness(
+                    epoch=proving.epoch, phase="failed", detail="not proven: output y: off by 2"
+                )
+            else:
+                sim.proven = proving.epoch
+            self.report(sim.name)
         if sim.phases != before:
             self.report(sim.name)
 

@@ -1,6 +1,7 @@
 """Requests on their way through lanes, with an executor that answers or fails as told."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, OverloadedError, Question
+from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, Question
 from shoal.agent.executor import Executor
+from shoal.agent.waiting import LateError, OverloadedError
 from shoal.errors import BoardError, ModelError
 from shoal.manifest import FORMAT, VERSION, WHOLE, Manifest, Segment
 from shoal.program import Lane, Plan, Prediction, Program, Run
@@ -97,8 +99,12 @@ def plan(epoch: int = 1, lead: BoardId = LEAD, bundle: Sha256 = ONE, lanes: int 
     )
 
 
-def question(rows: Array = X, bundle: Sha256 = ONE, within_s: float = 10.0) -> Question:
-    return Question(bundle=bundle, inputs={"x": rows}, deadline_s=time.monotonic() + within_s)
+def question(
+    rows: Array = X, bundle: Sha256 = ONE, within_s: float = 10.0, deadline_s: float | None = None
+) -> Question:
+    now_s = time.monotonic()
+    wanted_s = None if deadline_s is None else now_s + deadline_s
+    return Question(bundle=bundle, inputs={"x": rows}, patience_s=now_s + within_s, deadline_s=wanted_s)
 
 
 async def no_resort(_manifest: Manifest, _inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -351,5 +357,98 @@ def test_only_requests_of_the_usual_size_with_the_cluster_to_themselves_prove_a_
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.alone) == (1, 0), "which plan it shows is not known"
+
+    run(work)
+
+
+# --- who is next, and who is refused ----------------------------------------------------------------
+
+
+def full(
+    dispatcher: Dispatcher, fake: Fake
+) -> tuple[threading.Event, list[asyncio.Future[dict[str, Array]]]]:
+    """Take all the room of the one lane, until the event is set."""
+    go = threading.Event()
+
+    def wait(_epoch: int, _lane: int) -> None:
+        go.wait(10)
+
+    fake.act = wait
+    return go, [asyncio.ensure_future(dispatcher.infer(question())) for _ in range(2)]
+
+
+def test_the_earliest_deadline_goes_first_and_the_rest_in_their_order() -> None:
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(), manifest(batch=None))
+        go, busy = full(dispatcher, fake)
+        await asyncio.sleep(0.01)
+        done: list[str] = []
+
+        async def ask(name: str, deadline_s: float | None) -> None:
+            await dispatcher.infer(question(deadline_s=deadline_s))
+            done.append(name)
+
+        asked = []
+        for name, deadline_s in (("first", None), ("second", None), ("patient", 9.0), ("hurried", 1.5)):
+            asked.append(asyncio.ensure_future(ask(name, deadline_s)))
+            await asyncio.sleep(0.002)
+        fake.act = lambda _epoch, _lane: time.sleep(0.01)
+        go.set()
+        await asyncio.gather(*busy, *asked)
+        # Two are under way at a time, so neighbours may end in either order.
+        assert set(done[:2]) == {"hurried", "first"}
+        assert set(done[2:]) == {"second", "patient"}
+
+    run(work)
+
+
+def test_a_deadline_that_passes_in_the_line_is_said_at_once_and_nothing_is_computed() -> None:
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(), manifest(batch=None))
+        go, busy = full(dispatcher, fake)
+        await asyncio.sleep(0.01)
+        begun_s = time.monotonic()
+        with pytest.raises(LateError, match="the deadline cannot be met"):
+            await dispatcher.infer(question(deadline_s=0.05))
+        assert 0.04 < time.monotonic() - begun_s < 1.0
+        assert len(fake.asked) == 2
+        go.set()
+        await asyncio.gather(*busy)
+        report = dispatcher.telemetry(7)
+        assert report is not None
+        assert (report.asked, report.answered, report.refused, report.failed) == (3, 2, 1, 0)
+        assert report.waiting > 0
+
+    run(work)
+
+
+def test_a_plan_that_turns_out_slow_has_hurried_requests_refused_when_they_come() -> None:
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(), manifest(batch=None))
+        fake.act = lambda _epoch, _lane: time.sleep(0.05)
+        await dispatcher.infer(question(deadline_s=5.0))
+        with pytest.raises(LateError, match="of late no request was answered in less than"):
+            await dispatcher.infer(question(deadline_s=0.02))
+        assert len(fake.asked) == 1
+
+    run(work)
+
+
+def test_overload_is_refused_at_once_and_says_when_to_come_again() -> None:
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        slow = replace(plan(), predicted=Prediction(latency_s=2.0, throughput_per_s=0.5))
+        await dispatcher.serve(slow, manifest(batch=None))
+        go, busy = full(dispatcher, fake)
+        await asyncio.sleep(0.01)
+        waits = [asyncio.ensure_future(dispatcher.infer(question(within_s=60.0))) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        begun_s = time.monotonic()
+        with pytest.raises(OverloadedError, match="5 requests wait") as found:
+            await dispatcher.infer(question(within_s=4.0))
+        assert time.monotonic() - begun_s < 0.5
+        # Five requests before it, each three times the sample: 30 s, and 4 s it waits.
+        assert 26 <= found.value.retry_after_s <= 27
+        go.set()
+        await asyncio.gather(*busy, *waits)
 
     run(work)

@@ -132,6 +132,8 @@ def test_equal_records_give_equal_bytes() -> None:
         peers={build.A: build.address(1), build.B: build.address(2)},
         plans=(),
         committed=0,
+        proving=0,
+        ahead=(),
     )
     other = dataclasses.replace(one, peers={build.B: build.address(2), build.A: build.address(1)})
     assert one == other
@@ -149,9 +151,7 @@ def test_an_enum_is_its_value() -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_what_json_cannot_say_is_not_written(number: float) -> None:
-    report = Telemetry(
-        incarnation=1, epoch=1, answered=1, failed=0, retried=0, latency_median_s=number, latency_p95_s=1.0
-    )
+    report = build.telemetry(latency_median_s=number)
     with pytest.raises(ValueError, match="JSON"):
         to_json(report)
 
@@ -230,9 +230,7 @@ def test_refusals_name_field_expected_and_got(change: dict[str, object], words: 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(word: str) -> None:
-    report = Telemetry(
-        incarnation=1, epoch=1, answered=1, failed=0, retried=0, latency_median_s=0.5, latency_p95_s=1.0
-    )
+    report = build.telemetry(latency_median_s=0.5)
     text = to_json(report).replace(b"0.5", word.encode())
     refusal(Telemetry, text)
     body = json.loads(text)  # which is lenient
@@ -288,7 +286,9 @@ def test_a_fault_deep_inside_is_named_with_its_whole_path() -> None:
 
 
 def test_null_is_only_taken_where_it_may_stand() -> None:
-    desired = Desired(coordinator=1, version=1, bundle=None, peers={}, plans=(), committed=0)
+    desired = Desired(
+        coordinator=1, version=1, bundle=None, peers={}, plans=(), committed=0, proving=0, ahead=()
+    )
     body = json.loads(to_json(desired))
     assert from_json(Desired, dumps(body), "here") == desired
     assert "here.plans: expected a list, got null" in refusal(Desired, dumps({**body, "plans": None}))

@@ -22,7 +22,7 @@ from shoal.coordinator.fleet import (
     profiles,
     reconnected,
 )
-from shoal.messages import HEARTBEAT_S, Telemetry
+from shoal.messages import HEARTBEAT_S
 from shoal.records import BoardId
 from tests import build
 from tests.build import A, B, C, birth, heartbeat, presence
@@ -76,9 +76,7 @@ def test_anything_that_a_board_says_renews_the_lease() -> None:
         presence("online"),
         build.reported(),
         build.alarm(C),
-        Telemetry(
-            incarnation=1, epoch=1, answered=1, failed=0, retried=0, latency_median_s=1.0, latency_p95_s=1.0
-        ),
+        build.telemetry(),
     )
     for message in said:
         fleet = told((A, message), fleet=told((A, birth(A))), at_s=NOW_S + 1.5)

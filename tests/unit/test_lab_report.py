@@ -32,7 +32,15 @@ def request(asked_s: float, took_s: float, fate: Fate = "right") -> Request:
 
 
 def switch(at_s: float, epoch: int) -> Switch:
-    return Switch(at_s=at_s, epoch=epoch, strategy="pipeline", boards=(A, B), predicted_s=0.1, reason="why")
+    return Switch(
+        at_s=at_s,
+        epoch=epoch,
+        strategy="pipeline",
+        boards=(A, B),
+        predicted_s=0.1,
+        reason="why",
+        begun_s=at_s,
+    )
 
 
 BASELINE = tuple(request(float(t), 0.2) for t in range(5))

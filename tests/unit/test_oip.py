@@ -503,3 +503,29 @@ def test_metadata_has_minus_one_for_sizes_that_a_request_chooses() -> None:
     assert found["inputs"] == [{"name": "ids", "datatype": "INT64", "shape": [-1, 5]}]
     assert found["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}]
     assert found["name"] == "model"
+
+
+# --- how long a client waits ------------------------------------------------------------------------
+
+
+def test_how_long_a_client_waits_is_read_without_its_tensors() -> None:
+    asked = json.dumps({"parameters": {"timeout": 2_500_000, "deadline_ms": 40}}).encode()
+    found = oip.times(asked, None, None)
+    assert (found.timeout_s, found.deadline_s) == (2.5, 0.04)
+    assert oip.times(asked, None, "7.5").deadline_s == 0.0075, "the header counts"
+    assert oip.times(b"{}", None, "0").deadline_s == 0.0
+    for nothing in (b"", b"[]", b'{"parameters": []}', b'"timeout"', b"{" * 100, b'"deadline_ms"'):
+        found = oip.times(nothing, None, None)
+        assert (found.timeout_s, found.deadline_s) == (None, None)
+
+
+@pytest.mark.parametrize("given", ["", "soon", "-1", "nan", "inf", "1e999"])
+def test_a_deadline_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(ModelError, match="deadline_ms: expected milliseconds of 0 or more, got"):
+        oip.times(b"{}", None, given)
+
+
+@pytest.mark.parametrize("given", [-1, True, [1], {}])
+def test_a_deadline_in_the_parameters_is_a_number_too(given: object) -> None:
+    with pytest.raises(ModelError, match="deadline_ms: expected milliseconds"):
+        oip.times(json.dumps({"parameters": {"deadline_ms": given}}).encode(), None, None)

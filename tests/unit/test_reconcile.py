@@ -1,11 +1,12 @@
 """A board on its way to what is desired of it, with everything around it replaced by what records it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 
 from shoal.agent.dispatch import Dispatcher
@@ -13,9 +14,11 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
+from shoal.agent.room import Room
 from shoal.agent.sessions import Sessions
 from shoal.encoding import to_json
 from shoal.errors import BoardError
+from shoal.golden import Golden, pack
 from shoal.manifest import Manifest, Segment
 from shoal.messages import Desired
 from shoal.parts import Piece
@@ -39,6 +42,7 @@ class Boards:
         self.kept: list[str] = []
         self.known: Mapping[BoardId, Address] = {}
         self.room = True
+        self.fetched: list[str] = []
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
         self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
         self.reconciler = Reconciler(
@@ -49,6 +53,7 @@ class Boards:
             self.executor,
             cast(Peers, self),
             self.dispatcher,
+            Room(self.store, None),
             lambda: None,
         )
 
@@ -56,15 +61,20 @@ class Boards:
         raise BoardError("no")
 
     # as Fetcher
-    async def fetch(self, _url: str, _blobs: Iterable[Blob]) -> None:
+    async def fetch(
+        self, _url: str, blobs: Iterable[Blob], _keep: Collection[str] = (), *, gently: bool = False
+    ) -> None:
         if self.away:
             raise BoardError("coordinator: no answer")
+        self.fetched += [f"{'gently ' if gently else ''}{blob.sha256}" for blob in blobs]
 
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
         await self.fetch(url, ())
 
-    async def fetch_pieces(self, url: str, _pieces: Iterable[Piece]) -> None:
-        await self.fetch(url, ())
+    async def fetch_pieces(
+        self, url: str, _pieces: Iterable[Piece], _keep: Collection[str] = (), *, gently: bool = False
+    ) -> None:
+        await self.fetch(url, (), gently=gently)
 
     # as Sessions
     def open(self, wanted: Mapping[Run, Segment]) -> dict[Run, Session]:
@@ -83,7 +93,9 @@ class Boards:
     def plan(self, epoch: int, *boards: BoardId, lead: BoardId = A) -> Plan:
         return replace(build.plan(epoch, lead, *boards), bundle=self.bundle)
 
-    def desired(self, *plans: Plan, committed: int = 0) -> Desired:
+    def desired(
+        self, *plans: Plan, committed: int = 0, proving: int = 0, ahead: tuple[Run, ...] = ()
+    ) -> Desired:
         return Desired(
             coordinator=1,
             version=1,
@@ -91,6 +103,8 @@ class Boards:
             peers={},
             plans=plans,
             committed=committed,
+            proving=proving,
+            ahead=ahead,
         )
 
     def phases(self) -> dict[int, str]:
@@ -98,10 +112,14 @@ class Boards:
 
 
 class Quick:
-    inputs = ()
+    """A session of the whole model that answers as told."""
+
+    inputs = ("x",)
+    outputs = ("y",)
+    answer: float = 1.0
 
     def run(self, _inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return {}
+        return {"y": np.full(3, self.answer, np.float32)}
 
 
 @pytest.fixture
@@ -213,5 +231,69 @@ def test_what_a_board_says_now_is_its_address_whatever_older_plans_say(boards: B
         wanted = replace(boards.desired(boards.plan(1, B)), peers={B: new})
         await boards.reconciler.act(wanted)
         assert boards.known[B] == new
+
+    run(work)
+
+
+def test_what_plans_to_come_need_is_fetched_gently_when_all_else_is_done(boards: Boards) -> None:
+    s01 = boards.manifest.by_name["s01"]
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        plan = boards.plan(1)
+        boards.reconciler.wish(boards.desired(plan, committed=1, ahead=(Run(segment="s01"),)))
+        gentle = [f"gently {blob.sha256}" for blob in (s01.model, *s01.weights)]
+        while boards.fetched[-len(gentle) :] != gentle:
+            await asyncio.sleep(0.001)
+        assert boards.phases() == {1: "ready"}
+        assert boards.opened == ["whole"], "nothing of it is loaded"
+        assert boards.reconciler._room.ahead == tuple(sorted(b.sha256 for b in (s01.model, *s01.weights)))
+        becoming.cancel()
+
+    run(work)
+
+
+def test_plans_in_force_and_those_on_their_way_are_needed(boards: Boards) -> None:
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1), boards.plan(2, B, lead=B), committed=1))
+        whole = boards.manifest.whole
+        assert boards.reconciler._room.needed == {
+            boards.bundle, whole.model.sha256, *(blob.sha256 for blob in whole.weights)
+        }  # fmt: skip
+
+    run(work)
+
+
+ASKED = Golden(inputs={"x": np.zeros(3, np.float32)}, outputs={"y": np.array([1.0, 1.0, 1.0], np.float32)})
+
+
+@pytest.mark.parametrize(("answer", "right"), [(1.0, True), (1.0005, True), (1.01, False), (np.nan, False)])
+def test_a_lead_proves_a_plan_with_the_golden_request(
+    boards: Boards, monkeypatch: pytest.MonkeyPatch, answer: float, right: bool
+) -> None:
+    monkeypatch.setattr(Quick, "answer", answer)
+    boards.manifest = replace(boards.manifest, golden=boards.store.put(pack(ASKED)))
+    boards.bundle = boards.store.put(to_json(boards.manifest)).sha256
+
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1)))
+        assert (boards.reconciler.proven, boards.phases()) == (0, {1: "ready"})
+        await boards.reconciler.act(boards.desired(boards.plan(1), proving=1))
+        assert boards.reconciler.proven == (1 if right else 0)
+        (readiness,) = boards.reconciler.epochs
+        assert readiness.phase == ("ready" if right else "failed")
+        assert right or readiness.detail.startswith("not proven: output y: off by")
+        assert boards.dispatcher.plan is None, "it is not in force by that"
+
+    run(work)
+
+
+def test_a_board_that_does_not_lead_proves_nothing(boards: Boards) -> None:
+    boards.manifest = replace(boards.manifest, golden=boards.store.put(pack(ASKED)))
+    boards.bundle = boards.store.put(to_json(boards.manifest)).sha256
+
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(boards.plan(1, B, lead=B), proving=1))
+        assert boards.reconciler.proven == 0
 
     run(work)

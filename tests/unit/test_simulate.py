@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.agent import dispatch
+from shoal.agent import dispatch, serve
 from shoal.lab import load, requests
 from shoal.lab.boards import Setting
 from shoal.lab.calibration import Calibration
@@ -58,7 +58,7 @@ TWO = ONE + '[[board]]\nname = "b"\n'
 def test_the_rules_of_dispatch_are_those_of_the_agent() -> None:
     for name in ("BARRED_S", "RESORT_S", "PATIENCE", "LEAST_ATTEMPT_S"):
         assert getattr(requests, name) == getattr(dispatch, name)
-    assert requests.ANSWER_S == load.ANSWER_S
+    assert requests.ANSWER_S == load.ANSWER_S == serve.DEFAULT_TIMEOUT_S
 
 
 def test_one_board_answers_one_request_after_the_other() -> None:
@@ -72,6 +72,35 @@ def test_two_clients_of_one_board_wait_for_each_other() -> None:
     found = played("duration = 10\nworkload.clients = 2\n" + ONE)
     assert quantile_s(found.requests, 0.5) == pytest.approx(0.6, rel=0.01)
     assert found.usage[0].share == pytest.approx(1.0, rel=0.01)
+
+
+def test_more_than_can_be_answered_in_time_is_refused_and_asked_again() -> None:
+    """Ten a second for a board that answers three: what would wait for more than 30 s is not taken in.
+
+    Its client asks again for 30 s.
+    """
+    found = played("duration = 60\nbaseline = 0\nworkload.rate = 10\n" + ONE)
+    right = [request for request in found.requests if request.fate == "right"]
+    assert max(request.took_s for request in right) < 2 * 30 + 3 * 0.3, "nothing is queued without end"
+    assert len(right) > 0.95 * 60 / 0.3, "and the board works all the time"
+
+
+@pytest.mark.parametrize(("asked", "before", "after"), [("clients = 1", 1, 4), ("rate = 1", 10, 40)])
+def test_more_is_asked_from_a_moment_on_and_then_less(asked: str, before: int, after: int) -> None:
+    load = "[[event]]\nat = 10\nload = 4\n[[event]]\nat = 20\nload = 1\n"
+    found = played(f"duration = 30\nbaseline = 0\nworkload.{asked}\n" + ONE + load, segment_s=0.03)
+    assert [happening.what for happening in found.happenings] == [
+        "4 times as much is asked",
+        "1 times as much is asked",
+    ]
+    counts = [sum(a <= r.asked_s < a + 10 for r in found.requests) for a in (0, 10, 20)]
+    if asked.startswith("rate"):
+        assert counts[1] == pytest.approx(after, rel=0.5)
+        assert max(counts[0], counts[2]) <= 2 * before < counts[1]
+    else:  # one board has as many answers, and all wait for one another
+        slow = [r.took_s for r in found.requests if 12 <= r.asked_s < 19]
+        calm = [r.took_s for r in found.requests if r.asked_s < 9 or r.asked_s >= 22]
+        assert min(slow) == pytest.approx(after * max(calm), rel=0.1)
 
 
 def test_a_slow_board_takes_longer_in_proportion() -> None:

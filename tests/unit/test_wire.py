@@ -216,7 +216,14 @@ def test_plans_for_many_boards_can_be_published() -> None:
     addresses = {board: build.address_of(board) for board in boards}
     plan = dataclasses.replace(build.plan(1, boards[0]), lanes=(lane,), addresses=addresses)
     desired = Desired(
-        coordinator=1, version=1, bundle=None, peers=addresses, plans=(plan, plan, plan), committed=1
+        coordinator=1,
+        version=1,
+        bundle=None,
+        peers=addresses,
+        plans=(plan, plan, plan),
+        committed=1,
+        proving=0,
+        ahead=(),
     )
     assert (
         wire.decode("shoal/v1/home/board/a/desired", wire.encode(desired), retained=True).message == desired

@@ -1,0 +1,76 @@
+"""Do requests wait for one another?  Then those are answered soonest whose plan answers the most.  Pure.
+
+A plan for the least latency is best for a request that has the cluster to itself.  Where more is asked than
+it can carry, requests wait, and what counts is how many are answered in a second: the cluster is then planned
+for throughput, until for some time the quickest plan would have been enough.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from shoal.coordinator.planner import Candidate, Objective
+from shoal.messages import Telemetry
+
+WAITING: Final = 1.0
+"""So many requests that wait for a lane, on average, ..."""
+REPORTS: Final = 2
+"""... in so many reports of the lead one after the other, are a crowd."""
+CALM_S: Final = 30.0
+"""A crowd is over when the quickest plan would have been enough for so long."""
+SPARE: Final = 0.7
+"""A plan is enough for what takes no more than this share of what it carries, ..."""
+ALONE: Final = 0.9
+"""... or if so large a share of the requests had the cluster to themselves."""
+QUIET_S: Final = 5.0
+"""A lead that has told nothing for so long was asked nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """How crowded it is at the lead."""
+
+    crowded: bool = False
+    reports: int = 0
+    """One after the other, in which requests waited."""
+    rate_per_s: float = 0.0
+    """Requests a second, at the last report."""
+    alone: bool = True
+    """Nearly all of these had the cluster to themselves."""
+    told_s: float = 0.0
+    """When the last report came."""
+    calm_since_s: float | None = None
+    """Since when the quickest plan would be enough; None: it is not."""
+
+
+def heard(crowd: Crowd, told: Telemetry, now_s: float) -> Crowd:
+    """Return what the lead's report makes of it."""
+    reports = crowd.reports + 1 if told.waiting >= WAITING or told.refused else 0
+    return replace(
+        crowd,
+        crowded=crowd.crowded or reports >= REPORTS,
+        reports=reports,
+        rate_per_s=told.asked / told.span_s,
+        alone=told.alone >= ALONE * told.answered,
+        told_s=now_s,
+    )
+
+
+def judged(crowd: Crowd, candidates: Sequence[Candidate], now_s: float) -> Crowd:
+    """Return the crowd, over if the quickest of the candidates would have been enough for long."""
+    if not crowd.crowded or not candidates:
+        return crowd
+    quickest = min(candidates, key=lambda each: each.predicted.latency_s)
+    quiet = now_s - crowd.told_s > QUIET_S
+    little = crowd.rate_per_s <= SPARE * quickest.predicted.throughput_per_s
+    if not quiet and (crowd.reports or not (crowd.alone or little)):
+        return replace(crowd, calm_since_s=None)
+    since_s = now_s if crowd.calm_since_s is None else crowd.calm_since_s
+    if now_s - since_s < CALM_S:
+        return replace(crowd, calm_since_s=since_s)
+    return Crowd(rate_per_s=crowd.rate_per_s, alone=crowd.alone, told_s=crowd.told_s)
+
+
+def objective(crowd: Crowd, wanted: Objective) -> Objective:
+    """Return what to plan for just now, if `wanted` is what the operator wants."""
+    return "throughput" if crowd.crowded else wanted
