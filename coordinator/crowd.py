@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shoal.coordinator.planner import Candidate, Objective
-from shoal.messages import Telemetry
+from shoal.coordinator.planner import Candidate
+from shoal.messages import Objective, Telemetry
 
 WAITING: Final = 1.0
 """So many requests that wait for a lane, on average, ..."""
@@ -73,4 +73,4 @@ def judged(crowd: Crowd, candidates: Sequence[Candidate], now_s: float) -> Crowd
 
 def objective(crowd: Crowd, wanted: Objective) -> Objective:
     """Return what to plan for just now, if `wanted` is what the operator wants."""
-    return "throughput" if crowd.crowded else wanted
+    return "throughput" if crowd.crowded and wanted in ("latency", "p95") else wanted

@@ -44,6 +44,7 @@ class Boards:
         self.room = True
         self.fetched: list[str] = []
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
+        self.executor.connect(cast(Peers, self))
         self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
         self.reconciler = Reconciler(
             A,
@@ -87,6 +88,11 @@ class Boards:
         self.kept = [segment.name for segment, _ in wanted]
 
     # as Peers
+    on_notes: object = None
+
+    def send(self, _peer: BoardId, _buffers: object) -> None:
+        raise AssertionError("a board alone sends nothing")
+
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
         self.known = addresses
 
