@@ -227,6 +227,13 @@ def test_known_answers() -> None:
     assert latency_s(instance, alone) == 6.0
 
 
+def test_without_boards_there_is_no_pipeline() -> None:
+    nothing = uniform(0, 3)
+    assert fastest(nothing, 8) is None
+    assert widest(nothing, 8) is None
+    assert front(nothing, 8) == []
+
+
 def test_of_equal_pipelines_the_one_of_fewer_and_earlier_boards_is_taken() -> None:
     free = uniform(4, 3, hop=0.0)
     assert fastest(free, 4) == (Stage(board=0, start=0, stop=3),)
