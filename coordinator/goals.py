@@ -101,9 +101,9 @@ class Goal:
         if not silent:
             return ""
         return (
-            f"energy and power cannot be counted: {', '.join(silent)} has not told what it takes idling and "
-            "at work; `shoal status` says whether a board has a meter, and both are known some seconds after "
-            "it has profiled the model and idled"
+            "energy and power cannot be counted as long as it is not known what these boards take idling and "
+            f"at work: {', '.join(silent)}; `shoal status` says whether a board can tell, and it does some "
+            "seconds after it has profiled the model and idled"
         )
 
 
