@@ -157,6 +157,7 @@ async def _deploy(
     import aiohttp
 
     from shoal.coordinator import client, render
+    from shoal.coordinator.goals import words_of
     from shoal.messages import Decision, Deployment
 
     _check_cluster(cluster)
@@ -171,7 +172,7 @@ async def _deploy(
                 max_error=max_error,
             )
         )
-        click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
+        click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}{words_of(limits)}")
         if not wait_s:
             return
         until_s = time.monotonic() + wait_s

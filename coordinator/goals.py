@@ -148,6 +148,13 @@ _LIMITS: Final = (
 )
 
 
+def words_of(limits: Limits) -> str:
+    """Return limits as they follow an objective in a sentence; empty: there are none."""
+    at = "" if limits.rate_per_s is None else f" at {limits.rate_per_s:g} requests/s"
+    most = [f"{most:g} {limit.unit}" for limit in _LIMITS if (most := limit.most(limits)) is not None]
+    return at + (f" within {' and '.join(most)}" if most else "")
+
+
 def carries(predicted: Prediction, limits: Limits) -> bool:
     """Say whether a plan does as many requests as come."""
     return limits.rate_per_s is None or limits.rate_per_s < predicted.throughput_per_s

@@ -14,7 +14,7 @@ from shoal.codec import codec_of
 from shoal.coordinator import render
 from shoal.coordinator.cost import predict
 from shoal.coordinator.front import Point, front
-from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet
+from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet, words_of
 from shoal.coordinator.partition import Stage
 from shoal.coordinator.pipelines import chained
 from shoal.coordinator.planner import Candidate, UnmetError, explore, propose
@@ -108,6 +108,13 @@ def test_the_limit_that_binds_is_named_with_what_would_lift_it() -> None:
         "no plan keeps to more than one of --max-latency 0.05, --max-energy 1: "
         "two of them or more would have to be lifted"
     )
+
+
+def test_limits_are_told_in_words() -> None:
+    assert words_of(NO_LIMITS) == ""
+    assert words_of(limits(rate_per_s=5.0)) == " at 5 requests/s"
+    every = limits(rate_per_s=5.0, max_latency_s=0.5, max_energy_j=2.0, max_power_w=9.0)
+    assert words_of(every) == " at 5 requests/s within 0.5 s and 2 J and 9 W"
 
 
 # --- what boards take -----------------------------------------------------------------------------
