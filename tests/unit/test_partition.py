@@ -177,7 +177,7 @@ def test_the_front_leads_from_the_fastest_to_the_widest(instance: Instance, limi
 def test_the_thriftiest_is_the_thriftiest_of_all(instance: Instance, seed: int) -> None:
     """Joules told off one by one: of boards at work, and of all of them while a request is answered."""
     count, length = instance.stage_s.shape[0], instance.stage_s.shape[1] - 1
-    work_w: Floats = np.random.default_rng(seed).uniform(1.0, 9.0, count)
+    work_w: Floats = np.random.default_rng(seed).uniform(1.0, 9.0, (count,))
     second_w = 3.0
 
     def joules(pipeline: Pipeline) -> float:
