@@ -136,14 +136,14 @@ class Watch:
         source = self._metering.source
         covered_s = max(0.0, last.covered_s - first.covered_s)
         joules = last.joules - first.joules
-        idle_w = self._idle.level_w
+        idle_w, work_w = self._idle.level_w, self._work.level_w
         return PowerReport(
             source=source.kind,
             scope=source.scope,
             uncertainty=source.uncertainty,
             watts=self._energy.watts,
             idle_w=idle_w,
-            work_w=self._work.level_w,
+            work_w=self._metering.guess_w if work_w is None else work_w,
             joules=joules,
             covered_s=covered_s,
             above_idle_j=None

@@ -294,9 +294,9 @@ def regret(found: dict[str, Any]) -> list[str]:
     )
     lines += table((*head, "median over one board"), body)
     lines += ["The cells furthest from the best:", ""]
-    head = ("cell", "chosen", "best", "chosen ms", "best ms", "one board ms")
+    titles = ("cell", "chosen", "best", "chosen ms", "best ms", "one board ms")
     return lines + table(
-        head,
+        titles,
         [
             (
                 f"{'measured' if r['measured'] else 'simulated'}: {r['cell']['model']}, "

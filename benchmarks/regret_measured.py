@@ -34,7 +34,7 @@ from shoal.lab.subject import Subject
 from shoal.manifest import Manifest
 from shoal.messages import NO_LIMITS, Birth, Decision, Deployment
 from shoal.program import Plan, shape_of
-from shoal.records import Address, Profile
+from shoal.records import Address, BoardId, Profile
 from shoal.store import Store
 
 CORES = 0.8
@@ -154,7 +154,7 @@ class Run:
         return row(self._cell, measured=True, chosen=every[0], every=every)
 
     async def _turns(
-        self, stand: StandIn, plans: Sequence[Candidate], addresses: Mapping[str, Address], own: Plan
+        self, stand: StandIn, plans: Sequence[Candidate], addresses: Mapping[BoardId, Address], own: Plan
     ) -> list[float]:
         """Return the median seconds of a request with each plan, asked in turns."""
         taken: list[list[float]] = [[] for _ in plans]
@@ -179,7 +179,7 @@ class Run:
         while True:
             await operator.next(0.1)
 
-    def _profiles(self) -> dict[str, Profile]:
+    def _profiles(self) -> dict[BoardId, Profile]:
         said = self._operator.view.boards
         return {
             board: found for board, each in said.items() if isinstance(found := each.get(Profile), Profile)

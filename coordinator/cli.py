@@ -143,6 +143,7 @@ def deploy(
     import aiohttp
 
     from shoal.coordinator import client
+    from shoal.coordinator.goals import words_of
     from shoal.messages import Deployment
 
     limits = limits_of(rate, max_latency, max_energy, max_power)
@@ -160,7 +161,7 @@ def deploy(
                     max_error=max_error,
                 )
             )
-            click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
+            click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}{words_of(limits)}")
             if wait:
                 await _in_force(operator, source.manifest, objective, wait)
 

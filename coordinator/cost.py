@@ -129,14 +129,19 @@ def _apart(
 
     All that the lead hands out goes through its one uplink, so the last to get theirs wait for all the rest.
     """
+    if not any(sharding_of(manifest, lane) for lane in lanes):
+        manifest = replace(manifest, shardings=())  # which take long to be resized
+    part_of = cache(lambda count: resized(manifest, {str(manifest.batch): count}))
     found = []
     for lane, count in zip(lanes, rows, strict=True):
         if count:
-            part = resized(manifest, {str(manifest.batch): count})
-            timed = {
-                board: replace(profiles[board], segments=timings_at(manifest, part, profiles[board]))
-                for board in lane.programs
-            }
+            part = part_of(count)
+            timed = {}
+            for board, program in lane.programs.items():
+                known = profiles[board]
+                ran = {name: each for name, each in known.segments.items() if name in program.segments}
+                segments = timings_at(manifest, part, replace(known, segments=ran))
+                timed[board] = replace(known, segments=segments)
             found.append(_played(part, timed, path, cells, lead, lane))
     uplink = max(
         (way.goodput_bytes_per_s for board in profiles if board != lead and (way := path(lead, board))),

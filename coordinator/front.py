@@ -1,7 +1,8 @@
-"""The front: plans that no other beats in latency, throughput, joules and error at once.  Pure."""
+"""The front: plans that no other beats clearly in latency, throughput, joules and error.  Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.coordinator.accuracy import BOUNDS
 from shoal.coordinator.goals import energy_j
@@ -43,7 +44,7 @@ def front(candidates: Sequence[Candidate], limits: Limits) -> tuple[Point, ...]:
         key=lambda p: (_figures(p), len(p.candidate.boards), p.candidate.strategy, p.candidate.boards)
     )
     kept: list[Point] = []
-    for point in points:  # whatever beats a point stands before it
+    for point in points:  # whatever beats a point in all figures stands before it
         if not any(_no_worse(other, point) for other in kept):
             kept.append(point)
     return tuple(kept)
@@ -62,11 +63,15 @@ def _figures(point: Point) -> tuple[float, ...]:
     """Return what is compared, the less the better; what is not known is as bad as can be."""
     return (
         point.latency_s,
-        -point.throughput_per_s,
+        1 / point.throughput_per_s,
         float("inf") if point.energy_j is None else point.energy_j,
         float("inf") if point.error is None else point.error,
     )
 
 
+NEAR: Final = 0.01
+"""A plan is no worse than another if no figure of it is worse by more than this share."""
+
+
 def _no_worse(one: Point, other: Point) -> bool:
-    return all(a <= b for a, b in zip(_figures(one), _figures(other), strict=True))
+    return all(a <= b * (1 + NEAR) for a, b in zip(_figures(one), _figures(other), strict=True))

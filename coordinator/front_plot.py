@@ -55,6 +55,8 @@ def draw(points: Sequence[Point], title: str, file: Path) -> None:
             color=INK,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("latency of one request, ms")
     axes.set_ylabel("joules a request, all boards" if joules else "requests a second")
     axes.set_title(title, loc="left", color=INK, fontsize=11)

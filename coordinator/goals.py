@@ -101,9 +101,9 @@ class Goal:
         if not silent:
             return ""
         return (
-            f"energy and power cannot be counted: {', '.join(silent)} has not told what it takes idling and "
-            "at work; `shoal status` says whether a board has a meter, and both are known some seconds after "
-            "it has profiled the model and idled"
+            "energy and power cannot be counted as long as it is not known what these boards take idling and "
+            f"at work: {', '.join(silent)}; `shoal status` says whether a board can tell, and it does some "
+            "seconds after it has profiled the model and idled"
         )
 
 
@@ -146,6 +146,13 @@ _LIMITS: Final = (
         help="a lower rate, or fewer boards that are on",
     ),
 )
+
+
+def words_of(limits: Limits) -> str:
+    """Return limits as they follow an objective in a sentence; empty: there are none."""
+    at = "" if limits.rate_per_s is None else f" at {limits.rate_per_s:g} requests/s"
+    most = [f"{most:g} {limit.unit}" for limit in _LIMITS if (most := limit.most(limits)) is not None]
+    return at + (f" within {' and '.join(most)}" if most else "")
 
 
 def carries(predicted: Prediction, limits: Limits) -> bool:

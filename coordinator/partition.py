@@ -215,7 +215,7 @@ def _trace(
     """
     final, lowest = None, np.inf
     done = combine(best[:, :, :, -1], back.T)
-    least = done.min(axis=(1, 2))
+    least = done.min(axis=(1, 2), initial=np.inf)
     for used in sorted(range(1, len(best)), key=lambda s: (s.bit_count(), s)):
         if used.bit_count() in sizes and least[used] < lowest:
             lowest = float(least[used])

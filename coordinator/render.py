@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from shoal.coordinator.client import View
 from shoal.coordinator.front import Point
-from shoal.coordinator.goals import LATE, Goal, energy_j, power_w, response_s
+from shoal.coordinator.goals import LATE, Goal, energy_j, power_w, response_s, words_of
 from shoal.coordinator.planner import Candidate
 from shoal.messages import (
     Alarm,
@@ -31,7 +31,7 @@ def status(view: View) -> str:
     parts.append(f"coordinator: {found.state + ', ' + found.url if found else 'none'}")
     deployment = view.deployment
     parts.append(
-        f"deployed: {deployment.bundle.name} for {deployment.objective}"
+        f"deployed: {deployment.bundle.name} for {deployment.objective}{words_of(deployment.limits)}"
         if deployment
         else "deployed: nothing (use `shoal deploy`)"
     )
@@ -329,7 +329,7 @@ def event(board: BoardId | None, message: Message | None) -> str | None:
             waiting = "; ".join(message.waiting_for)
             return f"decision: {message.reason}" + (f" (waiting for {waiting})" if waiting else "")
         case Deployment():
-            return f"deployed: {message.bundle.name} for {message.objective}"
+            return f"deployed: {message.bundle.name} for {message.objective}{words_of(message.limits)}"
         case Coordinator():
             return f"coordinator: {message.state}"
     return None

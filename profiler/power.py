@@ -81,6 +81,8 @@ class Metering:
     source: PowerSource
     refused: tuple[tuple[PowerSource, Unreadable], ...]
     most_w: float
+    guess_w: float | None
+    """What the board is taken to take at work; None: it is measured."""
 
     def read(self) -> Reading:
         """Return a reading, corrected as its source says.  Raises Unreadable."""
@@ -112,6 +114,7 @@ def open_meter(
             source=source,
             refused=tuple(refused),
             most_w=MOST_POWER * config.seed.full_w.high,
+            guess_w=config.seed.full_w.typical if source.kind == "model" else None,
         )
     return None
 

@@ -60,15 +60,33 @@ def test_status_names_boards_model_and_plan(running: Trial) -> None:
     assert found["boards"]["desk"]["birth"]["hardware"]["cores"] >= 1
 
 
-def test_plan_weighs_without_changing_anything(running: Trial) -> None:
+def test_plan_weighs_without_changing_anything(running: Trial, tmp_path: Path) -> None:
     before = json.loads(shoal(running, "status", "--json"))["plan"]["epoch"]
-    dry, told = at_once(running, ("plan", "--dry-run"), ("plan", "--json", "--objective", "throughput"))
+    picture = tmp_path / "front.png"
+    dry, told, front = at_once(
+        running,
+        ("plan", "--dry-run", "--rate", "0.5"),
+        ("plan", "--json", "--objective", "throughput"),
+        ("plan", "--pareto", "--json", "--plot", str(picture)),
+    )
     assert "pipeline" in dry
+    assert "95 % AT THE RATE" in dry
+    points = json.loads(front)
+    assert [point["latency_s"] for point in points] == sorted(point["latency_s"] for point in points)
+    assert picture.read_bytes().startswith(b"\x89PNG")
     ranked = json.loads(told)
     assert ranked[0]["strategy"] == "pipeline"
     assert ranked[0]["predicted"]["throughput_per_s"] > 0
-    assert "no plan fits the memory limits" in shoal(running, "plan", "--without", "desk", expect=4)
-    assert "'nowhere'" in shoal(running, "plan", "--without", "nowhere", expect=2)
+    too_few, too_soon = at_once(
+        running, ("plan", "--without", "desk"), ("plan", "--max-latency", "1e-6"), expect=4
+    )
+    assert "no plan fits the memory limits" in too_few
+    assert "no plan keeps to --max-latency 1e-06: pipeline on " in too_soon
+    unknown, no_front = at_once(
+        running, ("plan", "--without", "nowhere"), ("plan", "--plot", str(picture)), expect=2
+    )
+    assert "'nowhere'" in unknown
+    assert "--plot: expected --pareto with it" in no_front
     assert json.loads(shoal(running, "status", "--json"))["plan"]["epoch"] == before
 
 

@@ -14,7 +14,7 @@ from shoal.codec import codec_of
 from shoal.coordinator import render
 from shoal.coordinator.cost import predict
 from shoal.coordinator.front import Point, front
-from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet
+from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet, words_of
 from shoal.coordinator.partition import Stage
 from shoal.coordinator.pipelines import chained
 from shoal.coordinator.planner import Candidate, UnmetError, explore, propose
@@ -108,6 +108,13 @@ def test_the_limit_that_binds_is_named_with_what_would_lift_it() -> None:
         "no plan keeps to more than one of --max-latency 0.05, --max-energy 1: "
         "two of them or more would have to be lifted"
     )
+
+
+def test_limits_are_told_in_words() -> None:
+    assert words_of(NO_LIMITS) == ""
+    assert words_of(limits(rate_per_s=5.0)) == " at 5 requests/s"
+    every = limits(rate_per_s=5.0, max_latency_s=0.5, max_energy_j=2.0, max_power_w=9.0)
+    assert words_of(every) == " at 5 requests/s within 0.5 s and 2 J and 9 W"
 
 
 # --- what boards take -----------------------------------------------------------------------------
@@ -207,9 +214,9 @@ def test_a_power_cap_leaves_boards_out() -> None:
 
 
 def test_boards_that_have_not_told_what_they_take_are_named() -> None:
-    with pytest.raises(PlanError, match="b has not told what it takes idling and at work"):
+    with pytest.raises(PlanError, match="what these boards take idling and at work: b;"):
         best("energy", powers={A: WATTS[A]})
-    with pytest.raises(PlanError, match="a, b has not told"):
+    with pytest.raises(PlanError, match="at work: a, b;"):
         best("latency", limits(max_power_w=9.0), powers={})
     assert best("p95", limits(rate_per_s=1.0), powers={}).boards == (A,)
 
@@ -265,10 +272,10 @@ def test_the_last_lane_waits_until_the_rows_of_all_others_have_left() -> None:
     plain = verified(build.sharded(), "local", "replicate")
     manifest = replace(plain, shardings=(), sample_sizes={"batch": 3, "tokens": 10})
     links = {each: build.link(0.002, 9600.0) for each in (A, B, C)}
-    profiles = {each: build.profile(manifest, 0.3, links=links) for each in (A, B, C)}
+    profiles = {each: build.profile(manifest, 0.6, links=links) for each in (A, B, C)}
     (found,) = [c for c in propose(manifest, profiles, NONE, "latency", 3) if c.strategy == "replicate"][:1]
     # a row: 320 bytes, 1/30 s there and 1/30 s back; that of the last board leaves after another's
-    assert found.predicted.latency_s == pytest.approx(0.1 + 3 / 30 + 2 * 0.001, abs=1e-6)
+    assert found.predicted.latency_s == pytest.approx(0.2 + 3 / 30 + 2 * 0.001, abs=1e-6)
 
 
 # --- against all that there are -------------------------------------------------------------------
@@ -385,7 +392,7 @@ def test_under_caps_the_choice_is_close_to_the_best_of_all() -> None:
 def figures(point: Point) -> tuple[float, ...]:
     assert point.energy_j is not None
     assert point.error is not None
-    return point.latency_s, -point.throughput_per_s, point.energy_j, point.error
+    return point.latency_s, 1 / point.throughput_per_s, point.energy_j, point.error
 
 
 @given(cluster=clusters())
@@ -402,7 +409,7 @@ def test_nothing_that_was_looked_at_beats_the_front(
         assert not all(a <= b for a, b in zip(one, other, strict=True)), "one beats another"
     every = [figures(point) for candidate in found for point in front([candidate], NO_LIMITS)]
     for each in every:
-        assert any(all(a <= b for a, b in zip(point, each, strict=True)) for point in mine)
+        assert any(all(a <= b * 1.01 for a, b in zip(point, each, strict=True)) for point in mine)
 
 
 def test_the_front_ends_where_each_figure_is_best() -> None:
@@ -411,10 +418,11 @@ def test_the_front_ends_where_each_figure_is_best() -> None:
     assert lowest == pytest.approx(
         [
             best("latency").predicted.latency_s,
-            -best("throughput").predicted.throughput_per_s,
+            1 / best("throughput").predicted.throughput_per_s,
             cost(best("energy").predicted, "energy"),
             0.0,
-        ]
+        ],
+        rel=0.01,
     )
     text = render.front(points)
     assert "none" in text

@@ -74,10 +74,10 @@ def test_joules_count_as_soon_as_all_boards_have_told_what_they_take() -> None:
     world.deploy(build.deployment(objective="energy"))
     world.run(20)
     assert world.serving is None
-    assert "a, b has not told what it takes idling and at work" in world.decision.waiting_for[0]
+    assert "what these boards take idling and at work: a, b;" in world.decision.waiting_for[0]
     world.say(A, vitals(report(1.0, 9.0)))
     world.run(1)
-    assert "b has not told" in world.decisions[-1].waiting_for[0]
+    assert "at work: b;" in world.decisions[-1].waiting_for[0]
     world.say(B, vitals(report(1.0, 2.0)))
     world.until(lambda: world.serves("local", B), 5)
     world.run(30)

@@ -177,7 +177,8 @@ def test_the_front_leads_from_the_fastest_to_the_widest(instance: Instance, limi
 def test_the_thriftiest_is_the_thriftiest_of_all(instance: Instance, seed: int) -> None:
     """Joules told off one by one: of boards at work, and of all of them while a request is answered."""
     count, length = instance.stage_s.shape[0], instance.stage_s.shape[1] - 1
-    work_w, second_w = np.random.default_rng(seed).uniform(1.0, 9.0, count), 3.0
+    work_w: Floats = np.random.default_rng(seed).uniform(1.0, 9.0, (count,))
+    second_w = 3.0
 
     def joules(pipeline: Pipeline) -> float:
         at_work = sum(work_w[s.board] * instance.stage_s[s.board, s.start, s.stop] for s in pipeline)
@@ -225,6 +226,13 @@ def test_known_answers() -> None:
     assert latency_s(instance, third) == pytest.approx(6 + 3 * 0.1)
     assert bottleneck_s(instance, third) == 2.0
     assert latency_s(instance, alone) == 6.0
+
+
+def test_without_boards_there_is_no_pipeline() -> None:
+    nothing = uniform(0, 3)
+    assert fastest(nothing, 8) is None
+    assert widest(nothing, 8) is None
+    assert front(nothing, 8) == []
 
 
 def test_of_equal_pipelines_the_one_of_fewer_and_earlier_boards_is_taken() -> None:

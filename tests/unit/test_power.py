@@ -78,6 +78,7 @@ def test_boards_without_a_sensor_have_a_model_that_says_so(tmp_path: Path) -> No
     assert found.source.uncertainty >= 0.2
     assert [refused.kind for refused, _ in found.refused] == ["meter", "hwmon"]
     idle_w, full_w = 2.7, 6.8  # those of its file
+    assert found.guess_w == full_w
     assert watts(found) == pytest.approx(idle_w)
     put(tree, "/proc/stat", "cpu  2000 0 500 8000 100 0 50 0 0 0")
     assert watts(found) == pytest.approx(full_w), "all ticks since the last look were busy"
@@ -196,6 +197,7 @@ def test_the_power_chip_of_a_pi_5_by_its_recorded_reply() -> None:
         source=next(s for s in boards.load("raspberry-pi-5").power if s.kind == "pmic"),
         refused=(),
         most_w=50.0,
+        guess_w=None,
     )
     assert watts(metering) == pytest.approx(12.95, abs=0.01)
 

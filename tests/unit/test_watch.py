@@ -125,6 +125,22 @@ def test_a_slower_clock_puts_the_profile_in_doubt_once(tmp_path: Path) -> None:
     assert not bench.watch.clocks_changed()
 
 
+def test_a_board_without_a_meter_guesses_what_work_takes_before_it_has_worked(tmp_path: Path) -> None:
+    tree = plant(tmp_path, "raspberry-pi-4")
+    config = boards.detect(tree)
+    metering = open_meter(config, tree)
+    watch = Watch(
+        1,
+        metering,
+        Observer(config, tree, lambda: 0.0, tmp_path),
+        working=lambda: False,
+        computing=lambda: False,
+        clock=lambda: 0.0,
+    )
+    watch.sample()
+    assert power(watch.vitals()).work_w == 6.8
+
+
 def test_vitals_are_small(tmp_path: Path) -> None:
     assert len(encode(Bench(tmp_path).lives(5.0))) < 700
 
