@@ -58,6 +58,8 @@ class MovedError(ShoalError):
 @dataclass(slots=True, kw_only=True)
 class _LaneUse:
     in_flight: int = 0
+    answered: int = 0
+    """Since the last telemetry."""
     barred_until_s: float = 0.0
 
 
@@ -164,7 +166,10 @@ class Dispatcher:
             latency_p95_s=seconds[math.ceil(0.95 * len(seconds)) - 1],
             alone=len(self._alone),
             alone_median_s=statistics.median(self._alone) if self._alone else 0.0,
+            lanes=tuple(lane.answered for lane in self._serving.lanes),
         )
+        for lane in self._serving.lanes:
+            lane.answered = 0
         self._answered.clear()
         self._alone.clear()
         self._failed = self._retried = 0
@@ -243,7 +248,9 @@ class Dispatcher:
                     continue
             use = serving.lanes[index]
             try:
-                return await self._attempt(serving, index, question)
+                outputs = await self._attempt(serving, index, question)
+                use.answered += 1
+                return outputs
             except BoardError as error:
                 last = error
                 self._retried += 1

@@ -14,10 +14,12 @@ import aiohttp
 from aiohttp import web
 
 from shoal import __version__
+from shoal.agent import fence
 from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.emulation import Emulation
 from shoal.agent.executor import Executor
+from shoal.agent.fence import Fence
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
 from shoal.agent.link_watch import LinkWatch
@@ -37,6 +39,7 @@ from shoal.messages import (
     Airtime,
     Alarm,
     Birth,
+    Coordinator,
     Desired,
     Hardware,
     Heartbeat,
@@ -161,12 +164,14 @@ class Agent:
             filters=(
                 *(topic(settings.cluster, kind, self._board) for kind in (Desired, Presence)),
                 topic(settings.cluster, Airtime, BoardId("+")),
+                topic(settings.cluster, Coordinator),
             ),
             will=Presence(incarnation=incarnation, state="lost"),
             will_board=self._board,
             strangers={settings.meter: external.hear} if settings.meter and external else {},
         )
         self._desired: Desired | None = None
+        self._fence = Fence()
         self._bundle_news = asyncio.Event()
         self._profiling = ""
         """What is done to profile the bundle, for `Reported`; empty if nothing is to do."""
@@ -268,13 +273,16 @@ class Agent:
             self._mqtt.publish(Presence(incarnation=self._incarnation, state="online"), self._board)
         elif isinstance(message, Airtime) and envelope.board is not None:
             self._links.air(envelope.board, message)
-        elif isinstance(message, Desired):
-            known = self._desired
-            newest = (known.coordinator, known.version) if known else (0, 0)
-            if (message.coordinator, message.version) > newest:
+        elif isinstance(message, Coordinator | Desired):
+            before, self._fence = self._fence, fence.heard(self._fence, message)
+            if self._fence == before:
+                return
+            if isinstance(message, Desired):
                 self._desired = message
                 self._reconciler.wish(message)
                 self._bundle_news.set()
+            else:
+                self._report()
 
     async def _beat(self) -> None:
         sequence = 0
@@ -326,11 +334,11 @@ class Agent:
         self._mqtt.publish(replace(vitals, health=health), self._board)
 
     def _report(self) -> None:
-        desired = self._desired
         self._mqtt.publish(
             Reported(
                 incarnation=self._incarnation,
-                version=desired.version if desired else 0,
+                coordinator=self._fence.coordinator,
+                version=self._fence.version,
                 epochs=self._reconciler.epochs,
                 activity=self._profiling or self._reconciler.activity,
             ),

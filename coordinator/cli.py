@@ -4,46 +4,25 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from shoal.coordinator.options import check_cluster, cluster_options
 from shoal.encoding import Json, to_json
 from shoal.errors import ConfigError, PlanError
-from shoal.records import BoardId, check_name
+from shoal.records import BoardId
 
 if TYPE_CHECKING:
     from shoal.coordinator.client import View
     from shoal.coordinator.planner import Candidate
 
-F = TypeVar("F", bound=Callable[..., object])
-
 Objective = Literal["latency", "throughput"]
 
 
-def _cluster_options(command: F) -> F:
-    """Add the options that say which cluster is meant."""
-    for option in (
-        click.option("--cluster", default="default", show_default=True),
-        click.option(
-            "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _check_cluster(cluster: str) -> None:
-    try:
-        check_name("--cluster", cluster)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
 @click.option(
     "--http-port",
@@ -82,7 +61,7 @@ def coordinator(
     from shoal.coordinator.weigh import Settings
     from shoal.mqtt import address_towards
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s coordinator %(levelname)s %(message)s",
@@ -104,7 +83,7 @@ def coordinator(
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
-@_cluster_options
+@cluster_options
 @click.option(
     "--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True
 )
@@ -153,7 +132,7 @@ async def _deploy(
     from shoal.coordinator import client, render
     from shoal.messages import Decision, Deployment
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
         source = await client.upload(http, await client.find_coordinator(operator), bundle)
         await operator.publish(
@@ -181,7 +160,7 @@ async def _deploy(
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 def undeploy(broker: str, cluster: str) -> None:
     """Stop serving: take away what is deployed."""
     from shoal.coordinator import client
@@ -191,12 +170,12 @@ def undeploy(broker: str, cluster: str) -> None:
         async with client.Operator(broker, cluster) as operator:
             await operator.clear(Deployment)
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     asyncio.run(run())
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(broker: str, cluster: str, as_json: bool) -> None:
     """Show the boards, what is deployed, and the plan in force."""
@@ -208,13 +187,13 @@ def status(broker: str, cluster: str, as_json: bool) -> None:
             await operator.listen(1.25 * VITALS_S)
             return operator.view
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     view = asyncio.run(look())
     click.echo(json.dumps(_as_json(view)) if as_json else render.status(view))
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), help="[default: the deployed one]")
 @click.option("--max-boards", type=click.IntRange(0), default=0)
 @click.option("--without", multiple=True, metavar="BOARD", help="Plan as if BOARD were not there.")
@@ -235,7 +214,7 @@ def plan(
     """
     from shoal.coordinator import render
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     ranked = asyncio.run(_candidates(broker, cluster, objective, max_boards, without))
     if as_json:
         click.echo(json.dumps([json.loads(to_json(candidate)) for candidate in ranked]))
@@ -282,30 +261,8 @@ async def _candidates(
 
 
 @click.command()
-@_cluster_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def explain(broker: str, cluster: str, as_json: bool) -> None:
-    """Say why the cluster runs as it does: the reason, the alternatives, what was measured."""
-    from shoal.coordinator import client, render
-    from shoal.messages import Decision, Telemetry
-
-    async def look() -> client.View:
-        async with client.Operator(broker, cluster) as operator:
-            await operator.listen(1.5)
-            return operator.view
-
-    _check_cluster(cluster)
-    view = asyncio.run(look())
-    found = view.cluster.get(Decision)
-    if not isinstance(found, Decision):
-        raise ConfigError("no coordinator has decided anything in this cluster yet")
-    measured = [t for said in view.boards.values() if isinstance(t := said.get(Telemetry), Telemetry)]
-    click.echo(to_json(found).decode() if as_json else render.decision(found, measured))
-
-
-@click.command()
 @click.argument("inputs", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@_cluster_options
+@cluster_options
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write outputs as .npz."
 )
@@ -330,7 +287,7 @@ def infer(
     """Send a request with the tensors of INPUTS (.npz, by name); without INPUTS, made-up ones."""
     from shoal.coordinator import request
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     board_id = BoardId(board) if board else None
     answer, seconds = asyncio.run(request.ask(broker, cluster, inputs, board_id, repeat, trace))
     if output is not None:
@@ -346,7 +303,7 @@ def infer(
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--seconds", type=float, default=None, help="Stop after so long.  [default: Ctrl-C]")
 def watch(broker: str, cluster: str, seconds: float | None) -> None:
     """Print what happens in the cluster, as it happens."""
@@ -363,7 +320,7 @@ def watch(broker: str, cluster: str, seconds: float | None) -> None:
                 if line:
                     click.echo(f"{time.monotonic() - begun_s:7.1f} s  {line}")
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     try:
         asyncio.run(follow())
     except KeyboardInterrupt:

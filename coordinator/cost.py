@@ -63,13 +63,14 @@ def predict(
     path = partial(link, profiles, barred)
     busy_s: dict[BoardId, float] = defaultdict(float)
     carried_bytes: dict[tuple[BoardId, BoardId], float] = defaultdict(float)
-    latency_s = compute_s = exchange_s = waits = 0.0
+    latency_s = compute_s = exchange_s = waits = staging_s = 0.0
     for lane in lanes:
         played = _played(manifest, profiles, path, cells, lead, lane)
         latency_s += lane.weight * played.latency_s
         compute_s += lane.weight * played.compute_s
         exchange_s += lane.weight * (played.busy_s[lead] - played.compute_s)
         waits += lane.weight * played.waits
+        staging_s += lane.weight * _staging_s(manifest, profiles[lead], lead, lane)
         for board, seconds in played.busy_s.items():
             busy_s[board] += lane.weight * seconds
         for pair, size_bytes in played.carried_bytes.items():
@@ -85,6 +86,7 @@ def predict(
         exchange_s=exchange_s,
         carried_bytes=sum(carried_bytes.values()),
         waits=waits,
+        staging_s=staging_s,
     )
 
 
@@ -125,8 +127,19 @@ def sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
     raise PlanError("plan: its collectives are of no sharding of the bundle")
 
 
-def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
-    """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
+def _staging_s(manifest: Manifest, profile: Profile, lead: BoardId, lane: Lane) -> float:
+    """Return what the lead spends on copies to its device and back in one request."""
+    if not profile.staging_s:
+        return 0.0
+    sharding = sharding_of(manifest, lane)
+    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)[lead]
+    segments = (manifest.by_name[s.segment] for s in lane.programs[lead].steps if isinstance(s, Run))
+    specs = (spec for segment in segments for spec in (*segment.inputs, *segment.outputs))
+    return profile.staging_s * sum(spec.size_bytes(sizes) for spec in specs)
+
+
+def _sizes_of(manifest: Manifest, sharding: Sharding, lane: Lane) -> Mapping[BoardId, Mapping[str, int]]:
+    """Return what each named dimension is at each board, as the lane's programs say."""
     steps = [step for program in lane.programs.values() for step in program.steps]
     meetings = [step for step in steps if isinstance(step, Collective)]
     codec = next((step.codec for step in meetings if step.codec.rate > 1), meetings[0].codec)
@@ -134,7 +147,12 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
     scattered = next((step.shares for step in meetings if step.shares), None)
     shares = scattered or _shares_of(manifest, lane, boards)
     chunks = max(step.chunks for step in meetings)
-    sizes = dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+    return dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+
+
+def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
+    """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
+    sizes = _sizes_of(manifest, sharding, lane)
     by_tag: dict[int, list[list[Flow]]] = {}
     alike: dict[object, list[list[Flow]]] = {}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.coordinator.planner import Candidate, Objective, cost_s
-from shoal.messages import Telemetry
+from shoal.messages import Telemetry, TooSlow
 from shoal.program import Plan
 
 TRIAL_S: Final = 30.0
@@ -77,6 +77,20 @@ def factor(experience: Experience, strategy: str, now_s: float) -> float:
     """Return by how much a strategy is slower than predicted, as far as is remembered."""
     known = experience.get(strategy)
     return known.factor if known is not None and now_s < known.until_s else 1.0
+
+
+def told(experience: Experience, now_s: float, calendar_s: float) -> tuple[TooSlow, ...]:
+    """Return what is remembered, for a person; `calendar_s` makes seconds since 1970 of our clock's."""
+    return tuple(
+        TooSlow(
+            strategy=strategy,
+            factor=known.factor,
+            epoch=known.epoch,
+            until_s=float(round(known.until_s + calendar_s)),
+        )
+        for strategy, known in sorted(experience.items())
+        if now_s < known.until_s
+    )
 
 
 def ordered(

@@ -152,7 +152,9 @@ class Board:
     def report(self) -> None:
         """Say how far it is with its plans."""
         epochs = tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
-        self._say(Reported(incarnation=self.incarnation, version=1, epochs=epochs, activity=""))
+        self._say(
+            Reported(incarnation=self.incarnation, coordinator=0, version=1, epochs=epochs, activity="")
+        )
 
     def publish(self) -> None:
         """Say what it has measured, if it has."""
@@ -167,6 +169,7 @@ class Board:
             links=self._links,
             memory_bytes=self._memory_bytes,
             slowdown=slowdown,
+            staging_s=0.0,
             source=Source.MEASURED,
         )
         self._say(profile)

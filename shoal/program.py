@@ -245,6 +245,8 @@ class Prediction:
     """Between boards for one request, headers of frames not counted."""
     waits: float = 0.0
     """How many times the lead stands still for other boards in one request."""
+    staging_s: float = 0.0
+    """Of the compute, in which the lead copies tensors to a device with memory of its own and back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,7 @@ def alarm(peer: BoardId, life: int = 1) -> Alarm:
 
 
 def reported(*epochs: Readiness, life: int = 1) -> Reported:
-    return Reported(incarnation=life, version=1, epochs=epochs, activity="idle")
+    return Reported(incarnation=life, coordinator=0, version=1, epochs=epochs, activity="idle")
 
 
 def ready(epoch: int) -> Readiness:
@@ -328,6 +328,7 @@ def profile(
         links=links or {},
         memory_bytes=memory_bytes,
         slowdown=slowdown,
+        staging_s=0.0,
         source=Source.MEASURED,
     )
 
@@ -395,6 +396,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Readiness, "epoch"): _epochs,
     (Profile, "memory_bytes"): _natural,
     (Profile, "slowdown"): _positive,
+    (Profile, "staging_s"): st.floats(0, 0.5),
     (BundleSource, "name"): _names,
     (Deployment, "max_boards"): _natural,
     (Deployment, "max_error"): st.floats(0, 1),

@@ -150,7 +150,14 @@ def test_an_enum_is_its_value() -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_what_json_cannot_say_is_not_written(number: float) -> None:
     report = Telemetry(
-        incarnation=1, epoch=1, answered=1, failed=0, retried=0, latency_median_s=number, latency_p95_s=1.0
+        incarnation=1,
+        epoch=1,
+        answered=1,
+        failed=0,
+        retried=0,
+        latency_median_s=number,
+        latency_p95_s=1.0,
+        lanes=(1,),
     )
     with pytest.raises(ValueError, match="JSON"):
         to_json(report)
@@ -231,7 +238,14 @@ def test_refusals_name_field_expected_and_got(change: dict[str, object], words: 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(word: str) -> None:
     report = Telemetry(
-        incarnation=1, epoch=1, answered=1, failed=0, retried=0, latency_median_s=0.5, latency_p95_s=1.0
+        incarnation=1,
+        epoch=1,
+        answered=1,
+        failed=0,
+        retried=0,
+        latency_median_s=0.5,
+        latency_p95_s=1.0,
+        lanes=(1,),
     )
     text = to_json(report).replace(b"0.5", word.encode())
     refusal(Telemetry, text)

@@ -26,6 +26,7 @@ def told(epoch: int, median_s: float, alone: int = 3, incarnation: int = 1) -> T
         latency_p95_s=9.0,
         alone=alone,
         alone_median_s=median_s,
+        lanes=(9,),
     )
 
 

@@ -77,7 +77,14 @@ def test_anything_that_a_board_says_renews_the_lease() -> None:
         build.reported(),
         build.alarm(C),
         Telemetry(
-            incarnation=1, epoch=1, answered=1, failed=0, retried=0, latency_median_s=1.0, latency_p95_s=1.0
+            incarnation=1,
+            epoch=1,
+            answered=1,
+            failed=0,
+            retried=0,
+            latency_median_s=1.0,
+            latency_p95_s=1.0,
+            lanes=(1,),
         ),
     )
     for message in said:
