@@ -18,6 +18,8 @@ from shoal.records import BoardId
 
 WINDOW_S: Final = 10.0
 """So long what leads tell is gathered."""
+AGAIN_S: Final = 5.0
+"""The same thing that happens again within so long is not kept again."""
 TOLD: Final = 6
 """So many alternatives are kept with a plan."""
 
@@ -93,6 +95,8 @@ class Chronicle:
     reports: tuple[Measured, ...] = ()
     since_s: float = 0.0
     """When the first of them came."""
+    events: tuple[tuple[str, float], ...] = ()
+    """What happened of late, and when."""
 
 
 def note(
@@ -105,14 +109,19 @@ def note(
     entries: list[Entry] = []
     if chronicle.reports and _over(chronicle, after, told, now_s):
         entries.append(_closed(chronicle, after, now_s))
-        chronicle = Chronicle()
+        chronicle = Chronicle(events=chronicle.events)
     if told is not None and after.serving is not None and told.epoch == after.serving.epoch:
         if not chronicle.reports:
-            chronicle = Chronicle(epoch=told.epoch, since_s=now_s)
+            chronicle = replace(chronicle, epoch=told.epoch, since_s=now_s)
         report = _measured(told, after.serving.predicted.latency_s)
         chronicle = replace(chronicle, reports=(*chronicle.reports, report))
     if after is not before:
-        entries += _changes(before, after, now_s)
+        late = tuple((words, at_s) for words, at_s in chronicle.events if now_s - at_s < AGAIN_S)
+        known = {words for words, _ in late}
+        changes = [e for e in _changes(before, after, now_s) if e.kind != "event" or e.words not in known]
+        fresh = ((each.words, now_s) for each in changes if each.kind == "event")
+        chronicle = replace(chronicle, events=(*late, *fresh))
+        entries += changes
     return chronicle, tuple(entries)
 
 

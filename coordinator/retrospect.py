@@ -35,7 +35,7 @@ def text(entries: Sequence[Entry]) -> str:
         return "nothing happened"
     rows = [
         (f"{calendar(each.at_s):%Y-%m-%d %H:%M:%S}", str(each.epoch or "-"), each.kind, _words(each))
-        for each in joined(entries)
+        for each in sorted(joined(entries), key=lambda each: each.at_s)
     ]
     return table(("TIME", "EPOCH", "WHAT", ""), rows)
 
@@ -72,6 +72,6 @@ def _join(measured: Sequence[Entry]) -> Entry:
 
 
 def _words(entry: Entry) -> str:
-    if entry.plan is None:
-        return entry.words
+    if entry.plan is None or entry.kind not in ("given up", "put down"):
+        return entry.words  # the reason of a plan says which it is
     return f"{entry.plan.strategy} on {', '.join(entry.plan.boards)}: {entry.words}"

@@ -184,6 +184,17 @@ def test_a_plan_left_for_what_its_trial_showed_is_kept_as_rolled_back() -> None:
     assert [entry.kind for entry in between(pending, back)] == ["rolled back"]
 
 
+def test_the_same_event_again_and_again_is_kept_once_in_a_while() -> None:
+    state = State(incarnation=1, settings=Settings(), cause="a is faster")
+    other = replace(state, cause="b is faster")
+    known, found = Chronicle(), []
+    for step in range(120):
+        before, after = (state, other) if step % 2 else (other, state)
+        known, entries = chronicle.note(known, before, after, None, step / 10)
+        found += entries
+    assert len(found) == 2 * 3
+
+
 def test_a_plan_found_in_force_and_one_that_is_put_down() -> None:
     state = State(incarnation=1, settings=Settings())
     found = replace(state, serving=build.plan(3, A))
