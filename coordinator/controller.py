@@ -105,6 +105,14 @@ def remembered(state: State, message: Plan | Desired) -> State:
     return replace(state, serving=message, pending=None, draining=None)
 
 
+def recalled(state: State, decision: Decision) -> State:
+    """Return the state with what an earlier coordinator had learnt of strategies, for what is deployed."""
+    plan = state.serving
+    if plan is None or plan.epoch != decision.epoch or plan.bundle != state.bundle:
+        return state
+    return replace(state, experience=experience.recalled(decision.slower, state.calendar_s))
+
+
 def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     """Return the state and what to publish, after everything that is known now."""
     if not state.connected:

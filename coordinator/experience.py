@@ -93,6 +93,19 @@ def told(experience: Experience, now_s: float, calendar_s: float) -> tuple[TooSl
     )
 
 
+def recalled(slower: Sequence[TooSlow], calendar_s: float) -> Experience:
+    """Return the experience that was told as `slower`, perhaps by an earlier coordinator."""
+    return {
+        each.strategy: Slower(
+            factor=each.factor,
+            until_s=each.until_s - calendar_s,
+            recall_s=RECALL_S,
+            epoch=each.epoch,
+        )
+        for each in slower
+    }
+
+
 def ordered(
     candidates: Sequence[Candidate], objective: Objective, experience: Experience, now_s: float
 ) -> tuple[Candidate, ...]:

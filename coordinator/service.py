@@ -97,6 +97,8 @@ class Service:
         """Since the broker is there."""
         self._begun = False
         """It has said who it is: an older coordinator stops for it, and so does it for a newer one."""
+        self._found: Decision | None = None
+        """What an earlier coordinator decided last."""
         self._obeyed = 0
         """The newest coordinator that a board has heard of: a clock that was set back must not silence us."""
         self._contradicted = False
@@ -210,6 +212,8 @@ class Service:
                 self._state = controller.remembered(self._state, self._memory.plan)
         if not self._deployment_came and self._state.deployment is not None:
             self._mqtt.publish(self._state.deployment)
+        if self._found is not None and not self._begun:
+            self._state = controller.recalled(self._state, self._found)
         self._begun = True
         self._say_again()
 
@@ -236,6 +240,8 @@ class Service:
                 self._state = controller.deployed(self._state, self._here(message), now_s)
             case None if envelope.route.message is Deployment:
                 self._state = controller.deployed(self._state, None, now_s)
+            case Decision() if envelope.retained:
+                self._found = message
             case Plan() | Decision() if message in self._unheard and not envelope.retained:
                 self._unheard.remove(message)
             case Plan() | Desired() if envelope.retained or not self._state.connected:

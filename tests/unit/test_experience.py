@@ -9,7 +9,7 @@ from shoal.coordinator.experience import RECALL_S, Slower, Trial
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import State
 from shoal.coordinator.weigh import Settings
-from shoal.messages import Telemetry
+from shoal.messages import Decision, Telemetry
 from shoal.program import Lane, Plan, Prediction, Program, Run
 from tests import build
 from tests.build import A, B
@@ -101,6 +101,28 @@ def test_candidates_are_ordered_by_what_they_turned_out_to_cost() -> None:
     order = experience.ordered(found, "latency", known, 50.0)
     assert [one.strategy for one in order] == ["tensor", "sequence", "local"]
     assert experience.ordered(found, "latency", known, 100.0) == found
+
+
+def test_what_was_told_is_known_again_after_a_restart_with_another_clock() -> None:
+    known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
+    told_by = experience.told(known, 50.0, 1e9)
+    again = experience.recalled(told_by, 1e9 - 5000.0)
+    assert experience.factor(again, "sequence", 5098.0) == 1.8
+    assert experience.factor(again, "sequence", 5100.0) == 1.0
+    assert experience.told(known, 99.0, 1e9) == (), "it is over"
+
+
+def test_a_coordinator_recalls_only_what_is_of_the_plan_in_force() -> None:
+    slower = experience.told({"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}, 0.0, 0.0)
+    deployment = build.deployment()
+    state = replace(served(State(incarnation=1, settings=Settings())), deployment=deployment)
+    decision = Decision(
+        epoch=4, wanted=0, objective="", reason="", alternatives=(), waiting_for=(), slower=slower
+    )
+    assert controller.recalled(state, decision).experience.keys() == {"sequence"}
+    assert controller.recalled(state, replace(decision, epoch=3)).experience == {}
+    other = build.deployment(manifest=build.sha(9))
+    assert controller.recalled(replace(state, deployment=other), decision).experience == {}
 
 
 def served(state: State) -> State:
