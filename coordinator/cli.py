@@ -33,7 +33,7 @@ Objective = Literal["latency", "throughput"]
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where bundles are kept.  [default: ~/.local/state/shoal/coordinator]",
+    help="Where bundles and the history are kept.  [default: ~/.local/state/shoal/coordinator]",
 )
 @click.option("--margin", default=0.10, show_default=True, help="A new plan must be better by this share.")
 @click.option(
@@ -56,6 +56,7 @@ def coordinator(
     """Plan for a cluster, and plan anew whenever its profiles change.
 
     All it knows it can read again from the broker: stop and start it at any time; the boards go on.
+    One that is started beside another takes over, and the other ends with exit code 2.
     """
     from shoal.coordinator import service
     from shoal.coordinator.weigh import Settings

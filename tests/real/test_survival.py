@@ -265,3 +265,33 @@ def test_two_that_were_cut_off_from_each_other_end_as_one(trial: Torn, relay: Re
         await recovered(trial, watch, wanted)
 
     unharmed(trial.under_load(trouble))
+
+
+def test_a_clock_that_was_set_back_silences_no_coordinator(
+    tmp_path: Path, undivided: Path, pictures: Pictures
+) -> None:
+    """Broker and coordinator have forgotten everything; only the board knows of a time yet to come."""
+    ahead = wall_ms() + 10**9
+    folder = tmp_path / "cluster" / "coordinator"
+    folder.mkdir(parents=True)
+    (folder / "memory.json").write_text(f'{{"incarnation":{ahead},"deployment":null,"plan":null}}')
+    with Cluster(tmp_path / "cluster", "embedded", margin=0.9) as cluster:
+        cluster.start_board(BOARDS[0])
+        trial = Trial(cluster=cluster, bundle=undivided, pictures=pictures, budget=None, boards=BOARDS[:1])
+        trial.deploy("latency")
+
+        async def look(watch: Watch) -> None:
+            await watch.until("the first coordinator", lambda: obeyed(watch) == {ahead + 1})
+            cluster.broker.kill()
+            cluster.coordinator.kill()
+            (folder / "memory.json").unlink()
+            cluster.start_broker()
+            cluster.start_coordinator()
+            watch.view.boards.clear()
+            await watch.until("the second coordinator", lambda: max(obeyed(watch), default=0) > ahead + 1)
+            newest = watch.view.coordinator
+            await watch.until("its wishes", lambda: BOARDS[0] in wishes(watch))
+            assert newest is not None
+            assert {newest.incarnation} == obeyed(watch)
+
+        trial.watch(look)

@@ -137,8 +137,8 @@ def test_a_coordinator_that_was_frozen_while_another_took_over_is_obeyed_by_nobo
 
 
 def obeyed(watch: Watch) -> set[int]:
-    """Return which coordinators the boards that are alive obey."""
-    found = (watch.view.boards[board].get(Reported) for board in watch.view.alive)
+    """Return which coordinators the boards that are alive obey, of those that said so."""
+    found = (watch.view.boards.get(board, {}).get(Reported) for board in watch.view.alive)
     return {reported.coordinator for reported in found if isinstance(reported, Reported)}
 
 
