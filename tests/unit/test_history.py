@@ -60,8 +60,8 @@ def test_old_entries_are_pruned_each_kind_by_itself(tmp_path: Path) -> None:
         batch = [entry(number, measured=number % 2 == 0) for number in range(start, start + 100)]
         file = written(tmp_path, *batch, most=50)
     found = read(file)
-    assert len([each for each in found if each.measured is None]) <= 50 + 100
-    assert len([each for each in found if each.measured is not None]) <= 100 + 100
+    assert len([each for each in found if each.measured is None]) == 50
+    assert len([each for each in found if each.measured is not None]) == 100
     assert found[-1].epoch == 999
 
 
