@@ -146,7 +146,11 @@ class Dispatcher:
         if self._serving is None:
             return None
         self._tally.waits(len(self._line), now_s)
-        report = self._tally.telemetry(incarnation, self._serving.plan.epoch, now_s)
+        uses = self._serving.uses
+        answered = tuple(use.answered for use in uses)
+        report = self._tally.telemetry(incarnation, self._serving.plan.epoch, answered, now_s)
+        for use in uses:
+            use.answered = 0
         self._tally = Tally(since_s=now_s)
         return report
 
@@ -272,6 +276,7 @@ class Dispatcher:
                     use.barred_until_s = time.monotonic() + BARRED_S
                     log.warning("epoch %d, lane %d: %s; trying again", serving.plan.epoch, index, error)
             else:
+                use.answered += 1
                 now_s, others = time.monotonic(), len(self._line) > 0
                 serving.pace = waiting.answered(
                     serving.pace, work=turn.work, took_s=now_s - begun_s, now_s=now_s, waiting=others

@@ -17,9 +17,11 @@ USUAL: Final = 0.1
 
 @dataclass(slots=True, kw_only=True)
 class LaneUse:
-    """How a lane is used just now."""
+    """How a lane is used."""
 
     in_flight: int = 0
+    answered: int = 0
+    """Since the last telemetry."""
     barred_until_s: float = 0.0
 
 

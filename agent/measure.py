@@ -92,6 +92,7 @@ class Measurer:
         """Held while segments are timed: only one at a time is loaded for that."""
         self._canary: _Canary | None = None
         self._memory_bytes = sessions.memory_bytes
+        self._staging_s = 0.0
 
     @property
     def profile(self) -> Profile | None:
@@ -108,6 +109,7 @@ class Measurer:
                 links=self._links(),
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
+                staging_s=self._staging_s,
                 source=Source.ESTIMATED if self._estimated else Source.MEASURED,
             )
 
@@ -163,6 +165,7 @@ class Measurer:
         self.publish()
 
     def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
+        self._staging_s = self._sessions.staging_s()
         timings, laws = self._remembered(bundle)
         known = timings.keys() | laws.keys()
         missing = [segment for segment in segments.timed(manifest) if segment.name not in known]
@@ -347,6 +350,7 @@ class Measurer:
                 links={},
                 memory_bytes=self._sessions.memory_bytes,
                 slowdown=1.0,
+                staging_s=self._staging_s,
                 source=Source.MEASURED,
             )
         try:

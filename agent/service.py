@@ -14,10 +14,12 @@ import aiohttp
 from aiohttp import web
 
 from shoal import __version__
+from shoal.agent import fence
 from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.emulation import Emulation
 from shoal.agent.executor import Executor
+from shoal.agent.fence import Fence
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
 from shoal.agent.link_watch import LinkWatch
@@ -38,6 +40,7 @@ from shoal.messages import (
     Airtime,
     Alarm,
     Birth,
+    Coordinator,
     Desired,
     Hardware,
     Heartbeat,
@@ -167,12 +170,14 @@ class Agent:
             filters=(
                 *(topic(settings.cluster, kind, self._board) for kind in (Desired, Presence)),
                 topic(settings.cluster, Airtime, BoardId("+")),
+                topic(settings.cluster, Coordinator),
             ),
             will=Presence(incarnation=incarnation, state="lost"),
             will_board=self._board,
             strangers={settings.meter: external.hear} if settings.meter and external else {},
         )
         self._desired: Desired | None = None
+        self._fence = Fence()
         self._bundle_news = asyncio.Event()
         self._profiling = ""
         """What is done to profile the bundle, for `Reported`; empty if nothing is to do."""
@@ -274,13 +279,16 @@ class Agent:
             self._mqtt.publish(Presence(incarnation=self._incarnation, state="online"), self._board)
         elif isinstance(message, Airtime) and envelope.board is not None:
             self._links.air(envelope.board, message)
-        elif isinstance(message, Desired):
-            known = self._desired
-            newest = (known.coordinator, known.version) if known else (0, 0)
-            if (message.coordinator, message.version) > newest:
+        elif isinstance(message, Coordinator | Desired):
+            before, self._fence = self._fence, fence.heard(self._fence, message)
+            if self._fence == before:
+                return
+            if isinstance(message, Desired):
                 self._desired = message
                 self._reconciler.wish(message)
                 self._bundle_news.set()
+            else:
+                self._report()
 
     async def _beat(self) -> None:
         sequence = 0
@@ -336,11 +344,11 @@ class Agent:
         return self._executor.alone.locked() or self._dispatcher.in_flight > 0
 
     def _report(self) -> None:
-        desired = self._desired
         self._mqtt.publish(
             Reported(
                 incarnation=self._incarnation,
-                version=desired.version if desired else 0,
+                coordinator=self._fence.coordinator,
+                version=self._fence.version,
                 epochs=self._reconciler.epochs,
                 activity=self._profiling or self._reconciler.activity,
                 disk_bytes=self._room.limit_bytes,

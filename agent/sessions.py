@@ -8,9 +8,10 @@ from shoal.errors import BoardError
 from shoal.firmware_configs.schema import Runtime
 from shoal.manifest import Segment
 from shoal.parts import range_of
+from shoal.profiler.staging import measure_staging
 from shoal.program import Run
 from shoal.records import Sha256
-from shoal.session import Session, open_session
+from shoal.session import Session, device_of, open_session, usable_providers
 from shoal.store import Store
 
 _Held = tuple[Sha256, tuple[int, ...]]
@@ -95,6 +96,14 @@ class Sessions:
         with self._lock:
             held = sum(segment.held_bytes(part) for (_, part), (segment, _) in self._opened.items())
             return self.memory_bytes - held
+
+    def staging_s(self) -> float:
+        """Measure what a byte takes to a device with memory of its own, or back, on average; 0: none has."""
+        device = device_of(usable_providers(self._runtime.providers))
+        if device is None:
+            return 0.0
+        found = measure_staging(device)
+        return (found.to_device_s + found.to_host_s) / 2
 
     def _needed(self, wanted: Mapping[_Held, Segment]) -> int:
         """Return the memory of what is loaded and wanted: each session has its own copy of its weights."""

@@ -41,8 +41,8 @@ class Tally:
         """Say whether there is nothing to tell."""
         return not (self.asked or self.failed or self.refused or self.retried or self.answered_s)
 
-    def telemetry(self, incarnation: int, epoch: int, now_s: float) -> Telemetry:
-        """Return all of it under the plan that is in force."""
+    def telemetry(self, incarnation: int, epoch: int, lanes: tuple[int, ...], now_s: float) -> Telemetry:
+        """Return all of it under the plan that is in force; `lanes` is what each of it has answered."""
         span_s = max(LEAST_SPAN_S, now_s - self.since_s)
         seconds = sorted(self.answered_s) or [0.0]
         return Telemetry(
@@ -59,4 +59,5 @@ class Tally:
             latency_p95_s=seconds[math.ceil(0.95 * len(seconds)) - 1],
             alone=len(self.alone_s),
             alone_median_s=statistics.median(self.alone_s) if self.alone_s else 0.0,
+            lanes=lanes,
         )

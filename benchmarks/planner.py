@@ -209,6 +209,7 @@ def fleet(
             links=links,
             memory_bytes=memory_bytes,
             slowdown=1.0,
+            staging_s=0.0,
             source=Source.ESTIMATED,
         )
     return profiles

@@ -124,6 +124,7 @@ def profiles_of(cell: Cell, manifest: Manifest, calibration: Calibration) -> dic
             links=links,
             memory_bytes=MEMORY_BYTES,
             slowdown=1.0,
+            staging_s=0.0,
             source=Source.MEASURED,
         )
     return found

@@ -4,45 +4,23 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from shoal.coordinator.options import goal_options, limits_of
+from shoal.coordinator.options import check_cluster, cluster_options, goal_options, limits_of
 from shoal.encoding import Json, to_json
-from shoal.errors import ConfigError, PlanError
-from shoal.records import BoardId, Sha256, check_name
+from shoal.errors import PlanError
+from shoal.records import BoardId, Sha256
 
 if TYPE_CHECKING:
     from shoal.coordinator.client import Operator, View
     from shoal.messages import Objective
 
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def _cluster_options(command: F) -> F:
-    """Add the options that say which cluster is meant."""
-    for option in (
-        click.option("--cluster", default="default", show_default=True),
-        click.option(
-            "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _check_cluster(cluster: str) -> None:
-    try:
-        check_name("--cluster", cluster)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
 
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
 @click.option(
     "--http-port",
@@ -53,7 +31,7 @@ def _check_cluster(cluster: str) -> None:
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where bundles are kept.  [default: ~/.local/state/shoal/coordinator]",
+    help="Where bundles and the history are kept.  [default: ~/.local/state/shoal/coordinator]",
 )
 @click.option("--margin", default=0.10, show_default=True, help="A new plan must be better by this share.")
 @click.option(
@@ -76,12 +54,13 @@ def coordinator(
     """Plan for a cluster, and plan anew whenever its profiles change.
 
     All it knows it can read again from the broker: stop and start it at any time; the boards go on.
+    One that is started beside another takes over, and the other ends with exit code 2.
     """
     from shoal.coordinator import service
     from shoal.coordinator.weigh import Settings
     from shoal.mqtt import address_towards
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s coordinator %(levelname)s %(message)s",
@@ -103,7 +82,7 @@ def coordinator(
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
-@_cluster_options
+@cluster_options
 @goal_options("latency")
 @click.option("--max-boards", type=click.IntRange(0), default=0, help="Use at most so many.  [default: all]")
 @click.option(
@@ -165,7 +144,7 @@ def deploy(
             if wait:
                 await _in_force(operator, source.manifest, objective, wait)
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     asyncio.run(run())
 
 
@@ -194,7 +173,7 @@ async def _in_force(operator: "Operator", bundle: Sha256, objective: "Objective"
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 def undeploy(broker: str, cluster: str) -> None:
     """Stop serving: take away what is deployed."""
     from shoal.coordinator import client
@@ -204,12 +183,12 @@ def undeploy(broker: str, cluster: str) -> None:
         async with client.Operator(broker, cluster) as operator:
             await operator.clear(Deployment)
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     asyncio.run(run())
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(broker: str, cluster: str, as_json: bool) -> None:
     """Show the boards, what is deployed, and the plan in force."""
@@ -221,36 +200,15 @@ def status(broker: str, cluster: str, as_json: bool) -> None:
             await operator.listen(1.25 * VITALS_S)
             return operator.view
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     view = asyncio.run(look())
     click.echo(json.dumps(_as_json(view)) if as_json else render.status(view))
 
 
 @click.command()
-@_cluster_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def explain(broker: str, cluster: str, as_json: bool) -> None:
-    """Say why the cluster runs as it does: the reason, the alternatives, what was measured."""
-    from shoal.coordinator import client, render
-    from shoal.messages import Decision, Telemetry
-
-    async def look() -> client.View:
-        async with client.Operator(broker, cluster) as operator:
-            await operator.listen(1.5)
-            return operator.view
-
-    _check_cluster(cluster)
-    view = asyncio.run(look())
-    found = view.cluster.get(Decision)
-    if not isinstance(found, Decision):
-        raise ConfigError("no coordinator has decided anything in this cluster yet")
-    measured = [t for said in view.boards.values() if isinstance(t := said.get(Telemetry), Telemetry)]
-    click.echo(to_json(found).decode() if as_json else render.decision(found, measured))
-
-
 @click.command()
 @click.argument("inputs", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@_cluster_options
+@cluster_options
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write outputs as .npz."
 )
@@ -285,7 +243,7 @@ def infer(
     """
     from shoal.coordinator import request
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     board_id = BoardId(board) if board else None
     deadline_s = None if deadline is None else deadline / 1e3
     answer, seconds = asyncio.run(request.ask(broker, cluster, inputs, board_id, repeat, trace, deadline_s))
@@ -302,7 +260,7 @@ def infer(
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 @click.option("--seconds", type=float, default=None, help="Stop after so long.  [default: Ctrl-C]")
 def watch(broker: str, cluster: str, seconds: float | None) -> None:
     """Print what happens in the cluster, as it happens."""
@@ -319,7 +277,7 @@ def watch(broker: str, cluster: str, seconds: float | None) -> None:
                 if line:
                     click.echo(f"{time.monotonic() - begun_s:7.1f} s  {line}")
 
-    _check_cluster(cluster)
+    check_cluster(cluster)
     try:
         asyncio.run(follow())
     except KeyboardInterrupt:

@@ -12,6 +12,8 @@ from typing import Final
 import aiohttp
 
 from shoal import oip
+from shoal.coordinator.chronicle import Entry
+from shoal.encoding import from_json
 from shoal.errors import BoardError, ConfigError, ModelError
 from shoal.manifest import Manifest, parse
 from shoal.messages import HEARTBEAT_S, BundleSource, Coordinator, Deployment, Heartbeat, Message
@@ -193,6 +195,22 @@ async def fetch_manifest(http: aiohttp.ClientSession, url: str, sha256: Sha256) 
             return parse(text, f"manifest {sha256[:12]}")
     except aiohttp.ClientError as error:
         raise BoardError(f"{url}: {error}") from error
+
+
+async def fetch_history(
+    http: aiohttp.ClientSession, url: str, since_s: float, limit: int
+) -> tuple[Entry, ...]:
+    """Return what the coordinator at `url` keeps, as `history.read` does; BoardError if it gives nothing."""
+    wanted = {"since": str(since_s), "limit": str(limit)}
+    limit_s = aiohttp.ClientTimeout(total=2 * TIMEOUT_S)
+    try:
+        async with http.get(f"{url}/history", params=wanted, timeout=limit_s) as answer:
+            text = await answer.read()
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        raise BoardError(f"{url}: {error or 'no answer in time'}") from error
+    if answer.status != 200:
+        raise BoardError(f"{url}: history: {answer.status} {_error_of(text)}")
+    return from_json(tuple[Entry, ...], text, f"{url}/history")
 
 
 async def made_up(http: aiohttp.ClientSession, url: str, model: str) -> dict[str, Array]:

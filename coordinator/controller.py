@@ -117,11 +117,27 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
 
 
 def remembered(state: State, message: Plan | Desired) -> State:
-    """Return the state with what an earlier coordinator had said: its plan, and its epochs."""
-    if isinstance(message, Plan):
-        serving = message if state.serving is None else state.serving
-        return replace(state, serving=serving, epoch=max(state.epoch, message.epoch))
-    return replace(state, epoch=max(state.epoch, *(plan.epoch for plan in message.plans), 0))
+    """Return the state with what a coordinator had said, an earlier one or one that led meanwhile.
+
+    A plan that was committed while we were away takes the place of ours, and of what we were preparing.
+    """
+    if isinstance(message, Desired):
+        return replace(state, epoch=max(state.epoch, *(plan.epoch for plan in message.plans), 0))
+    state = replace(state, epoch=max(state.epoch, message.epoch))
+    serving, pending = state.serving, state.pending
+    if (serving is not None and message.epoch <= serving.epoch) or (
+        pending is not None and message.epoch < pending.plan.epoch
+    ):
+        return state
+    return replace(state, serving=message, pending=None, draining=None)
+
+
+def recalled(state: State, decision: Decision) -> State:
+    """Return the state with what an earlier coordinator had learnt of strategies, for what is deployed."""
+    plan = state.serving
+    if plan is None or plan.epoch != decision.epoch or plan.bundle != state.bundle:
+        return state
+    return replace(state, experience=experience.recalled(decision.slower, state.calendar_s))
 
 
 def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
@@ -141,6 +157,9 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     elif state.pending is None:
         state = _looked_ahead(_choose(state, deployment, manifest, now_s), now_s)
     effects: list[Effect] = []
+    changed = state.serving != before.serving
+    if changed and state.serving is not None:
+        effects.append(Tell(message=state.serving))  # before its boards: who follows us finds it, or no trace
     desired = dict(state.desired)
     living = fleets.living(state.fleet, now_s)
     for board in living:
@@ -148,8 +167,8 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
         if desired.get(board) != message:
             desired[board] = replace(message, version=message.version + 1)
             effects.append(Say(board=board, message=desired[board]))
-    if state.serving != before.serving:
-        effects.append(Tell(message=state.serving) if state.serving else Retract())
+    if changed and state.serving is None:
+        effects.append(Retract())
     if state.decision is not None and state.decision != before.decision:
         effects.append(Tell(message=state.decision))
     return replace(state, desired=desired), tuple(effects)
@@ -289,7 +308,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
-            return replace(state, decision=_decision(ranking, old.epoch, 0, reason))
+            return replace(state, decision=_decision(state, ranking, (old.epoch, 0), reason, now_s))
     if broken and not broken.endswith(" lost"):
         state = replace(state, cause=broken)
     return _begin(state, deployment, ranking, best, now_s, forced=bool(broken))
@@ -329,7 +348,7 @@ def _begin(
         dwell_s=dwell_s,
         draining=state.draining if drains_on else None,
         pending=Pending(plan=plan, since_s=now_s, cleared=beside),
-        decision=_decision(ranking, old.epoch if old else 0, plan.epoch, plan.reason),
+        decision=_decision(state, ranking, (old.epoch if old else 0, plan.epoch), plan.reason, now_s),
     )
 
 
@@ -344,14 +363,16 @@ def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:
     return shape_of(state.bundle, candidate.strategy, candidate.lead, candidate.lanes)
 
 
-def _decision(ranking: Ranking, epoch: int, wanted: int, reason: str) -> Decision:
+def _decision(state: State, ranking: Ranking, epochs: tuple[int, int], reason: str, now_s: float) -> Decision:
+    """Return a decision; `epochs` are those of the plan in force and of the one that is prepared, or 0."""
     return Decision(
-        epoch=epoch,
-        wanted=wanted,
+        epoch=epochs[0],
+        wanted=epochs[1],
         objective=ranking.question.objective,
         reason=reason,
         alternatives=alternatives(ranking),
         waiting_for=(),
+        slower=experience.told(state.experience, now_s, state.calendar_s),
     )
 
 
@@ -363,6 +384,7 @@ def _waiting(state: State, what: tuple[str, ...]) -> Decision:
         reason=state.cause,
         alternatives=(),
         waiting_for=what,
+        slower=(),
     )
 
 

@@ -94,6 +94,7 @@ def predict(
         slowest_s=_slowest_s(counts),
         above_idle_j=request_j(powers, busy_s) if powers else None,
         idle_w=idle_w(powers) if powers else None,
+        staging_s=sum(each.weight * _staging_s(manifest, profiles[lead], lead, each) for each in lanes),
     )
 
 
@@ -188,8 +189,19 @@ def sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
     raise PlanError("plan: its collectives are of no sharding of the bundle")
 
 
-def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
-    """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
+def _staging_s(manifest: Manifest, profile: Profile, lead: BoardId, lane: Lane) -> float:
+    """Return what the lead spends on copies to its device and back in one request."""
+    if not profile.staging_s:
+        return 0.0
+    sharding = sharding_of(manifest, lane)
+    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)[lead]
+    segments = (manifest.by_name[s.segment] for s in lane.programs[lead].steps if isinstance(s, Run))
+    specs = (spec for segment in segments for spec in (*segment.inputs, *segment.outputs))
+    return profile.staging_s * sum(spec.size_bytes(sizes) for spec in specs)
+
+
+def _sizes_of(manifest: Manifest, sharding: Sharding, lane: Lane) -> Mapping[BoardId, Mapping[str, int]]:
+    """Return what each named dimension is at each board, as the lane's programs say."""
     steps = [step for program in lane.programs.values() for step in program.steps]
     meetings = [step for step in steps if isinstance(step, Collective)]
     codec = next((step.codec for step in meetings if step.codec.rate > 1), meetings[0].codec)
@@ -197,7 +209,12 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
     scattered = next((step.shares for step in meetings if step.shares), None)
     shares = scattered or _shares_of(manifest, lane, boards)
     chunks = max(step.chunks for step in meetings)
-    sizes = dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+    return dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+
+
+def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
+    """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
+    sizes = _sizes_of(manifest, sharding, lane)
     by_tag: dict[int, list[list[Flow]]] = {}
     alike: dict[object, list[list[Flow]]] = {}
 

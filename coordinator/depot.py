@@ -1,14 +1,20 @@
-"""Takes and serves blobs over HTTP: bundles come here from the operator and go from here to the boards."""
+"""Takes and serves blobs over HTTP: bundles come here from the operator and go from here to the boards.
+
+It also serves the coordinator's history.
+"""
 
 import asyncio
 import json
 import logging
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
-from shoal.errors import BoardError, ModelError
+from shoal.coordinator import history
+from shoal.encoding import to_json
+from shoal.errors import BoardError, ConfigError, ModelError
 from shoal.parts import cut
 from shoal.records import Blob, Sha256, check_sha256
 from shoal.store import CHUNK_BYTES, Store, writing
@@ -19,10 +25,14 @@ MAX_BLOB_BYTES: Final = 16 << 30
 
 
 class Depot:
-    """The HTTP side of a store: GET (with ranges), HEAD and PUT of `/blobs/<sha256>`, and ranges of rows."""
+    """The HTTP side of a store: GET (with ranges), HEAD and PUT of `/blobs/<sha256>`, and ranges of rows.
 
-    def __init__(self, store: Store) -> None:
+    With a file of a history, GET of `/history?since=SECONDS&limit=COUNT` as well, see `history.read`.
+    """
+
+    def __init__(self, store: Store, history_file: Path | None = None) -> None:
         self._store = store
+        self._history_file = history_file
 
     def application(self) -> web.Application:
         """Return the routes."""
@@ -34,7 +44,24 @@ class Depot:
                 web.put("/blobs/{sha256}", self._put),
             ]
         )
+        if self._history_file is not None:
+            app.router.add_get("/history", self._get_history)
         return app
+
+    async def _get_history(self, request: web.Request) -> web.Response:
+        try:
+            since_s = float(request.query.get("since", "0"))
+            limit = int(request.query.get("limit", "0"))
+        except ValueError:
+            return _error(400, f"history: expected since=SECONDS and limit=COUNT, got {request.query_string}")
+        assert self._history_file is not None
+        if not self._history_file.is_file():
+            return web.Response(body=to_json([]), content_type="application/json")
+        try:
+            entries = await asyncio.to_thread(history.read, self._history_file, since_s, max(0, limit))
+        except ConfigError as error:
+            return _error(500, str(error))
+        return web.Response(body=to_json(entries), content_type="application/json")
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         sha256 = _digest(request)

@@ -17,7 +17,7 @@ from typing import Final
 
 from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
-from shoal.messages import Telemetry
+from shoal.messages import Telemetry, TooSlow
 from shoal.program import Plan
 from shoal.records import BoardId, Profile
 
@@ -170,6 +170,33 @@ class Memory:
             return self.single
         known = self.experience.get(strategy)
         return self.factors.get((strategy, boards), self.single if known is None else known.factor)
+
+
+def told(experience: Experience, now_s: float, calendar_s: float) -> tuple[TooSlow, ...]:
+    """Return what is remembered, for a person; `calendar_s` makes seconds since 1970 of our clock's."""
+    return tuple(
+        TooSlow(
+            strategy=strategy,
+            factor=known.factor,
+            epoch=known.epoch,
+            until_s=float(round(known.until_s + calendar_s)),
+        )
+        for strategy, known in sorted(experience.items())
+        if now_s < known.until_s
+    )
+
+
+def recalled(slower: Sequence[TooSlow], calendar_s: float) -> Experience:
+    """Return the experience that was told as `slower`, perhaps by an earlier coordinator."""
+    return {
+        each.strategy: Slower(
+            factor=each.factor,
+            until_s=each.until_s - calendar_s,
+            recall_s=RECALL_S,
+            epoch=each.epoch,
+        )
+        for each in slower
+    }
 
 
 def ordered(

@@ -1,11 +1,13 @@
-"""Options that say what is wanted of a plan, for the commands that take them."""
+"""Options that several commands have: which cluster is meant, and what is wanted of a plan."""
 
 from collections.abc import Callable
 from typing import TypeVar, get_args
 
 import click
 
+from shoal.errors import ConfigError
 from shoal.messages import Limits, Objective
+from shoal.records import check_name
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -78,3 +80,23 @@ def over(deployed: Limits, given: Limits) -> Limits:
         max_energy_j=either("max_energy_j"),
         max_power_w=either("max_power_w"),
     )
+
+
+def cluster_options(command: F) -> F:
+    """Add the options that say which cluster is meant."""
+    for option in (
+        click.option("--cluster", default="default", show_default=True),
+        click.option(
+            "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def check_cluster(cluster: str) -> None:
+    """Raise ConfigError if there can be no cluster of that name."""
+    try:
+        check_name("--cluster", cluster)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

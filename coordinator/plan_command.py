@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shoal.coordinator.cli import _check_cluster, _cluster_options
-from shoal.coordinator.options import goal_options, limits_of, over
+from shoal.coordinator.options import check_cluster, cluster_options, goal_options, limits_of, over
 from shoal.encoding import to_json
 from shoal.errors import ConfigError, PlanError
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@_cluster_options
+@cluster_options
 @goal_options(None)
 @click.option("--max-boards", type=click.IntRange(0), default=0)
 @click.option("--without", multiple=True, metavar="BOARD", help="Plan as if BOARD were not there.")
@@ -61,7 +60,7 @@ def plan(
 
     if plot is not None and not pareto:
         raise ConfigError("--plot: expected --pareto with it: it draws the front")
-    _check_cluster(cluster)
+    check_cluster(cluster)
     asked = asyncio.run(_look(broker, cluster, without))
     goal = Goal(
         objective=objective or asked.deployment.objective,

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from shoal.clock import calendar
+from shoal.coordinator.chronicle import Measured, describe
 from shoal.coordinator.client import View
 from shoal.coordinator.front import Point
 from shoal.coordinator.goals import LATE, Goal, energy_j, power_w, response_s, words_of
@@ -194,6 +196,7 @@ def candidates(ranked: Sequence[Candidate], goal: Goal = _LATENCY) -> str:
             candidate.boards,
             predicted.latency_s,
             predicted.compute_s,
+            predicted.staging_s,
             predicted.exchange_s,
             predicted.carried_bytes,
             predicted.throughput_per_s,
@@ -233,7 +236,17 @@ def front(points: Sequence[Point]) -> str:
     )
 
 
-_COSTS_HEAD = ("STRATEGY", "BOARDS", "LATENCY", "COMPUTE", "EXCHANGE", "WAIT", "SENT", "THROUGHPUT")
+_COSTS_HEAD = (
+    "STRATEGY",
+    "BOARDS",
+    "LATENCY",
+    "COMPUTE",
+    "STAGING",
+    "EXCHANGE",
+    "WAIT",
+    "SENT",
+    "THROUGHPUT",
+)
 
 
 def _costs(
@@ -242,16 +255,21 @@ def _costs(
     boards: Sequence[BoardId],
     latency_s: float,
     compute_s: float,
+    staging_s: float,
     exchange_s: float,
     carried_bytes: float,
     throughput_per_s: float,
 ) -> tuple[str, ...]:
-    """Return the cells of one plan that was weighed; wait is what the lead neither computes nor exchanges."""
+    """Return the cells of one plan that was weighed.
+
+    Staging is in `compute_s` and shown apart; wait is what the lead neither computes nor exchanges.
+    """
     return (
         f"{strategy}{_in(chunks)}",
         ", ".join(boards),
         f"{latency_s * 1e3:.1f} ms",
-        f"{compute_s * 1e3:.1f} ms",
+        f"{(compute_s - staging_s) * 1e3:.1f} ms",
+        f"{staging_s * 1e3:.1f} ms",
         f"{exchange_s * 1e3:.1f} ms",
         f"{max(0.0, latency_s - compute_s - exchange_s) * 1e3:.1f} ms",
         f"{carried_bytes / 1e3:.1f} kB",
@@ -259,14 +277,21 @@ def _costs(
     )
 
 
-def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
-    """Return why the plan in force was chosen, what else was weighed, and what was measured."""
+def decision(
+    found: Decision, plan: Plan | None, reports: Sequence[Telemetry], measured: Measured | None
+) -> str:
+    """Return why the plan in force was chosen, what else was weighed, and what was measured.
+
+    `reports` are what boards told just now, `measured` what requests took under the plan in force so far.
+    """
     lines = [
         f"epoch {found.epoch}" + (f", epoch {found.wanted} on its way" if found.wanted else ""),
         f"why: {found.reason}",
     ]
     if found.waiting_for:
         lines.append("waiting for: " + "; ".join(found.waiting_for))
+    if plan is not None:
+        lines += buckets(plan, [report for report in reports if report.epoch == plan.epoch])
     if found.alternatives:
         rows = [
             (
@@ -276,6 +301,7 @@ def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
                     alternative.boards,
                     alternative.latency_s,
                     alternative.compute_s,
+                    alternative.staging_s,
                     alternative.exchange_s,
                     alternative.carried_bytes,
                     alternative.throughput_per_s,
@@ -284,15 +310,43 @@ def decision(found: Decision, measured: Sequence[Telemetry]) -> str:
             )
             for alternative in found.alternatives
         ]
-        lines.append(f"weighed, by {found.objective}:")
+        lines.append(f"weighed, by {found.objective}, for requests of the sample's sizes:")
         lines.append(table((*_COSTS_HEAD, ""), rows))
     lines.extend(
-        f"measured under epoch {report.epoch}: {report.answered} requests, median "
+        f"{slower.strategy} took {slower.factor:.2f} times as long as predicted under epoch {slower.epoch}: "
+        f"it counts as that slow until {calendar(slower.until_s):%Y-%m-%d %H:%M}"
+        for slower in found.slower
+    )
+    if measured is not None:
+        lines.append(f"measured under epoch {found.epoch}: {describe(measured)}")
+    lines.extend(
+        f"just now, under epoch {report.epoch}: {report.answered} requests, median "
         f"{report.latency_median_s * 1e3:.1f} ms, 95 % within {report.latency_p95_s * 1e3:.1f} ms, "
         f"{report.retried} tried again, {report.failed} failed"
-        for report in measured
+        for report in reports
     )
     return "\n".join(lines)
+
+
+def buckets(found: Plan, reports: Sequence[Telemetry]) -> list[str]:
+    """Return how a plan answers requests of which sizes, and how many were of these just now."""
+    if len({_at_least(lane) for lane in found.lanes}) < 2:
+        return []
+    lines = ["by the size of a request:"]
+    for least in dict.fromkeys(_at_least(lane) for lane in found.lanes):
+        chosen = [index for index, lane in enumerate(found.lanes) if _at_least(lane) == least]
+        boards = [", ".join(sorted(found.lanes[index].programs)) for index in chosen]
+        words = ", ".join(f"from {size} {dim}" for dim, size in least) or "smaller ones"
+        how = f"rows divided among {'; '.join(boards)}" if len(chosen) > 1 else f"on {boards[0]}"
+        count = sum(
+            report.lanes[index] for report in reports for index in chosen if index < len(report.lanes)
+        )
+        lines.append(f"  {words}: {how}{f', {count} just now' if count else ''}")
+    return lines
+
+
+def _at_least(lane: Lane) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(lane.least.items()))
 
 
 def event(board: BoardId | None, message: Message | None) -> str | None:

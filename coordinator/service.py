@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +13,23 @@ from typing import Final
 from aiohttp import web
 
 from shoal.clock import wall_ms
-from shoal.coordinator import controller
+from shoal.coordinator import chronicle, controller, standing
+from shoal.coordinator.chronicle import Chronicle
 from shoal.coordinator.depot import Depot
 from shoal.coordinator.fleet import reconnected
+from shoal.coordinator.history import History
+from shoal.coordinator.memory import Memory
+from shoal.coordinator.standing import Attention
 from shoal.coordinator.state import Effect, Say, State, Tell
 from shoal.coordinator.weigh import Settings as Eagerness
-from shoal.encoding import from_json, to_json
-from shoal.errors import ConfigError, ModelError, WireError
+from shoal.errors import ConfigError, ModelError
 from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
     Alarm,
     Birth,
     Coordinator,
+    Decision,
     Deployment,
     Desired,
     Heartbeat,
@@ -44,6 +49,8 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 0.05
 SETTLE_S: Final = 3 * HEARTBEAT_S
 """After the broker is (back) there, heartbeats are listened to for so long before anything is judged."""
+CALENDAR_S: Final = 1.0
+"""The clock of the wall was set, if it has moved by so much beside ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +79,14 @@ class Service:
         self._settings = settings
         self._store = Store(settings.state_dir)
         self._memory = Memory(settings.state_dir / "memory.json")
+        self._history = History(settings.state_dir)
+        self._chronicle = Chronicle()
+        now_s = time.monotonic()
+        self._attention = Attention(looked_s=now_s, heard_s=now_s)
         incarnation = max(wall_ms(), self._memory.incarnation + 1)
-        self._state = State(incarnation=incarnation, settings=settings.eagerness)
+        self._state = State(
+            incarnation=incarnation, settings=settings.eagerness, calendar_s=wall_ms() / 1e3 - now_s
+        )
         self._stop = asyncio.Event()
         self._refusal: ConfigError | None = None
         self._ready_s: float | None = None
@@ -82,12 +95,24 @@ class Service:
         """The broker still has what some coordinator said before: it has not lost the rest either."""
         self._deployment_came = False
         """Since the broker is there."""
+        self._begun = False
+        """It has said who it is: an older coordinator stops for it, and so does it for a newer one."""
+        self._found: Decision | None = None
+        """What an earlier coordinator decided last."""
+        self._obeyed = 0
+        """The newest coordinator that a board has heard of: a clock that was set back must not silence us."""
+        self._contradicted = False
+        """Someone who has not heard yet that we lead has put its word in the place of ours."""
+        self._answer: asyncio.Future[None] | None = None
+        """What the broker was asked for, see `standing`."""
+        self._unheard: deque[Plan | Decision] = deque(maxlen=64)
+        """What we told and have not heard come back; anything else of the kind is another's."""
         self._me: Coordinator
         self._mqtt: Mqtt
 
     async def live(self) -> None:
         """Serve until told to stop."""
-        runner = web.AppRunner(Depot(self._store).application(), access_log=None)
+        runner = web.AppRunner(Depot(self._store, self._history.file).application(), access_log=None)
         await runner.setup()
         try:
             await web.TCPSite(runner, self._settings.host, self._settings.http_port).start()
@@ -118,6 +143,7 @@ class Service:
             task.cancel()
         results = await asyncio.gather(listening, stopping, return_exceptions=True)
         await runner.cleanup()
+        await asyncio.to_thread(self._history.close)
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -128,18 +154,51 @@ class Service:
         """Hear what comes, and decide after each message and at least every `TICK_S`."""
         while not self._stop.is_set():
             event = await self._mqtt.next(TICK_S)
+            before, told = self._state, None
             if isinstance(event, Down):
                 log.warning("broker %s: %s", self._mqtt.url, event.reason)
                 self._ready_s, self._remembered, self._deployment_came = None, False, False
                 self._state = replace(self._state, connected=False)
             elif isinstance(event, Up):
-                now_s = time.monotonic()
-                self._ready_s = now_s + SETTLE_S
-                self._state = replace(self._state, fleet=reconnected(self._state.fleet, now_s))
+                self._listen_anew()
                 self._introduce()
             elif event is not None:
                 self._hear(event)
-            self._decide()
+                told = event.message if isinstance(event.message, Telemetry) else None
+            if self._stop.is_set():
+                return
+            if self._contradicted and self._ready_s is not None and self._mqtt.events.empty():
+                self._say_again()
+            if self._attentive(came=event is not None):
+                self._decide()
+            now_s = time.monotonic()
+            self._chronicle, entries = chronicle.note(self._chronicle, before, self._state, told, now_s)
+            self._history.keep(entries)
+
+    def _attentive(self, *, came: bool) -> bool:
+        """Say whether boards may be judged now, and ask the broker if that is in doubt."""
+        if self._ready_s is None:
+            return True  # nobody is judged while the broker is away
+        now_s = time.monotonic()
+        if self._answer is not None and self._answer.done() and self._mqtt.events.empty():
+            self._answer = None
+            self._attention, late = standing.answered(self._attention, now_s)
+            if late:
+                self._listen_anew()
+        self._attention, ask = standing.looked(self._attention, now_s, came=came)
+        if ask:
+            if self._answer is not None:
+                self._answer.cancel()
+            self._answer = self._mqtt.ask()
+        return self._attention.doubt_s is None
+
+    def _listen_anew(self) -> None:
+        """Listen to the boards for a while before any is judged."""
+        now_s = time.monotonic()
+        self._attention = Attention(looked_s=now_s, heard_s=now_s)
+        self._ready_s = now_s + SETTLE_S
+        fleet = reconnected(self._state.fleet, now_s)
+        self._state = replace(self._state, connected=False, fleet=fleet)
 
     def _introduce(self) -> None:
         """Publish all that we have to say anew: the broker may have lost it, and we too."""
@@ -151,59 +210,93 @@ class Service:
                 self._state = controller.deployed(self._state, self._here(self._memory.deployment), now_s)
             if self._memory.plan is not None:
                 self._state = controller.remembered(self._state, self._memory.plan)
-        state = self._state
+        if not self._deployment_came and self._state.deployment is not None:
+            self._mqtt.publish(self._state.deployment)
+        if self._found is not None and not self._begun:
+            self._state = controller.recalled(self._state, self._found)
+        self._begun = True
+        self._say_again()
+
+    def _say_again(self) -> None:
+        """Publish who we are, what we desire, plan and decision: others' words may be in their place."""
+        state, self._contradicted = self._state, False
         self._mqtt.publish(self._me)
-        if not self._deployment_came and state.deployment is not None:
-            self._mqtt.publish(state.deployment)
+        if state.serving is not None:
+            self._tell(state.serving)
         for board, desired in state.desired.items():
             self._mqtt.publish(desired, board)
-        if state.serving is not None:
-            self._mqtt.publish(state.serving)
         if state.decision is not None:
-            self._mqtt.publish(state.decision)
+            self._tell(state.decision)
 
     def _hear(self, envelope: Envelope) -> None:
         now_s = time.monotonic()
         message, board = envelope.message, envelope.board
         match message:
             case Coordinator():
-                self._hear_coordinator(message, retained=envelope.retained)
+                self._remembered = self._remembered or envelope.retained
+                self._hear_coordinator(message)
             case Deployment():
                 self._deployment_came = True
                 self._state = controller.deployed(self._state, self._here(message), now_s)
             case None if envelope.route.message is Deployment:
                 self._state = controller.deployed(self._state, None, now_s)
-            case Plan() | Desired() if envelope.retained:
+            case Decision() if envelope.retained:
+                self._found = message
+            case Plan() | Decision() if message in self._unheard and not envelope.retained:
+                self._unheard.remove(message)
+            case Plan() | Desired() if envelope.retained or not self._state.connected:
                 self._state = controller.remembered(self._state, message)
+            case Plan() | Decision():
+                self._contradicted = self._state.connected
+            case Desired() if message.coordinator < self._state.incarnation:
+                self._contradicted = True
             case (
                 Birth() | Presence() | Heartbeat() | Profile() | Reported() | Telemetry() | Vitals() | Alarm()
             ):
                 if board is not None:
                     if isinstance(message, Alarm):
                         log.warning("%s: exchange with %s: %s", board, message.peer, message.detail)
+                    if isinstance(message, Reported):
+                        self._obeyed = max(self._obeyed, message.coordinator)
                     self._state = controller.heard(
                         self._state, board, message, now_s, retained=envelope.retained
                     )
 
     def _here(self, deployment: Deployment) -> Deployment:
-        """Return the deployment with the bundle served from where it is served now."""
+        """Return the deployment with the bundle served from where it is served now: here, if it is here."""
+        if not self._store.has(deployment.bundle.manifest):
+            return deployment
         return replace(deployment, bundle=replace(deployment.bundle, url=self._me.url))
 
-    def _hear_coordinator(self, message: Coordinator, *, retained: bool) -> None:
-        self._remembered = self._remembered or retained
-        if message.incarnation > self._state.incarnation:
-            if message.state == "online" and not retained:
-                self._refusal = ConfigError(f"another coordinator of {self._settings.cluster} has taken over")
-                self._stop.set()
-            else:  # an earlier one whose clock was ahead of ours
-                self._state = replace(self._state, incarnation=message.incarnation + 1)
-                self._me = replace(self._me, incarnation=self._state.incarnation)
+    def _hear_coordinator(self, other: Coordinator) -> None:
+        verdict = standing.verdict(self._me, other, begun=self._begun)
+        if verdict == "yield":
+            who = f"another coordinator of {self._settings.cluster}, {other.url},"
+            self._refusal = ConfigError(f"{who} has taken over")
+            self._stop.set()
+        elif verdict == "outbid":  # an earlier one whose clock was ahead of ours, or one that has gone since
+            self._outbid(other.incarnation)
+        elif verdict == "say again":
+            self._contradicted = True
+
+    def _outbid(self, incarnation: int) -> None:
+        """Be newer than `incarnation`, and say so unless that is still to be done."""
+        self._state = replace(self._state, incarnation=incarnation + 1)
+        self._me = replace(self._me, incarnation=incarnation + 1)
+        if self._begun:
+            self._mqtt.publish(self._me)
 
     def _decide(self) -> None:
         now_s = time.monotonic()
         state = self._state
         if self._ready_s is not None and now_s >= self._ready_s and not state.connected:
             state = replace(state, connected=True)
+        if state.connected and self._obeyed > state.incarnation:
+            self._outbid(self._obeyed)
+            state = replace(state, incarnation=self._state.incarnation)
+        calendar_s = wall_ms() / 1e3 - now_s
+        if abs(calendar_s - state.calendar_s) > CALENDAR_S:
+            state = replace(state, calendar_s=calendar_s)
         if state.deployment is not None and state.manifest is None:
             state = replace(state, manifest=self._manifest(state.deployment))
         self._state, effects = controller.decide(state, now_s)
@@ -227,56 +320,10 @@ class Service:
             elif isinstance(effect, Tell):
                 if isinstance(effect.message, Plan):
                     log.info("epoch %d: %s", effect.message.epoch, effect.message.reason)
-                self._mqtt.publish(effect.message)
+                self._tell(effect.message)
             else:
                 self._mqtt.clear(Plan)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Remembered:
-    incarnation: int
-    deployment: Deployment | None
-    plan: Plan | None
-
-
-class Memory:
-    """What this coordinator would miss if the broker forgot it while both were down, in a file."""
-
-    def __init__(self, file: Path) -> None:
-        """Read `file`; one that is missing or spoilt is as good as none."""
-        self._file = file
-        self._kept = _Remembered(incarnation=0, deployment=None, plan=None)
-        try:
-            self._kept = from_json(_Remembered, file.read_bytes(), str(file))
-        except FileNotFoundError:
-            log.debug("%s: nothing to remember", file)
-        except (OSError, WireError) as error:
-            log.warning("nothing is remembered: %s", error)
-
-    @property
-    def incarnation(self) -> int:
-        """Return that of the last life; 0 if there was none."""
-        return self._kept.incarnation
-
-    @property
-    def deployment(self) -> Deployment | None:
-        """Return what was deployed."""
-        return self._kept.deployment
-
-    @property
-    def plan(self) -> Plan | None:
-        """Return the plan that was in force."""
-        return self._kept.plan
-
-    def keep(self, incarnation: int, deployment: Deployment | None, plan: Plan | None) -> None:
-        """Remember these, if they are not what is remembered already."""
-        now = _Remembered(incarnation=incarnation, deployment=deployment, plan=plan)
-        if now == self._kept:
-            return
-        self._kept = now
-        fresh = self._file.with_suffix(".new")
-        try:
-            fresh.write_bytes(to_json(now))
-            fresh.replace(self._file)
-        except OSError as error:
-            log.warning("%s: not remembered: %s", self._file, error.strerror)
+    def _tell(self, message: Plan | Decision) -> None:
+        self._unheard.append(message)
+        self._mqtt.publish(message)

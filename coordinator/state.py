@@ -32,6 +32,8 @@ class State:
 
     incarnation: int
     settings: Settings
+    calendar_s: float = 0.0
+    """What to add to a time of the coordinator's clock for seconds since 1970."""
     connected: bool = False
     fleet: Fleet = field(default_factory=Fleet)
     deployment: Deployment | None = None

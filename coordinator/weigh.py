@@ -194,6 +194,7 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             latency_s=candidate.predicted.latency_s,
             throughput_per_s=candidate.predicted.throughput_per_s,
             compute_s=candidate.predicted.compute_s,
+            staging_s=candidate.predicted.staging_s,
             exchange_s=candidate.predicted.exchange_s,
             wait_s=wait_s(candidate.predicted),
             carried_bytes=candidate.predicted.carried_bytes,

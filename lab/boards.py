@@ -164,6 +164,7 @@ class Board:
         epochs = tuple(self._epochs[epoch] for epoch in sorted(self._epochs))
         reported = Reported(
             incarnation=self.incarnation,
+            coordinator=0,
             version=1,
             epochs=epochs,
             activity="",
@@ -186,6 +187,7 @@ class Board:
             links=self._links,
             memory_bytes=self._memory_bytes,
             slowdown=slowdown,
+            staging_s=0.0,
             source=Source.MEASURED,
         )
         self._say(profile)

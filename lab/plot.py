@@ -1,30 +1,14 @@
 """Draws what came of a scenario: latency over time, with what happened and what the planner made of it."""
 
 from pathlib import Path
-from typing import Final
 
-from shoal.errors import ConfigError
+from shoal.coordinator.drawing import ANSWER, BAD, BANDS, INK, QUIET, canvas
 from shoal.lab.report import Outcome, Request, quantile_s
-
-INK: Final = "#1f2a37"
-QUIET: Final = "#8a94a3"
-ANSWER: Final = "#2563a8"
-BAD: Final = "#c0392b"
-BANDS: Final = ("#e8f0f8", "#fbf0e0", "#e9f5ec", "#f4ecf7")
-"""Backgrounds of plans, in turn."""
 
 
 def draw(outcome: Outcome, file: Path) -> None:
     """Write a picture of the run.  Raises ConfigError if matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            f"a plot takes matplotlib: pip install '.[lab]' in a clone of shoal ({error})"
-        ) from error
-    mpl.rcParams["font.size"] = 9
-    figure = Figure(figsize=(10, 5.2), dpi=150, layout="constrained")
+    figure = canvas()
     axes = figure.add_subplot()
     answered = [request for request in outcome.requests if request.fate == "right"]
     top_ms = 1.35 * 1e3 * max([quantile_s(answered, 0.99) or 0.1, quantile_s(outcome.baseline, 0.5) or 0.0])

@@ -1,6 +1,12 @@
 """Clocks that are not `time.monotonic`: the wall clock, which may jump, and one that never sleeps."""
 
+import datetime
 import time
+
+
+def calendar(at_s: float) -> datetime.datetime:
+    """Return a time in seconds since 1970 as clocks here show it."""
+    return datetime.datetime.fromtimestamp(at_s, datetime.timezone.utc).astimezone()
 
 
 def wall_ms() -> int:

@@ -118,8 +118,10 @@ class Reported:
     """What one board has made of what was desired of it."""
 
     incarnation: int
+    coordinator: int
+    """The newest coordinator that it has heard of: what an older one desires, it does not do."""
     version: int
-    """Of the desired message that it has acted on."""
+    """Of the newest message of that coordinator that it acts on; 0: none has come."""
     epochs: tuple[Readiness, ...]
     activity: str
     """What it is doing, in words for a person."""
@@ -158,6 +160,8 @@ class Telemetry:
     """Of those answered, how many were of about the sample's size and had the cluster to themselves."""
     alone_median_s: float
     """Of these; what the plan predicts of one request."""
+    lanes: tuple[int, ...]
+    """How many requests, or parts of a batch, each lane of the plan has answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +317,8 @@ class Alternative:
     note: str
     compute_s: float = 0.0
     """Of the latency, in which the lead runs segments ..."""
+    staging_s: float
+    """... which copy tensors to a device with memory of its own and back for so much of that ..."""
     exchange_s: float = 0.0
     """... or prepares, hands over and joins tensors ..."""
     wait_s: float = 0.0
@@ -321,6 +327,19 @@ class Alternative:
     """Between boards for one request."""
     chunks: int = 1
     """In so many, one after the other, boards compute what others gather."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TooSlow:
+    """A strategy that turned out slower than predicted, and is remembered for that."""
+
+    strategy: str
+    factor: float
+    """So many times as long as predicted."""
+    epoch: int
+    """The plan that showed it."""
+    until_s: float
+    """Seconds since 1970: then it is weighed by its prediction again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +355,8 @@ class Decision:
     alternatives: tuple[Alternative, ...]
     waiting_for: tuple[str, ...]
     """What keeps it from a plan, in words."""
+    slower: tuple[TooSlow, ...]
+    """Strategies that turned out slower than predicted, and count as that slow for a while."""
 
 
 Message = (

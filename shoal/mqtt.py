@@ -197,15 +197,25 @@ class Mqtt:
 
         Raises ConfigError if it does not within `timeout_s`.
         """
-        token = secrets.token_bytes(8)
-        back = self._tokens[token] = self._loop.create_future()
+        back = self.ask()
         try:
-            self._send(self._fence, token, 1, retain=False)
             await asyncio.wait((back,), timeout=timeout_s)
             if not back.done():
                 raise ConfigError(f"broker {self.url}: no answer within {timeout_s:.0f} s")
         finally:
-            del self._tokens[token]
+            back.cancel()
+
+    def ask(self) -> "asyncio.Future[None]":
+        """Ask the broker for a sign of life, and return what is done once it has come.
+
+        It comes through the broker as all else does: what was published there before is in `events` then.
+        Cancel it when nobody waits for it any more; if the broker is away it never comes.
+        """
+        token = secrets.token_bytes(8)
+        back = self._tokens[token] = self._loop.create_future()
+        back.add_done_callback(lambda _: self._tokens.pop(token, None))
+        self._send(self._fence, token, 1, retain=False)
+        return back
 
     def _put(self, event: Event) -> None:
         try:

@@ -273,6 +273,8 @@ class Prediction:
     """What one request takes of all boards beyond idling; None: not known."""
     idle_w: float | None = None
     """What all boards of the cluster take idling, those without a part in the plan too; None: not known."""
+    staging_s: float = 0.0
+    """Of the compute, in which the lead copies tensors to a device with memory of its own and back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,8 +245,13 @@ class Profile:
     """What the board lets programs use for weights and activations."""
     slowdown: float
     """Service time over profiled time just now; the timings include it already."""
+    staging_s: float
+    """Of those, for each byte that a segment takes in or gives out: the copy to a device with memory of its
+    own, or back; 0: the board has none."""
     source: Source
 
     def __post_init__(self) -> None:
         check_positive("profile slowdown", self.slowdown)
         check_not_negative("profile memory_bytes", self.memory_bytes)
+        if not 0 <= self.staging_s < 1.0:
+            raise ValueError(f"profile: expected staging_s of 0 up to 1 s a byte, got {self.staging_s!r}")

@@ -132,6 +132,7 @@ def telemetry(**change: Any) -> Telemetry:
         latency_p95_s=1.0,
         alone=0,
         alone_median_s=0.0,
+        lanes=(1,),
     )
     return dataclasses.replace(said, **change)
 
@@ -141,6 +142,7 @@ def reported(
 ) -> Reported:
     return Reported(
         incarnation=life,
+        coordinator=0,
         version=1,
         epochs=epochs,
         activity="idle",
@@ -362,6 +364,7 @@ def profile(
         links=links or {},
         memory_bytes=memory_bytes,
         slowdown=slowdown,
+        staging_s=0.0,
         source=Source.MEASURED,
     )
 
@@ -449,6 +452,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Readiness, "epoch"): _epochs,
     (Profile, "memory_bytes"): _natural,
     (Profile, "slowdown"): _positive,
+    (Profile, "staging_s"): st.floats(0, 0.5),
     (BundleSource, "name"): _names,
     (Limits, "rate_per_s"): st.none() | _positive,
     (Limits, "max_latency_s"): st.none() | _positive,

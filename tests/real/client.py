@@ -35,6 +35,8 @@ class Watch:
     operator: Operator
     http: aiohttp.ClientSession
     plans: list[Plan] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    """Of each plan that was told, also of one that is older than the one before."""
 
     @property
     def view(self) -> View:
@@ -45,6 +47,8 @@ class Watch:
             plan = self.view.plan
             if plan is not None and (not self.plans or plan.epoch > self.plans[-1].epoch):
                 self.plans.append(plan)
+            if plan is not None and plan.epoch not in self.epochs[-1:]:
+                self.epochs.append(plan.epoch)
             await self.operator.next(0.5)
 
     async def until(self, what: str, holds: Callable[[], bool], timeout_s: float = READY_S) -> None:

@@ -92,9 +92,12 @@ def test_plan_weighs_without_changing_anything(running: Trial, tmp_path: Path) -
 
 def test_explain_gives_the_reason_and_the_alternatives(running: Trial) -> None:
     text, told = at_once(running, ("explain",), ("explain", "--json"))
-    assert "why: " in text
-    assert "pipeline" in text
-    assert json.loads(told)["alternatives"]
+    for words in ("why: ", "pipeline", "STAGING", "sample's sizes"):
+        assert words in text, text
+    found = json.loads(told)
+    best = found["alternatives"][0]
+    assert best["latency_s"] >= best["compute_s"] + best["exchange_s"]
+    assert found["slower"] == []
 
 
 def test_infer_with_tensors_from_a_file(running: Trial, pictures: Pictures, tmp_path: Path) -> None:
@@ -132,6 +135,25 @@ def test_deploy_undeploy_deploy(running: Trial, tmp_path: Path) -> None:
     assert "plan: epoch" in text
     assert "in force" not in shoal(running, "infer")
     shoal(running, "deploy", str(running.bundle), "--wait", "30")
+
+
+def test_history_tells_the_plans_their_causes_and_what_was_measured(running: Trial, tmp_path: Path) -> None:
+    state_dir = str(running.cluster.folder / "coordinator")
+    picture = tmp_path / "history.png"
+    text, told = at_once(
+        running,
+        ("history", "--plot", str(picture)),
+        ("history", "--json", "--state-dir", state_dir, "--since", "1h"),
+    )  # with what the tests before have asked and deployed
+    for words in ("switched", "the first plan", "pipeline on", "put down", "measured", "requests in"):
+        assert words in text, text
+    entries = json.loads(told)
+    assert {"switched", "preparing", "measured"} <= {entry["kind"] for entry in entries}
+    assert entries == sorted(entries, key=lambda entry: entry["at_s"])
+    assert sum(entry["measured"]["answered"] for entry in entries if entry["measured"]) >= 4
+    assert picture.stat().st_size > 5000
+    assert "there is no history" in shoal(running, "history", "--state-dir", str(tmp_path), expect=2)
+    assert "expected a span" in shoal(running, "history", "--since", "lately", expect=2)
 
 
 def test_a_broker_url_that_is_none(running: Trial) -> None:

@@ -4,7 +4,8 @@ import asyncio
 
 from shoal.coordinator import client
 from shoal.lab.load import Tally, compare
-from shoal.messages import Birth, Heartbeat, Reported
+from shoal.messages import Birth, Desired, Heartbeat, Reported
+from shoal.records import BoardId
 from tests.real.client import MODEL, Trial, Watch
 
 
@@ -104,6 +105,47 @@ def test_without_its_coordinator_the_cluster_goes_on(trial: Trial) -> None:
         assert after.epoch > epoch
 
     unharmed(trial.under_load(trouble))
+
+
+def test_a_coordinator_that_was_frozen_while_another_took_over_is_obeyed_by_nobody(trial: Trial) -> None:
+    """It believes that it leads when it goes on; it must find out before it says anything."""
+
+    async def trouble(watch: Watch) -> None:
+        old = trial.cluster.coordinator
+        before = watch.view.coordinator
+        old.freeze()
+        trial.cluster.start_coordinator()
+        await watch.until("another coordinator", lambda: watch.view.coordinator != before)
+        newest = watch.view.coordinator
+        assert newest is not None
+        await watch.until("all boards to obey it", lambda: obeyed(watch) == {newest.incarnation})
+        plan = watch.plans[-1]
+        victim = min(plan.boards - {plan.lead})
+        trial.cluster.boards[victim].kill()
+        await watch.plan_with(lambda boards: victim not in boards, f"a plan without {victim}")
+        told = len(watch.epochs)
+        old.thaw()
+        assert await asyncio.to_thread(old.wait, 10.0) == 2
+        await asyncio.sleep(0.3)
+        assert watch.view.coordinator == newest
+        assert watch.epochs[told - 1 :] == watch.epochs[-1:], "it has put no plan in force"
+        assert watch.epochs == sorted(watch.epochs)
+        alive = set(trial.boards) - {victim}
+        assert {wishes(watch)[board].coordinator for board in alive} == {newest.incarnation}
+
+    unharmed(trial.under_load(trouble))
+
+
+def obeyed(watch: Watch) -> set[int]:
+    """Return which coordinators the boards that are alive obey, of those that said so."""
+    found = (watch.view.boards.get(board, {}).get(Reported) for board in watch.view.alive)
+    return {reported.coordinator for reported in found if isinstance(reported, Reported)}
+
+
+def wishes(watch: Watch) -> dict[BoardId, Desired]:
+    """Return what is desired of each board."""
+    found = {board: said.get(Desired) for board, said in watch.view.boards.items()}
+    return {board: desired for board, desired in found.items() if isinstance(desired, Desired)}
 
 
 def test_without_its_broker_the_cluster_goes_on(trial: Trial) -> None:

@@ -83,6 +83,8 @@ class World:
         self.decisions: list[Decision] = []
         self.heard_ready: dict[BoardId, tuple[int, frozenset[int]]] = {}
         """By board, the life and the epochs for which it said last that it is ready."""
+        self.dies_after: int | None = None
+        """The coordinator is killed once it has published so much of what it decides next."""
 
     # --- what happens
 
@@ -245,12 +247,17 @@ class World:
         if deployment is not None and self.state.manifest is None:
             self.state = replace(self.state, manifest=self.manifests.get(deployment.bundle.manifest))
         self.state, effects = controller.decide(self.state, self.now_s)
+        dies = self.dies_after is not None and bool(effects)
+        if dies:
+            effects, self.dies_after = effects[: self.dies_after], None
         told: list[Desired] = []
         for effect in effects:
             if isinstance(effect, Say):
                 last = self.said.get(effect.board)
                 newest = (last.coordinator, last.version) if last else (0, 0)
                 assert (effect.message.coordinator, effect.message.version) > newest, "it would be ignored"
+                if last and last.committed and effect.message.committed:
+                    assert effect.message.committed >= last.committed, "a board is sent back"
                 self.said[effect.board] = effect.message
                 told.append(effect.message)
             elif isinstance(effect, Tell):
@@ -262,7 +269,7 @@ class World:
             else:
                 assert isinstance(effect, Retract)
                 self.published = None
-        if effects:
+        if effects and not dies:
             self.check()
         if told:
             assert wire.encode(told[0])
@@ -272,6 +279,8 @@ class World:
                 if sim.speaks:
                     sim.desired = effect.message
                     self.act(sim)
+        if dies:
+            self.restart_coordinator()
 
     def came_into_force(self, plan: Plan) -> None:
         if self.published is None or plan.epoch != self.published.epoch:
@@ -974,6 +983,52 @@ def test_a_coordinator_that_restarts_while_a_plan_is_prepared_takes_a_new_number
     world.restart_coordinator()
     world.until(lambda: world.serving, 30)
     assert world.plans[0][1].epoch == 2
+
+
+@pytest.mark.parametrize("step", ["prepare", "commit", "drain"])
+@pytest.mark.parametrize("words", range(4))
+def test_a_coordinator_killed_in_the_middle_of_a_switch_is_followed_by_one_that_ends_it(
+    step: str, words: int
+) -> None:
+    """It has published `words` of what it had to say at that step; one plan serves at all boards then."""
+    world = serving_pair()
+    first = world.serving
+    world.dies_after = words if step == "prepare" else None
+    world.slow(A, 4)
+    if step != "prepare":
+        world.until(lambda: world.state.pending, 5)
+        world.dies_after = words if step == "commit" else None
+        world.until(lambda: world.serving != first or world.state.incarnation == 2, 5)
+    if step == "drain":
+        world.dies_after = words
+        world.until(lambda: world.state.incarnation == 2, 20)
+    if step == "commit":
+        committed = world.published is not None and world.published != first
+        assert committed == (words > 0), "the plan is told before its boards are"
+        assert (world.serving != first) == committed
+    world.until(lambda: world.serves("local", B), 30)
+    world.run(10)
+    assert world.serves("local", B)
+    assert world.published == world.serving
+    assert {desired.committed for desired in world.said.values()} == {world.plans[-1][1].epoch}
+    assert world.boards[B].phases.keys() == {world.plans[-1][1].epoch}
+
+
+def test_a_plan_that_another_coordinator_committed_while_we_were_away_is_taken_over() -> None:
+    world = serving_pair()
+    theirs = replace(build.plan(9, B), predicted=world.plans[-1][1].predicted)
+    pending = controller.remembered(world.state, theirs)
+    assert pending.serving == theirs
+    assert pending.epoch == 9
+    assert controller.remembered(pending, build.plan(7, A)) == pending, "an old one says nothing"
+
+
+def test_what_we_prepare_ourselves_is_not_given_up_for_the_plan_that_it_follows() -> None:
+    world = serving_pair()
+    world.slow(A, 4)
+    world.until(lambda: world.state.pending, 5)
+    state = replace(world.state, serving=None)  # it was put down to make room
+    assert controller.remembered(state, world.plans[0][1]) == state
 
 
 def test_a_coordinator_that_restarts_does_not_believe_in_boards_that_are_gone() -> None:

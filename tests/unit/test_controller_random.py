@@ -180,6 +180,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     ),
     st.just(lambda world: world.deploy(None)),
     st.just(lambda world: world.restart_coordinator()),
+    st.integers(0, 5).map(lambda count: lambda world: setattr(world, "dies_after", count)),
 )
 waits = st.sampled_from([0.0, 0.1, 0.6, 1.5, 3.0, 8.0])
 

@@ -10,7 +10,7 @@ from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import State
 from shoal.coordinator.weigh import Settings
-from shoal.messages import Telemetry
+from shoal.messages import Decision, Telemetry
 from shoal.program import Lane, Plan, Prediction, Program, Run
 from tests import build
 from tests.build import A, B
@@ -25,6 +25,7 @@ def told(epoch: int, median_s: float, alone: int = 3, incarnation: int = 1) -> T
         latency_p95_s=9.0,
         alone=alone,
         alone_median_s=median_s,
+        lanes=(9,),
     )
 
 
@@ -101,6 +102,28 @@ def test_candidates_are_ordered_by_what_they_turned_out_to_cost() -> None:
     assert (
         experience.ordered(found, Goal(objective="latency"), Memory.of(known, {}, None, 100.0), 0.1) == found
     )
+
+
+def test_what_was_told_is_known_again_after_a_restart_with_another_clock() -> None:
+    known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
+    told_by = experience.told(known, 50.0, 1e9)
+    again = experience.recalled(told_by, 1e9 - 5000.0)
+    assert Memory.of(again, {}, None, 5098.0).factor("sequence", (A, B)) == 1.8
+    assert Memory.of(again, {}, None, 5100.0).factor("sequence", (A, B)) == 1.0
+    assert experience.told(known, 99.0, 1e9) == (), "it is over"
+
+
+def test_a_coordinator_recalls_only_what_is_of_the_plan_in_force() -> None:
+    slower = experience.told({"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}, 0.0, 0.0)
+    deployment = build.deployment()
+    state = replace(served(State(incarnation=1, settings=Settings())), deployment=deployment)
+    decision = Decision(
+        epoch=4, wanted=0, objective="", reason="", alternatives=(), waiting_for=(), slower=slower
+    )
+    assert controller.recalled(state, decision).experience.keys() == {"sequence"}
+    assert controller.recalled(state, replace(decision, epoch=3)).experience == {}
+    other = build.deployment(manifest=build.sha(9))
+    assert controller.recalled(replace(state, deployment=other), decision).experience == {}
 
 
 def served(state: State) -> State:

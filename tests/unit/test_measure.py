@@ -70,6 +70,9 @@ class Board:
             raise BoardError("does not fit")
         return cast(Session, Timed(self, segment))
 
+    def staging_s(self) -> float:
+        return 0.0
+
     @property
     def room_bytes(self) -> int:
         return self.memory_bytes

@@ -1,0 +1,197 @@
+"""The coordinator's history in a file: what `chronicle` finds worth keeping, in SQLite.
+
+Writing never stops the coordinator: a thread of its own writes, and what cannot be written is dropped, with
+a warning.  A file that is spoilt is put aside and a new one is begun.
+"""
+
+import logging
+import queue
+import sqlite3
+import threading
+import urllib.parse
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+from shoal.coordinator.chronicle import Entry
+from shoal.encoding import from_json, to_json
+from shoal.errors import ConfigError, WireError
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "history.db"
+VERSION: Final = 1
+"""Of the table; a file of another version is put aside."""
+MOST_DECISIONS: Final = 10_000
+MOST_MEASURED: Final = 20_000
+"""So many entries are kept of either kind, the newest ones: together about 30 MB at most."""
+PRUNE_EVERY: Final = 200
+"""Entries written."""
+BATCH_S: Final = 0.5
+"""What comes within so long is written at once."""
+MOST_WAITING: Final = 5_000
+"""Entries that wait to be written; beyond it new ones are dropped."""
+BUSY_S: Final = 2.0
+"""Another process that writes to the file is waited for so long."""
+
+_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS entries (
+        id INTEGER PRIMARY KEY,
+        at_s REAL NOT NULL,         -- seconds since 1970
+        measured INTEGER NOT NULL,  -- 1: what requests took; 0: decisions and their causes
+        body TEXT NOT NULL          -- shoal.coordinator.chronicle.Entry as JSON
+    );
+    CREATE INDEX IF NOT EXISTS by_kind ON entries (measured, id);
+"""
+
+
+class History:
+    """The history of one coordinator, as it is written."""
+
+    def __init__(self, folder: Path, *, most_decisions: int = MOST_DECISIONS) -> None:
+        """Write to a file in `folder`; twice as many measurements are kept as decisions."""
+        self.file = folder / NAME
+        self._most = {0: most_decisions, 1: most_decisions * MOST_MEASURED // MOST_DECISIONS}
+        self._waiting: queue.Queue[Entry] = queue.Queue(MOST_WAITING)
+        self._over = threading.Event()
+        self._written = 0
+        self._troubled = False
+        """That something is wrong has been said."""
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread.start()
+
+    def keep(self, entries: Iterable[Entry]) -> None:
+        """Have entries written soon; never waits and never fails."""
+        for entry in entries:
+            try:
+                self._waiting.put_nowait(entry)
+            except queue.Full:
+                self._complain("more comes than can be written")
+
+    def close(self) -> None:
+        """Write what still waits, and end."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(BATCH_S):
+            self._write_waiting()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        batch: list[Entry] = []
+        with suppress(queue.Empty):
+            while True:
+                batch.append(self._waiting.get_nowait())
+        if not batch:
+            return
+        try:
+            try:
+                self._write(batch)
+            except sqlite3.DatabaseError as error:
+                if not _spoilt(error):
+                    raise
+                self._put_aside(str(error))
+                self._write(batch)
+        except (sqlite3.Error, OSError) as error:
+            self._complain(str(error))
+        except Exception:
+            log.exception("history: a defect; these entries are not kept")
+        else:
+            self._troubled = False
+
+    def _write(self, batch: Sequence[Entry]) -> None:
+        with closing(sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)) as base:
+            (version,) = base.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise sqlite3.DatabaseError(f"{_OTHER} {version}")
+            base.execute("PRAGMA journal_mode=WAL")
+            base.execute("PRAGMA synchronous=NORMAL")
+            if not version:
+                base.executescript(_TABLE)
+                base.execute(f"PRAGMA user_version={VERSION}")
+            base.execute("BEGIN IMMEDIATE")
+            base.executemany(
+                "INSERT INTO entries (at_s, measured, body) VALUES (?, ?, ?)",
+                [(each.at_s, int(each.measured is not None), to_json(each).decode()) for each in batch],
+            )
+            due = self._written // PRUNE_EVERY != (self._written + len(batch)) // PRUNE_EVERY
+            for measured, most in self._most.items() if due or not self._written else ():
+                base.execute(_PRUNE, (measured, measured, most))
+            base.execute("COMMIT")
+        self._written += len(batch)
+
+    def _put_aside(self, why: str) -> None:
+        """Begin anew, beside a file that cannot be used."""
+        aside = self.file.with_suffix(".spoilt")
+        log.warning("history: %s: %s; it is put aside as %s", self.file, why, aside.name)
+        self.file.replace(aside)
+        for end in ("-wal", "-shm"):
+            self.file.with_name(self.file.name + end).unlink(missing_ok=True)
+        self._written = 0
+
+    def _complain(self, why: str) -> None:
+        if not self._troubled:
+            self._troubled = True
+            log.warning("history: %s: %s; what happens now is not kept", self.file, why)
+
+
+_OTHER: Final = "expected a history of another version, got"
+_PRUNE: Final = """
+    DELETE FROM entries WHERE measured = ? AND id <= (
+        SELECT id FROM entries WHERE measured = ? ORDER BY id DESC LIMIT 1 OFFSET ?
+    )
+"""
+
+
+def _spoilt(error: sqlite3.DatabaseError) -> bool:
+    """Say whether it is the file that is wrong, and not the disk or another process that writes."""
+    return not isinstance(error, sqlite3.OperationalError) or "no such" in str(error)
+
+
+def read(file: Path, since_s: float = 0.0, limit: int = 0) -> list[Entry]:
+    """Return what was kept from `since_s` (seconds since 1970) on, oldest first.
+
+    With a `limit`, only so many of the newest decisions, and what was measured since the first of them.
+    Entries that another version wrote differently are left out.  Raises ConfigError if the file cannot be
+    read.
+    """
+    if not file.is_file():
+        raise ConfigError(f"{file}: there is no history; the coordinator writes it to its --state-dir")
+    try:
+        with closing(_opened(file)) as base:
+            first = None
+            if limit:
+                first = base.execute(
+                    "SELECT id FROM entries WHERE measured = 0 AND at_s >= ? "
+                    "ORDER BY id DESC LIMIT 1 OFFSET ?",
+                    (since_s, limit - 1),
+                ).fetchone()
+            rows = base.execute(
+                "SELECT body FROM entries WHERE at_s >= ? AND id >= ? ORDER BY id",
+                (since_s, first[0] if first else 0),
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise ConfigError(f"{file}: expected a history of a coordinator: {error}") from error
+    return [entry for (body,) in rows if (entry := _entry(body)) is not None]
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    """Open the file to read it, also where nothing may be written beside it."""
+    url = f"file:{urllib.parse.quote(str(file.absolute()))}"
+    base = sqlite3.connect(f"{url}?mode=ro", uri=True, timeout=BUSY_S)
+    try:
+        base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        base.close()
+        return sqlite3.connect(f"{url}?mode=ro&immutable=1", uri=True)
+    return base
+
+
+def _entry(body: str) -> Entry | None:
+    try:
+        return from_json(Entry, body.encode(), "history")
+    except WireError as error:
+        log.debug("left out: %s", error)
+        return None

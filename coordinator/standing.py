@@ -1,0 +1,79 @@
+"""Whether this coordinator leads its cluster, and whether what it sees is fit to judge boards by.  Pure.
+
+Of two coordinators the one with the larger incarnation leads, and agents do not obey the other.  One that
+begins makes itself the larger; one that has begun and hears of a larger one stops.
+
+Boards are judged by their silence, and that may be the fault of the broker, of the network or of this very
+process, which may have been stopped for a while.  So before it judges after a pause, or when nobody at all
+says anything, a coordinator asks the broker to answer: what comes before the answer was said before it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from shoal.messages import Coordinator
+
+PAUSE_S: Final = 0.5
+"""This process did not look for so long: what it believes may be old."""
+SILENCE_S: Final = 1.0
+"""Nothing came for so long; less than a board's lease."""
+PATIENCE_S: Final = 2.0
+"""A question that is not answered for so long is asked again."""
+
+Verdict = Literal["go on", "say again", "outbid", "yield"]
+"""`say again`: publish all that is ours once more, for another's word has taken its place at the broker;
+`outbid`: take a larger incarnation; `yield`: stop, another one leads."""
+
+
+def verdict(me: Coordinator, other: Coordinator, *, begun: bool) -> Verdict:
+    """Return what follows from a word of a coordinator; `begun`: we have said who we are before.
+
+    A word of our own may be the last will of an earlier connection of ours.
+    """
+    if other == me:
+        return "go on"
+    if other.incarnation < me.incarnation or (other.incarnation, other.url) == (me.incarnation, me.url):
+        return "say again" if begun else "go on"
+    if not begun or other.state != "online":
+        return "outbid"
+    if other.incarnation == me.incarnation and other.url > me.url:
+        return "outbid"  # both began in the same millisecond
+    return "yield"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """How well the coordinator has been listening; times are of its clock."""
+
+    looked_s: float
+    """When it looked last for what came."""
+    heard_s: float
+    """When something came last."""
+    doubt_s: float | None = None
+    """Since when it waits for the broker's answer; None: it does not."""
+    asked_s: float = 0.0
+    """When it asked last."""
+
+
+def looked(attention: Attention, now_s: float, *, came: bool) -> tuple[Attention, bool]:
+    """Return what follows from another look, and whether to ask the broker; `came`: something had come."""
+    paused = now_s - attention.looked_s > PAUSE_S
+    heard_s = now_s if came else attention.heard_s
+    silent = now_s - heard_s > SILENCE_S
+    attention = replace(attention, looked_s=now_s, heard_s=heard_s)
+    if attention.doubt_s is None:
+        if not (paused or silent):
+            return attention, False
+        return replace(attention, doubt_s=now_s, asked_s=now_s), True
+    if paused or now_s - attention.asked_s > PATIENCE_S:
+        return replace(attention, asked_s=now_s), True
+    return attention, False
+
+
+def answered(attention: Attention, now_s: float) -> tuple[Attention, bool]:
+    """Return the attention after the broker's answer, and whether that was late.
+
+    Then boards may have been missed, and must be listened to for a while before they are judged.
+    """
+    late = attention.doubt_s is not None and now_s - attention.doubt_s > PAUSE_S
+    return replace(attention, doubt_s=None, heard_s=now_s), late

@@ -1,0 +1,156 @@
+"""The file in which history is kept: bounded, and whatever happens to it stops nobody."""
+
+import logging
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from shoal.coordinator import history
+from shoal.coordinator.chronicle import Entry
+from shoal.coordinator.history import NAME, VERSION, History, read
+from shoal.errors import ConfigError
+from tests.unit.test_chronicle import NOTHING
+
+
+def entry(number: int, *, measured: bool = False) -> Entry:
+    return Entry(
+        at_s=1000.0 + number,
+        kind="measured" if measured else "event",
+        epoch=number,
+        words=f"number {number}",
+        plan=None,
+        alternatives=(),
+        measured=NOTHING if measured else None,
+        slower=None,
+    )
+
+
+def written(folder: Path, *entries: Entry, most: int = 1000) -> Path:
+    kept = History(folder, most_decisions=most)
+    kept.keep(entries)
+    kept.close()
+    return kept.file
+
+
+def numbers(file: Path, since_s: float = 0.0, limit: int = 0) -> list[int]:
+    return [each.epoch for each in read(file, since_s, limit)]
+
+
+def test_what_was_kept_is_read_again_in_order(tmp_path: Path) -> None:
+    entries = [entry(1), entry(2, measured=True), entry(3)]
+    file = written(tmp_path, *entries)
+    assert read(file) == entries
+    written(tmp_path, entry(4))
+    assert numbers(file) == [1, 2, 3, 4]
+    assert numbers(file, since_s=1002.5) == [3, 4]
+
+
+def test_a_limit_counts_decisions_and_takes_what_was_measured_since(tmp_path: Path) -> None:
+    file = written(tmp_path, *(entry(number, measured=number % 3 != 0) for number in range(12)))
+    assert numbers(file, limit=2) == [6, 7, 8, 9, 10, 11]
+    assert numbers(file, limit=99) == list(range(12))
+
+
+def test_old_entries_are_pruned_each_kind_by_itself(tmp_path: Path) -> None:
+    for start in range(0, 1000, 100):
+        batch = [entry(number, measured=number % 2 == 0) for number in range(start, start + 100)]
+        file = written(tmp_path, *batch, most=50)
+    found = read(file)
+    assert len([each for each in found if each.measured is None]) == 50
+    assert len([each for each in found if each.measured is not None]) == 100
+    assert found[-1].epoch == 999
+
+
+def test_a_file_that_is_spoilt_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / NAME).write_bytes(b"no database " * 1000)
+    file = written(tmp_path, entry(1))
+    assert numbers(file) == [1]
+    assert (tmp_path / "history.spoilt").read_bytes().startswith(b"no database")
+    assert "put aside" in caplog.text
+
+
+def test_a_file_in_the_middle_of_which_something_is_wrong_is_put_aside(tmp_path: Path) -> None:
+    file = written(tmp_path, *(entry(number) for number in range(500)))
+    whole = bytearray(file.read_bytes())
+    whole[4096:] = b"\xff" * (len(whole) - 4096)
+    file.write_bytes(whole)
+    written(tmp_path, entry(7))
+    assert numbers(file) == [7]
+
+
+def test_a_file_of_another_version_is_put_aside(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / NAME)) as base:
+        base.execute(f"PRAGMA user_version={VERSION + 1}")
+        base.execute("CREATE TABLE entries (something TEXT)")
+        base.commit()
+    assert numbers(written(tmp_path, entry(1))) == [1]
+
+
+def test_a_place_where_nothing_can_be_written_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / NAME).mkdir()
+    with caplog.at_level(logging.WARNING):
+        written(tmp_path, entry(1), entry(2))
+    assert "not kept" in caplog.text
+
+
+@contextmanager
+def full_disk(size_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_stops_nobody_and_what_comes_later_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = written(tmp_path, entry(1))
+    with full_disk(file.stat().st_size):
+        written(tmp_path, *(entry(number) for number in range(2, 900)))
+    assert "not kept" in caplog.text
+    written(tmp_path, entry(1000))
+    assert numbers(file) == [1, 1000]
+    assert not (tmp_path / "history.spoilt").exists()
+
+
+def test_more_than_can_be_written_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(history, "MOST_WAITING", 3)
+    file = written(tmp_path, *(entry(number) for number in range(9)))
+    assert numbers(file)[:3] == [0, 1, 2]
+    assert "more comes than can be written" in caplog.text
+
+
+def test_two_coordinators_with_one_folder_both_write(tmp_path: Path) -> None:
+    one, other = History(tmp_path), History(tmp_path)
+    for number in range(20):
+        (one if number % 2 else other).keep([entry(number)])
+    one.close()
+    other.close()
+    assert sorted(numbers(one.file)) == list(range(20))
+
+
+def test_a_history_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no history"):
+        read(tmp_path / NAME)
+    (tmp_path / NAME).write_text("hello")
+    with pytest.raises(ConfigError, match="expected a history"):
+        read(tmp_path / NAME)
+
+
+def test_entries_that_another_version_wrote_are_left_out(tmp_path: Path) -> None:
+    file = written(tmp_path, entry(1), entry(2))
+    with closing(sqlite3.connect(file)) as base:
+        base.execute("UPDATE entries SET body = '{}' WHERE id = 1")
+        base.commit()
+    assert numbers(file) == [2]

@@ -1,0 +1,216 @@
+"""Who leads when there are several coordinators, and when one may judge boards."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.coordinator import standing
+from shoal.coordinator.standing import PATIENCE_S, PAUSE_S, SILENCE_S, Attention, Verdict
+from shoal.messages import Coordinator
+
+State = Literal["online", "left", "lost"]
+
+
+def who(incarnation: int, url: str = "http://me", state: State = "online") -> Coordinator:
+    return Coordinator(incarnation=incarnation, state=state, url=url)
+
+
+@pytest.mark.parametrize(
+    ("other", "begun", "expected"),
+    [
+        (who(5), True, "go on"),
+        (who(5, state="lost"), True, "say again"),  # the last will of an earlier connection of ours
+        (who(4, "http://other"), True, "say again"),
+        (who(4, "http://other", "left"), True, "say again"),
+        (who(4, "http://other"), False, "go on"),
+        (who(6, "http://other"), True, "yield"),
+        (who(6, "http://other"), False, "outbid"),
+        (who(6, "http://other", "lost"), True, "outbid"),
+        (who(5, "http://a"), True, "yield"),
+        (who(5, "http://z"), True, "outbid"),
+    ],
+)
+def test_the_newer_leads(other: Coordinator, begun: bool, expected: Verdict) -> None:
+    assert standing.verdict(who(5), other, begun=begun) == expected
+
+
+# --- several, in any order of what happens -----------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Member:
+    """A coordinator, as far as others can tell."""
+
+    me: Coordinator
+    begun: bool = False
+    inbox: deque[Coordinator | None] = field(default_factory=deque)
+    """None: all that was retained has come."""
+    connected: bool = False
+    frozen: bool = False
+    gone: bool = False
+
+
+class Broker:
+    """One cluster's coordinators and what the broker retains of them."""
+
+    def __init__(self) -> None:
+        self.retained: Coordinator | None = None
+        self.members: list[Member] = []
+
+    def publish(self, message: Coordinator) -> None:
+        self.retained = message
+        for member in self.members:
+            if member.connected:
+                member.inbox.append(message)
+
+    def start(self, incarnation: int) -> None:
+        member = Member(me=who(incarnation, f"http://{len(self.members)}"))
+        self.members.append(member)
+        self.connect(member)
+
+    def connect(self, member: Member) -> None:
+        if not member.connected and not member.gone:
+            member.connected = True
+            member.inbox = deque([self.retained] if self.retained else [])
+            member.inbox.append(None)
+
+    def lose(self, member: Member) -> None:
+        """The connection breaks: what was on its way is gone, and the broker publishes the last will."""
+        if member.connected:
+            member.connected = False
+            self.publish(replace(member.me, state="lost"))
+
+    def die(self, member: Member) -> None:
+        self.lose(member)
+        member.gone = True
+
+    def step(self, member: Member) -> None:
+        """Have it take the next message, as the service does; one that was cut off may still take some."""
+        if member.gone or member.frozen or not member.inbox:
+            return
+        message = member.inbox.popleft()
+        if message is None:
+            member.begun = True
+            self.say(member)
+            return
+        verdict = standing.verdict(member.me, message, begun=member.begun)
+        if verdict == "yield":
+            member.gone, member.connected = True, False
+        elif verdict == "outbid":
+            member.me = replace(member.me, incarnation=message.incarnation + 1)
+            if member.begun:
+                self.say(member)
+        elif verdict == "say again":
+            self.say(member)
+
+    def say(self, member: Member) -> None:
+        if member.connected:
+            self.publish(member.me)
+
+    def settle(self) -> None:
+        """Thaw and connect all, and let them take all that comes."""
+        for member in self.members:
+            member.frozen = False
+            self.connect(member)
+        for _ in range(500):
+            waiting = [member for member in self.members if member.inbox and not member.gone]
+            if not waiting:
+                return
+            for member in waiting:
+                self.step(member)
+        raise AssertionError("they never stop talking")
+
+
+def of(number: int, do: Callable[[Broker, Member], None]) -> Callable[[Broker], None]:
+    def event(broker: Broker) -> None:
+        if broker.members:
+            do(broker, broker.members[number % len(broker.members)])
+
+    return event
+
+
+def freeze(_broker: Broker, member: Member) -> None:
+    member.frozen = True
+
+
+def thaw(_broker: Broker, member: Member) -> None:
+    member.frozen = False
+
+
+numbers = st.integers(0, 3)
+happenings = st.one_of(
+    st.integers(1, 3).map(lambda incarnation: lambda broker: broker.start(incarnation)),
+    numbers.map(lambda number: of(number, Broker.step)),
+    numbers.map(lambda number: of(number, Broker.step)),
+    numbers.map(lambda number: of(number, Broker.step)),
+    numbers.map(lambda number: of(number, Broker.lose)),
+    numbers.map(lambda number: of(number, Broker.connect)),
+    numbers.map(lambda number: of(number, Broker.die)),
+    numbers.map(lambda number: of(number, freeze)),
+    numbers.map(lambda number: of(number, thaw)),
+)
+
+
+@given(st.lists(happenings, max_size=40))
+@settings(deadline=None)
+def test_of_several_exactly_one_remains_and_all_know_which(story: list[Callable[[Broker], None]]) -> None:
+    broker = Broker()
+    broker.start(1)
+    for happening in story:
+        happening(broker)
+    before = [member for member in broker.members if not member.gone]
+    broker.settle()
+    after = [member for member in broker.members if not member.gone]
+    assert len(after) == min(1, len(before))
+    if after:
+        assert broker.retained == after[0].me
+
+
+# --- attention ---------------------------------------------------------------------------------------
+
+
+def test_who_listens_and_hears_may_judge() -> None:
+    attention, now_s = Attention(looked_s=0.0, heard_s=0.0), 0.0
+    for step in range(100):
+        now_s += 0.05
+        attention, ask = standing.looked(attention, now_s, came=step % 5 == 0)
+        assert not ask
+        assert attention.doubt_s is None
+
+
+def test_who_was_stopped_for_a_while_asks_before_it_judges() -> None:
+    attention = Attention(looked_s=10.0, heard_s=10.0)
+    attention, ask = standing.looked(attention, 20.0, came=True)
+    assert ask
+    assert attention.doubt_s == 20.0
+    attention, ask = standing.looked(attention, 20.01, came=True)
+    assert not ask
+    assert attention.doubt_s is not None, "that something came is no answer: it may have been there before"
+    attention, late = standing.answered(attention, 20.02)
+    assert not late
+    assert attention.doubt_s is None
+
+
+def test_another_pause_before_the_answer_makes_it_worthless() -> None:
+    attention, _ = standing.looked(Attention(looked_s=10.0, heard_s=10.0), 20.0, came=False)
+    attention, ask = standing.looked(attention, 20.0 + 2 * PAUSE_S, came=True)
+    assert ask
+
+
+def test_silence_of_all_is_asked_about_and_an_answer_that_is_late_says_that_boards_were_missed() -> None:
+    attention, now_s, asked = Attention(looked_s=0.0, heard_s=0.0), 0.0, []
+    while now_s < SILENCE_S + 1.5 * PATIENCE_S:
+        now_s += 0.05
+        attention, ask = standing.looked(attention, now_s, came=False)
+        if ask:
+            asked.append(now_s)
+    assert asked == pytest.approx([SILENCE_S + 0.05, SILENCE_S + PATIENCE_S + 0.1], abs=0.06)
+    attention, late = standing.answered(attention, now_s)
+    assert late
+    attention, ask = standing.looked(attention, now_s + 0.05, came=False)
+    assert not ask
