@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -161,13 +160,11 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
     assert other.requests != first.requests
 
 
-def test_a_quarter_of_an_hour_takes_seconds() -> None:
+def test_a_quarter_of_an_hour_is_played_to_its_end() -> None:
     text = 'duration = 900\nobjective = "throughput"\nbaseline = 0\nworkload.clients = 4\n' + TWO
-    begun_s = time.perf_counter()
     found = played(text, chain((100,) * 12), segment_s=0.01, memory=900)
-    took_s = time.perf_counter() - begun_s
-    assert found.steps > 100_000
-    assert found.steps / took_s > 100_000 / 3  # a test machine may be busy; the benchmark has the figure
+    assert found.steps > 100_000  # how many a second, benchmarks/lab.py measures
+    assert max(request.ended_s for request in found.requests) > 899
 
 
 @settings(max_examples=15, deadline=None)
