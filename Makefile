@@ -66,8 +66,12 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# These wait for real processes and for time to pass more than they compute: two files at once.
+WAITING := tests/contract tests/real $(addprefix tests/unit/test_,emulation.py loopback.py narrow.py)
+
 test: lint
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(WAITING:%=--ignore=%)
+	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile $(WAITING)
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
 	SHOAL_OPTIMUM=build/optimum $(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py

@@ -161,8 +161,13 @@ class Trio:
             if executor is not self.executors[-1]:
                 executor.hold(replace(plan, epoch=2), sessions)
 
-    def ask(self, fault: Fault | None = None, rows: int = 12) -> None:
-        """Ask for `rows` rows, and check the answer; BoardError or ModelError if there is none."""
+    def ask(
+        self, fault: Fault | None = None, rows: int = 12, ended: Callable[[], object] = lambda: None
+    ) -> None:
+        """Ask for `rows` rows, and check the answer; BoardError or ModelError if there is none.
+
+        `ended` is called when the request is over and the last board is still as it was.
+        """
         attempt = secrets.token_bytes(16)
         q = np.ones((rows, 64), np.float32)
         if fault == "reads nothing":
@@ -178,6 +183,7 @@ class Trio:
             z = self.executors[0].lead(epoch, 0, attempt, {"q": q}, deadline_s, ["z"])["z"]
             assert (z == 1 + 2 * len(q)).all()
         finally:
+            ended()
             self.mood.faults.pop(attempt, None)
             self.mood.reads.set()
 
