@@ -278,6 +278,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         open_to_us.sort(key=lambda one: one[0])
     best = open_to_us[0][1]
     if old is not None and serves:
+        if (best.strategy, best.lead, best.lanes) == (old.strategy, old.lead, old.lanes):
+            return replace(state, decision=_decision(ranking, old.epoch, 0, old.reason))
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
