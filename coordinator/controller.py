@@ -66,10 +66,7 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
 
 def _crowded(state: State, message: Telemetry, now_s: float) -> State:
     """Return the state after the lead told how many requests wait."""
-    found = crowd.heard(state.crowd, message, now_s)
-    if found.crowded and not state.crowd.crowded:
-        state = replace(state, cause=f"requests wait, {message.waiting:.1f} at a time")
-    return replace(state, crowd=found)
+    return replace(state, crowd=crowd.heard(state.crowd, message, now_s))
 
 
 def _tried(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
@@ -288,6 +285,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
             return replace(state, decision=_decision(ranking, old.epoch, 0, reason))
     if broken and not broken.endswith(" lost"):
         state = replace(state, cause=broken)
+    elif serves and (why := crowd.why(state.crowd, state.switched_s)):
+        state = replace(state, cause=why)
     return _begin(state, deployment, ranking, best, now_s, forced=bool(broken))
 
 
