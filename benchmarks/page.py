@@ -1,6 +1,7 @@
 """Writes docs/benchmarks.md from the rows in benchmarks/results: `python -m benchmarks.page`."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,53 @@ def speedup(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def adaptation(found: dict[str, Any]) -> list[str]:
+    """Return how the cluster took changes: of the runs of each event the median, and the slowest."""
+    lines = ["## Changes while it runs", "", where(found), ""]
+    lines += [
+        "Seconds since the event until the coordinator had decided, the new plan was in force, and requests",
+        "were answered within 10 % of what they take under the best plan there is then: the median of the",
+        "runs and, in brackets, the slowest.",
+        "",
+    ]
+    rows = [row for row in found["rows"] if row["what"] == "event"]
+    body = []
+    for name in dict.fromkeys(row["event"] for row in rows):
+        of_it = [row for row in rows if row["event"] == name]
+
+        def told(key: str, some: Sequence[dict[str, Any]] = of_it) -> str:
+            seconds = [row[key] for row in some if row[key] is not None]
+            if not seconds:
+                return "never"
+            never = len(some) - len(seconds)
+            also = f", {never} never" if never else ""
+            return f"{statistics.median(seconds):.2f} ({max(seconds):.2f}{also})"
+
+        totals = [str(sum(row[key] for row in of_it)) for key in ("failed", "wrong")]
+        switches = ", ".join(str(row["switches"]) for row in of_it)
+        body.append((name, told("detected_s"), told("switched_s"), told("recovered_s"), *totals, switches))
+    lines += table(("event", "decided", "in force", "recovered", "failed", "wrong", "switches"), body)
+    traces = [row for row in found["rows"] if row["what"] == "trace"]
+    body = [
+        (
+            row["event"],
+            number(row["duration_s"], 0),
+            str(row["changes"]),
+            str(row["switches"]),
+            f"{row['failed']} / {row['wrong']}",
+        )
+        for row in traces
+    ]
+    head = (
+        "speeds and links change by 6 % all the time",
+        "seconds",
+        "real changes",
+        "switches",
+        "failed / wrong",
+    )
+    return lines + (table(head, body) if body else [])
+
+
 def collective(found: dict[str, Any]) -> list[str]:
     lines = ["## What an exchange costs a board", "", where(found), ""]
     lines += [
@@ -297,6 +345,9 @@ def main() -> None:
         lines += speedup(fast)
     if spent is not None:
         lines += collective(spent)
+    changes = read("adaptation")
+    if changes is not None:
+        lines += adaptation(changes)
     ends = read("aborts")
     if ends is not None:
         lines += aborts(ends)
