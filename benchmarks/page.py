@@ -237,7 +237,7 @@ def adaptation(found: dict[str, Any]) -> list[str]:
     """Return how the cluster took changes: of the runs of each event the median, and the slowest."""
     lines = ["## Changes while it runs", "", where(found), ""]
     lines += [
-        "Seconds since the event until the coordinator had decided, the new plan was in force, and requests",
+        "Seconds since the event until a board had told of it, the new plan was in force, and requests",
         "were answered within 10 % of what they take under the best plan there is then: the median of the",
         "runs and, in brackets, the slowest.",
         "",
@@ -258,7 +258,7 @@ def adaptation(found: dict[str, Any]) -> list[str]:
         totals = [str(sum(row[key] for row in of_it)) for key in ("failed", "wrong")]
         switches = ", ".join(str(row["switches"]) for row in of_it)
         body.append((name, told("detected_s"), told("switched_s"), told("recovered_s"), *totals, switches))
-    lines += table(("event", "decided", "in force", "recovered", "failed", "wrong", "switches"), body)
+    lines += table(("event", "told", "in force", "recovered", "failed", "wrong", "switches"), body)
     traces = [row for row in found["rows"] if row["what"] == "trace"]
     body = [
         (
