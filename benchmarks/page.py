@@ -238,6 +238,53 @@ def speedup(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def adaptation(found: dict[str, Any]) -> list[str]:
+    """Return how the cluster took changes: of the runs of each event the median, and the slowest."""
+    lines = section(
+        "Changes while it runs",
+        found,
+        "Seconds since the event until a board had told of it, the new plan was in force, and requests",
+        "were answered within 10 % of what they take under the best plan there is then: the median of the",
+        "runs and, in brackets, the slowest.",
+    )
+    rows = [row for row in found["rows"] if row["what"] == "event"]
+    body = []
+    for name in dict.fromkeys(row["event"] for row in rows):
+        of_it = [row for row in rows if row["event"] == name]
+
+        def told(key: str, some: Sequence[dict[str, Any]] = of_it) -> str:
+            seconds = [row[key] for row in some if row[key] is not None]
+            if not seconds:
+                return "never"
+            never = len(some) - len(seconds)
+            also = f", {never} never" if never else ""
+            return f"{statistics.median(seconds):.2f} ({max(seconds):.2f}{also})"
+
+        totals = [str(sum(row[key] for row in of_it)) for key in ("failed", "wrong")]
+        switches = ", ".join(str(row["switches"]) for row in of_it)
+        body.append((name, told("detected_s"), told("switched_s"), told("recovered_s"), *totals, switches))
+    lines += table(("event", "told", "in force", "recovered", "failed", "wrong", "switches"), body)
+    traces = [row for row in found["rows"] if row["what"] == "trace"]
+    body = [
+        (
+            row["event"],
+            number(row["duration_s"], 0),
+            str(row["changes"]),
+            str(row["switches"]),
+            f"{row['failed']} / {row['wrong']}",
+        )
+        for row in traces
+    ]
+    head = (
+        "speeds and links change by 6 % all the time",
+        "seconds",
+        "real changes",
+        "switches",
+        "failed / wrong",
+    )
+    return lines + (table(head, body) if body else [])
+
+
 def collective(found: dict[str, Any]) -> list[str]:
     lines = section(
         "What an exchange costs a board",
@@ -258,15 +305,15 @@ def collective(found: dict[str, Any]) -> list[str]:
 
 
 def regret(found: dict[str, Any]) -> list[str]:
-    lines = section("The chosen plan against the best of all", found)
-    lines += [
+    lines = section(
+        "The chosen plan against the best of all",
+        found,
         "In each cell the planner chooses from what boards measured; then all that it could have chosen is",
         "tried: every strategy, number of boards and codec (f32, f16, i8). *Simulated*: priced by the cost",
         "model on boards as they truly are, the planner having seen each segment 3 % and each link 8 % off:",
         "what noise, the margin for several boards, and the search cost. *Measured*: agents in the lab, with",
         "plans in turns, but those that are predicted to take more than twice the best.",
-        "",
-    ]
+    )
     body, worst = [], []
     for measured in (False, True):
         rows = [r for r in found["rows"] if r["measured"] == measured]
@@ -344,6 +391,7 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "exchange": exchange,
     "speedup": speedup,
     "collective": collective,
+    "adaptation": adaptation,
     "aborts": aborts,
     "peers": peers,
     "regret": regret,

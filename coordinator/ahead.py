@@ -77,6 +77,9 @@ def able(
     candidates: Sequence[Candidate], manifest: Manifest, disk_bytes: Mapping[BoardId, int]
 ) -> tuple[Candidate, ...]:
     """Return the candidates whose files have room on the disks of their boards."""
+    bundle_bytes = sum(blob.size_bytes for blob in manifest.blobs.values())
+    if all(bundle_bytes <= disk for disk in disk_bytes.values()):
+        return tuple(candidates)
     return tuple(
         candidate
         for candidate in candidates

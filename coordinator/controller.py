@@ -67,10 +67,7 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
 
 def _crowded(state: State, message: Telemetry, now_s: float) -> State:
     """Return the state after the lead told how many requests wait."""
-    found = crowd.heard(state.crowd, message, now_s)
-    if found.crowded and not state.crowd.crowded:
-        state = replace(state, cause=f"requests wait, {message.waiting:.1f} at a time")
-    return replace(state, crowd=found)
+    return replace(state, crowd=crowd.heard(state.crowd, message, now_s))
 
 
 def _tried(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
@@ -303,6 +300,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         open_to_us.sort(key=lambda one: one[0])
     best = open_to_us[0][1]
     if old is not None and serves:
+        if (best.strategy, best.lead, best.lanes) == (old.strategy, old.lead, old.lanes):
+            return replace(state, decision=_decision(ranking, old.epoch, 0, old.reason))
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
@@ -311,6 +310,8 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
             return replace(state, decision=_decision(state, ranking, (old.epoch, 0), reason, now_s))
     if broken and not broken.endswith(" lost"):
         state = replace(state, cause=broken)
+    elif serves and (why := crowd.why(state.crowd, state.switched_s)):
+        state = replace(state, cause=why)
     return _begin(state, deployment, ranking, best, now_s, forced=bool(broken))
 
 

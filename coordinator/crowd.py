@@ -30,9 +30,12 @@ QUIET_S: Final = 5.0
 class Crowd:
     """How crowded it is at the lead."""
 
-    crowded: bool = False
+    since_s: float | None = None
+    """Since when it is crowded; None: it is not."""
     reports: int = 0
     """One after the other, in which requests waited."""
+    waiting: float = 0.0
+    """So many wait, by the last report in which any did."""
     rate_per_s: float = 0.0
     """Requests a second, at the last report."""
     alone: bool = True
@@ -42,14 +45,28 @@ class Crowd:
     calm_since_s: float | None = None
     """Since when the quickest plan would be enough; None: it is not."""
 
+    @property
+    def crowded(self) -> bool:
+        """Say whether requests wait for one another."""
+        return self.since_s is not None
+
+
+def why(crowd: Crowd, switched_s: float | None) -> str:
+    """Return the cause for another plan if it has become crowded since the last switch; else empty."""
+    if crowd.since_s is None or (switched_s is not None and switched_s > crowd.since_s):
+        return ""
+    return f"requests wait, {crowd.waiting:.1f} at a time"
+
 
 def heard(crowd: Crowd, told: Telemetry, now_s: float) -> Crowd:
     """Return what the lead's report makes of it."""
     reports = crowd.reports + 1 if told.waiting >= WAITING or told.refused else 0
+    begun_s = now_s if reports >= REPORTS else None
     return replace(
         crowd,
-        crowded=crowd.crowded or reports >= REPORTS,
+        since_s=begun_s if crowd.since_s is None else crowd.since_s,
         reports=reports,
+        waiting=told.waiting if reports else crowd.waiting,
         rate_per_s=told.asked / told.span_s,
         alone=told.alone >= ALONE * told.answered,
         told_s=now_s,

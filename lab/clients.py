@@ -5,9 +5,10 @@ from typing import Final
 
 import numpy as np
 
+from shoal.lab.asks import Ask
 from shoal.lab.boards import Setting
 from shoal.lab.report import Fate, Request
-from shoal.lab.requests import Ask, Dispatcher
+from shoal.lab.requests import Dispatcher
 from shoal.lab.scenario import Workload
 from shoal.lab.virtual import Timeline
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from shoal.encoding import Json, to_json
 from shoal.lab.calibration import Calibration
+from shoal.lab.overheard import Overheard
 from shoal.program import Plan
 from shoal.records import BoardId
 from shoal.text import table
@@ -141,6 +142,8 @@ class Outcome:
     """Measured in the same run."""
     steps: int = 0
     """Steps of programs that a simulation played."""
+    overheard: tuple[Overheard, ...] = ()
+    """What boards told, in the order in which it came; a simulation notes none of it."""
 
 
 def _lead_first(plan: Plan) -> tuple[BoardId, ...]:

@@ -6,21 +6,23 @@ both equal.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
 from shoal.agent import waiting
+from shoal.agent.lanes import USUAL
 from shoal.agent.waiting import Line, OverloadedError, Pace, Turn
+from shoal.lab.asks import Ask, Attempt, Part, Use
 from shoal.lab.calibration import Calibration
 from shoal.lab.report import Fate
 from shoal.lab.shaping import DESK
 from shoal.lab.steps import Await, Hand, Move, Work, moves_of
+from shoal.lab.told import Told
 from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest
+from shoal.messages import Telemetry
 from shoal.program import Plan, bounds
 from shoal.program import serving as lanes_for
 from shoal.records import BoardId
@@ -35,51 +37,6 @@ NOTICE_S: Final = 2e-3
 """A connection that is closed is noticed so soon."""
 AGAIN_S: Final = 0.1
 """A client whose board is gone asks another one after so long."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Ask:
-    """A request of a client."""
-
-    asked_s: float
-    input_bytes: int
-    output_bytes: int
-    sizes: Mapping[str, int]
-    """Of named dimensions of its inputs."""
-    ended: Callable[[Fate], None]
-    parts: int = 1
-    """Of a divided batch, those that are not answered yet."""
-    over: bool = False
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Part:
-    """A request, or a share of its batch, on its way through the lead."""
-
-    ask: Ask
-    share: float
-    turn: Turn
-    resort_s: float = math.inf
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Attempt:
-    part: _Part
-    plan: Plan
-    lane: int
-    moves: Mapping[BoardId, tuple[Move, ...]]
-    begun_s: float
-    position: dict[BoardId, int] = field(default_factory=dict)
-    arrived: dict[tuple[BoardId, int], int] = field(default_factory=lambda: defaultdict(int))
-    """How many messages have come, by receiver and tag."""
-    waiting: dict[BoardId, Await] = field(default_factory=dict)
-    over: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class _Use:
-    in_flight: int = 0
-    barred_until_s: float = 0.0
 
 
 class Dispatcher:
@@ -111,14 +68,15 @@ class Dispatcher:
         self._on_run = on_run
         self._sample_bytes = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
         self._resortable = resortable
-        self._uses: list[_Use] = []
+        self._uses: list[Use] = []
         self._moves: list[Mapping[BoardId, tuple[Move, ...]]] = []
         self._line = Line()
-        self._waiting: dict[Turn, _Part] = {}
+        self._waiting: dict[Turn, Part] = {}
         """Those in the line."""
         self._pace = Pace(each_s=0.0)
+        self._told = Told()
         self._taken = 0
-        self._attempts: dict[_Attempt, None] = {}
+        self._attempts: dict[Attempt, None] = {}
         """Under way, in the order in which they began."""
         self._stuck: set[BoardId] = set()
 
@@ -131,9 +89,14 @@ class Dispatcher:
         if self.plan is None or plan.epoch > self.plan.epoch:
             self.plan = plan
             self._pace = Pace(each_s=1.0 / plan.predicted.throughput_per_s)
-            self._uses = [_Use() for _ in plan.lanes]
+            self._uses = [Use() for _ in plan.lanes]
             self._moves = [moves_of(self._manifest, self._calibration, lane) for lane in plan.lanes]
         self._dispatch()
+
+    def telemetry(self, incarnation: int) -> Telemetry | None:
+        """Return what the lead tells of its requests since the last call; None: nothing."""
+        epoch = self.plan.epoch if self.plan is not None else 1
+        return self._told.telemetry(incarnation, epoch, len(self._line), self._timeline.now_s)
 
     def submit(self, ask: Ask, serve_s: float) -> None:
         """Have the lead asked; `serve_s` is what HTTP takes for it."""
@@ -184,12 +147,14 @@ class Dispatcher:
                     self._line, self._pace, self._turn(ask, 1.0), self._timeline.now_s, deadline=False
                 )
         except OverloadedError:
+            self._told.refused()
             self._timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
             return
         ask.parts = len(rows)
+        self._told.came(ask, plan, self._timeline.now_s)
         for count in rows:
             share = count / total
-            self._wait(_Part(ask=ask, share=share, turn=self._turn(ask, share)))
+            self._wait(Part(ask=ask, share=share, turn=self._turn(ask, share)))
         self._dispatch()
 
     def _turn(self, ask: Ask, share: float) -> Turn:
@@ -199,11 +164,13 @@ class Dispatcher:
         work = share * max(1.0, ask.input_bytes / sample_bytes)
         return waiting.turn(self._taken, now_s=now_s, deadline_s=None, patience_s=now_s + ANSWER_S, work=work)
 
-    def _wait(self, part: _Part) -> None:
+    def _wait(self, part: Part) -> None:
+        self._told.waits(len(self._line), self._timeline.now_s)
         self._line.join(part.turn)
         self._waiting[part.turn] = part
 
-    def _leave(self, part: _Part) -> None:
+    def _leave(self, part: Part) -> None:
+        self._told.waits(len(self._line), self._timeline.now_s)
         self._line.leave(part.turn)
         del self._waiting[part.turn]
 
@@ -236,8 +203,8 @@ class Dispatcher:
                     best, best_at = index, at
         return best
 
-    def _begin(self, part: _Part, plan: Plan, lane: int) -> None:
-        attempt = _Attempt(
+    def _begin(self, part: Part, plan: Plan, lane: int) -> None:
+        attempt = Attempt(
             part=part, plan=plan, lane=lane, moves=self._moves[lane], begun_s=self._timeline.now_s
         )
         self._uses[lane].in_flight += 1
@@ -249,11 +216,11 @@ class Dispatcher:
         attempt.position[plan.lead] = 0
         self._advance(attempt, plan.lead)
 
-    def _limit_s(self, attempt: _Attempt) -> float:
+    def _limit_s(self, attempt: Attempt) -> float:
         in_flight = self._uses[attempt.lane].in_flight if attempt.plan is self.plan else 1
         return LEAST_ATTEMPT_S + PATIENCE * attempt.plan.predicted.latency_s * in_flight
 
-    def _failer(self, attempt: _Attempt) -> Callable[[], None]:
+    def _failer(self, attempt: Attempt) -> Callable[[], None]:
         def fail() -> None:
             if attempt.over:
                 return
@@ -261,6 +228,7 @@ class Dispatcher:
             part = attempt.part
             now_s = self._timeline.now_s
             if not self._workers[attempt.plan.lead].alive or attempt.plan.lead in self._stuck:
+                self._told.gone(part.ask)
                 part.ask.parts -= 1  # the client asks anew, as a whole
                 if not part.ask.over and part.ask.parts <= 0:
                     part.ask.parts = 1
@@ -276,7 +244,7 @@ class Dispatcher:
 
         return fail
 
-    def _resort(self, part: _Part) -> bool:
+    def _resort(self, part: Part) -> bool:
         """Run what no lane has taken, or is for, in one piece on the lead, and say whether that fits."""
         plan = self.plan
         if part.turn not in self._waiting or plan is None:
@@ -288,17 +256,19 @@ class Dispatcher:
             self._workers[lead].run(WHOLE, part.share, lambda _took_s: self._answered(part, lead))
         return fits
 
-    def _close(self, attempt: _Attempt) -> None:
+    def _close(self, attempt: Attempt) -> None:
         attempt.over = True
         self._attempts.pop(attempt, None)
         if attempt.plan is self.plan:
             self._uses[attempt.lane].in_flight -= 1
 
-    def _answered(self, part: _Part, lead: BoardId) -> None:
+    def _answered(self, part: Part, lead: BoardId) -> None:
         ask = part.ask
         ask.parts -= 1
         if ask.parts > 0 or ask.over:
             return
+        usual = abs(ask.input_bytes - self._sample_bytes) <= USUAL * self._sample_bytes
+        self._told.answered(ask, self.plan, self._timeline.now_s, usual=usual)
         arrives_s = self._traffic.send(lead, DESK, ask.output_bytes, self._timeline.now_s)
         if math.isinf(arrives_s):
             self._timeline.after(AGAIN_S, lambda: self.submit(ask, 0.0))
@@ -313,7 +283,7 @@ class Dispatcher:
 
     # --- programs ------------------------------------------------------------------------------------
 
-    def _advance(self, attempt: _Attempt, board: BoardId) -> None:
+    def _advance(self, attempt: Attempt, board: BoardId) -> None:
         """Play a board's moves until one has to wait."""
         if attempt.over:
             return
@@ -339,7 +309,7 @@ class Dispatcher:
             self._answered(attempt.part, board)
             self._dispatch()
 
-    def _work(self, attempt: _Attempt, board: BoardId, move: Work) -> bool:
+    def _work(self, attempt: Attempt, board: BoardId, move: Work) -> bool:
         share = move.share * attempt.part.share
 
         def done(took_s: float) -> None:
@@ -350,7 +320,7 @@ class Dispatcher:
         self._workers[board].run(move.segment, share, done)
         return False
 
-    def _hand(self, attempt: _Attempt, board: BoardId, move: Hand) -> bool:
+    def _hand(self, attempt: Attempt, board: BoardId, move: Hand) -> bool:
         share, now_s = attempt.part.share, self._timeline.now_s
         for target, size_bytes in move.parcels:
             arrives_s = self._traffic.send(board, target, int(size_bytes * share), now_s)
@@ -358,7 +328,7 @@ class Dispatcher:
                 self._timeline.at(arrives_s, self._arrival(attempt, target, move.tag))
         return True
 
-    def _arrival(self, attempt: _Attempt, target: BoardId, tag: int) -> Callable[[], None]:
+    def _arrival(self, attempt: Attempt, target: BoardId, tag: int) -> Callable[[], None]:
         def arrive() -> None:
             if attempt.over or not self._workers[target].alive or target in self._stuck:
                 return
@@ -372,14 +342,14 @@ class Dispatcher:
 
         return arrive
 
-    def _await(self, attempt: _Attempt, board: BoardId, move: Await) -> bool:
+    def _await(self, attempt: Attempt, board: BoardId, move: Await) -> bool:
         if self._is_here(attempt, board, move):
             return True
         attempt.waiting[board] = move
         return False
 
     @staticmethod
-    def _is_here(attempt: _Attempt, board: BoardId, move: Await) -> bool:
+    def _is_here(attempt: Attempt, board: BoardId, move: Await) -> bool:
         return attempt.arrived[board, move.tag] == len(move.boards)
 
 

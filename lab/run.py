@@ -20,6 +20,7 @@ from shoal.lab.asking import Asking
 from shoal.lab.calibration import Calibration
 from shoal.lab.fixed import fixed_plans
 from shoal.lab.load import Load, running
+from shoal.lab.overheard import Overheard
 from shoal.lab.places import Place, place_for
 from shoal.lab.report import Baseline, Carried, Fate, Happening, Outcome, Request, Switch, Usage
 from shoal.lab.rig import Rig
@@ -86,6 +87,7 @@ class _Notes:
     baseline: list[Request] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
     switches: list[tuple[float, Plan]] = field(default_factory=list)
+    told: list[Overheard] = field(default_factory=list)
     begun_s: dict[int, float] = field(default_factory=dict)
     """When a plan began to be prepared, by its epoch."""
     happenings: list[Happening] = field(default_factory=list)
@@ -252,10 +254,13 @@ class Experiment:
         self._into.append(request)
 
     async def _follow(self) -> None:
-        """Note each plan as it comes into force, and each board's first profile."""
+        """Note each plan as it comes into force, what boards tell, and each board's first profile."""
         known = 0
         while True:
-            await self._operator.next(0.1)
+            board, message = await self._operator.next(0.1) or (None, None)
+            told = None if board is None else Overheard.of(time.monotonic(), board, message)
+            if told is not None and self._begun_s:
+                self._notes.told.append(replace(told, at_s=told.at_s - self._begun_s))
             plan, decision = self._operator.view.plan, self._operator.view.cluster.get(Decision)
             if isinstance(decision, Decision) and decision.wanted:
                 self._notes.begun_s.setdefault(decision.wanted, time.monotonic())
@@ -344,6 +349,7 @@ class Experiment:
                 for at_s, plan in notes.switches
             ),
             happenings=tuple(notes.happenings),
+            overheard=tuple(notes.told),
             usage=tuple(self._usage(board, took_s) for board in self._scenario.boards),
             carried=carried,
             calibration=replace(self._calibration, laws=notes.laws),

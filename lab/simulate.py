@@ -39,6 +39,8 @@ CONTROL_S: Final = 2e-3
 WILL_S: Final = 0.02
 """The broker says so soon that a connection is gone."""
 DEPLOY_S: Final = 2.0
+TELEMETRY_S: Final = 1.0
+"""A lead tells of its requests so often; `agent.service` has the same."""
 LINK_PERIOD_S: Final = 10.0
 """Agents measure each link so often."""
 HEARD_S: Final = 0.2
@@ -116,6 +118,7 @@ class Cluster:
             if not spec.joins:
                 self._boards[spec.name].boot()
         self._tick()
+        self._tell()
         timeline.run(lambda: False, DEPLOY_S)
         single = None
         needed = memory_bytes(self._setting.manifest, (WHOLE,))
@@ -247,6 +250,15 @@ class Cluster:
         self._state = controller.deployed(self._state, deployment, self._timeline.now_s)
         self._state = replace(self._state, manifest=self._setting.manifest)
         self._decide_soon()
+
+    def _tell(self) -> None:
+        """Have the lead tell of its requests, now and then."""
+        plan = self._dispatcher.plan
+        if plan is not None and self._boards[plan.lead].reaches:
+            telemetry = self._dispatcher.telemetry(self._boards[plan.lead].incarnation)
+            if telemetry is not None:
+                self._say(plan.lead, telemetry)
+        self._timeline.after(TELEMETRY_S, self._tell)
 
     def _decide_soon(self) -> None:
         """Decide after all that happens at this moment."""

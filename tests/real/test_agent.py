@@ -103,7 +103,7 @@ def post(lead: Address, body: bytes, headers: dict[str, str]) -> tuple[int, str]
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
@@ -126,6 +126,33 @@ def test_a_body_that_is_no_request_is_refused(lead: Address, body: bytes) -> Non
     status, text = post(lead, body, {"Inference-Header-Content-Length": str(len(body))})
     assert status == 400
     assert json.loads(text)["error"]
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "status", "words"),
+    [
+        ("60000", 200, "outputs"),
+        ("0", 504, "deadline"),
+        ("0.01", 504, "deadline"),
+        ("soon", 400, "deadline_ms"),
+    ],
+)
+def test_a_deadline_is_met_or_the_request_is_refused(
+    pair: Trial, lead: Address, pictures: Pictures, deadline_ms: str, status: int, words: str
+) -> None:
+    body, length = oip.render_request(pictures.inputs[0])
+    headers = {oip.JSON_LENGTH: str(length), oip.DEADLINE_MS: deadline_ms}
+    follower: list[Address] = []
+
+    async def look(watch: Watch) -> None:
+        births = [said[Birth] for said in watch.view.boards.values()]
+        follower.extend(b.address for b in births if isinstance(b, Birth) and b.address != lead)
+
+    pair.watch(look)
+    for address in (lead, follower[0]):  # which hands it on, with what is left of the deadline
+        found, text = post(address, body, headers)
+        assert found == status
+        assert words in text
 
 
 async def refused(birth: Message | None, garbage: bytes) -> None:

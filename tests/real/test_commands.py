@@ -122,7 +122,8 @@ def test_infer_says_what_is_wrong(running: Trial, tmp_path: Path) -> None:
 
 
 def test_watch_prints_what_happens(running: Trial) -> None:
-    shoal(running, "infer", "-n", "2")
+    shoal(running, "infer", "-n", "2", "--deadline", "20000")
+    assert "deadline" in shoal(running, "infer", "--deadline", "0.01", expect=5)
     assert "desk" in shoal(running, "watch", "--seconds", "1.5")
 
 

@@ -141,7 +141,7 @@ class World:
         sim.address = at
         sim.life += 1
         sim.here = True
-        sim.phases, sim.due_s = {}, {}
+        sim.phases, sim.due_s, sim.proven = {}, {}, 0
         self.meet_again(board)
 
     def meet_again(self, board: BoardId) -> None:
@@ -290,6 +290,8 @@ class World:
                 life, ready = self.heard_ready[board]
                 assert life == self.state.fleet.boards[board].incarnation
                 assert plan.epoch in ready, f"{board} never said that it is ready for {plan.epoch}"
+            if self.manifests[plan.bundle].golden is not None:
+                assert self.boards[plan.lead].proven == plan.epoch, "nobody knows that it answers right"
         self.plans.append((self.now_s, plan))
         self.published = plan
 

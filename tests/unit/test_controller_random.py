@@ -23,7 +23,7 @@ HASTY = Settings(dwell_s=1.0, settle_s=3.0, prepare_timeout_s=5.0, drain_s=1.0, 
 NEWER, OTHER = build.sha(600), build.sha(700)
 MODELS: Mapping[Sha256, Manifest] = {
     build.BUNDLE: build.chain((100, 100, 100), cut_bytes=100),
-    NEWER: build.chain((100, 50, 100, 50), cut_bytes=50),
+    NEWER: replace(build.chain((100, 50, 100, 50), cut_bytes=50), golden=build.blob(77)),
     OTHER: build.chain((200, 100), name="other"),
 }
 ROOMY = 10_000
@@ -59,6 +59,7 @@ class Sea(World):
             self.add(board)
         sim = self.boards[board]
         sim.hangs, sim.refuses, sim.prepare_s = False, lambda _plan: False, 0.5
+        sim.answers_wrongly = lambda _plan: False
         self.known[board] = profiles_of(board, 0.1, ROOMY, 1e6)
         if not sim.here or sim.profile is None or sim.profile.memory_bytes < ROOMY:
             self.restart(board)
@@ -167,6 +168,12 @@ events: st.SearchStrategy[Event] = st.one_of(
         boards,
         st.sampled_from(["local", "pipeline", "replicate", ""]),
     ),
+    st.builds(
+        lambda board, no: change(board, answers_wrongly=lambda plan: plan.strategy == no),
+        boards,
+        st.sampled_from(["local", "pipeline", "replicate", ""]),
+    ),
+    st.builds(lambda board, missing_bytes: change(board, missing_bytes=missing_bytes), boards, st.just(1)),
     st.builds(lambda board, keeps: change(board, keeps=keeps), boards, st.booleans()),
     st.builds(lambda board, s: change(board, prepare_s=s), boards, st.sampled_from([0.1, 2.0])),
     st.builds(

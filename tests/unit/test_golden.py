@@ -21,7 +21,7 @@ ONE = Golden(
 
 def test_it_is_the_same_after_a_file_and_the_file_is_always_the_same() -> None:
     content = pack(ONE)
-    assert content == pack(Golden(inputs=dict(reversed(list(ONE.inputs.items()))), outputs=ONE.outputs))
+    assert content == pack(Golden(inputs=dict(reversed([*ONE.inputs.items()])), outputs=ONE.outputs))
     found = unpack(content)
     assert found.inputs.keys() == ONE.inputs.keys()
     for name, tensor in {**ONE.inputs, **ONE.outputs}.items():

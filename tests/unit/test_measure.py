@@ -48,6 +48,8 @@ class Board:
     def __init__(self, folder: Path, room: int = 1_000_000) -> None:
         self.memory_bytes = room
         self.loaded: list[Segment] = []
+        self.gone: set[str] = set()
+        """Segments whose files are not here."""
         self.runs: list[str] = []
         self.takes_s = 0.002
         self.ran: Callable[[Segment], None] = lambda _segment: None
@@ -66,7 +68,7 @@ class Board:
         return memory_bytes([*self.loaded, segment]) <= self.memory_bytes
 
     def borrow(self, segment: Segment, _part: tuple[int, ...] = ()) -> Session:
-        if not self.fits(segment):
+        if not self.fits(segment) or segment.name in self.gone:
             raise BoardError("does not fit")
         return cast(Session, Timed(self, segment))
 
@@ -156,6 +158,17 @@ def test_all_segments_are_timed_and_published(tmp_path: Path) -> None:
     assert (board.profile.bundle, board.profile.source) == (BUNDLE, Source.MEASURED)
     assert board.measurer.profiled(BUNDLE)
     assert not board.measurer.profiled(Sha256("8" * 64))
+
+
+def test_a_segment_whose_weights_are_not_here_costs_what_others_of_its_kind_do(tmp_path: Path) -> None:
+    kinds = {"s00": "layer", "s01": "layer", "s02": "other"}
+    alike = tuple(replace(segment, kind=kinds[segment.name]) for segment in MODEL.segments)
+    board = Board(tmp_path)
+    board.gone = {"s01", "s02", WHOLE}
+    board.measurer.measure(BUNDLE, replace(MODEL, segments=alike))
+    assert set(board.profile.segments) == {"s00", "s01"}
+    assert board.profile.segments["s01"] == board.profile.segments["s00"]
+    assert set(board.runs) == {"s00"}
 
 
 def test_a_slower_board_says_so_and_a_faster_one_was_profiled_under_load(

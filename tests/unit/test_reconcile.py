@@ -303,3 +303,18 @@ def test_a_board_that_does_not_lead_proves_nothing(boards: Boards) -> None:
         assert boards.reconciler.proven == 0
 
     run(work)
+
+
+def test_where_the_disk_is_too_small_for_the_bundle_one_segment_of_each_kind_comes(boards: Boards) -> None:
+    alike = tuple(replace(segment, kind="layer") for segment in boards.manifest.segments)
+    boards.manifest = replace(boards.manifest, segments=alike)
+    source = build.source(manifest=boards.bundle)
+    boards.reconciler._room = Room(boards.store, 250)
+    asyncio.run(boards.reconciler.fetch_all(source, boards.manifest))
+    first = alike[0]
+    assert set(boards.fetched) == {first.model.sha256, *(blob.sha256 for blob in first.weights)}
+    assert boards.reconciler.missing_bytes == sum(b.size_bytes for b in boards.manifest.blobs.values())
+    boards.fetched.clear()
+    boards.reconciler._room = Room(boards.store, 10_000)
+    asyncio.run(boards.reconciler.fetch_all(source, boards.manifest))
+    assert set(boards.fetched) == set(boards.manifest.blobs)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.agent import dispatch, serve
+from shoal.agent import dispatch, serve, service
 from shoal.lab import load, requests
+from shoal.lab import simulate as simulator
 from shoal.lab.boards import Setting
 from shoal.lab.calibration import Calibration
 from shoal.lab.clients import SERVE_S
@@ -57,6 +58,7 @@ TWO = ONE + '[[board]]\nname = "b"\n'
 def test_the_rules_of_dispatch_are_those_of_the_agent() -> None:
     for name in ("BARRED_S", "RESORT_S", "PATIENCE", "LEAST_ATTEMPT_S"):
         assert getattr(requests, name) == getattr(dispatch, name)
+    assert simulator.TELEMETRY_S == service.TELEMETRY_S
     assert requests.ANSWER_S == load.ANSWER_S == serve.DEFAULT_TIMEOUT_S
 
 
@@ -100,6 +102,15 @@ def test_more_is_asked_from_a_moment_on_and_then_less(asked: str, before: int, a
         slow = [r.took_s for r in found.requests if 12 <= r.asked_s < 19]
         calm = [r.took_s for r in found.requests if r.asked_s < 9 or r.asked_s >= 22]
         assert min(slow) == pytest.approx(after * max(calm), rel=0.1)
+
+
+def test_when_requests_wait_the_cluster_is_planned_for_throughput() -> None:
+    text = "duration = 40\nworkload.clients = 1\n" + TWO + "[[event]]\nat = 10\nload = 10\n"
+    found = played(text)
+    assert [switch.strategy for switch in found.switches] == ["local", "replicate"]
+    assert found.switches[1].reason.startswith("requests wait, ")
+    assert 1 < found.switches[1].at_s - 10 < 4
+    assert {request.fate for request in found.requests} == {"right"}
 
 
 def test_a_slow_board_takes_longer_in_proportion() -> None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from shoal.codec import PLAIN, Codec, codec_of
+from shoal.lab.asks import Ask
 from shoal.lab.calibration import Calibration, completed
 from shoal.lab.report import Fate
-from shoal.lab.requests import Ask, Dispatcher
+from shoal.lab.requests import Dispatcher
 from shoal.lab.scenario import Shape
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
 from shoal.lab.steps import Await, Hand, Move, Work, moves_of
