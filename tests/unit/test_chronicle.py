@@ -187,7 +187,8 @@ def test_a_plan_left_for_what_its_trial_showed_is_kept_as_rolled_back() -> None:
 def test_the_same_event_again_and_again_is_kept_once_in_a_while() -> None:
     state = State(incarnation=1, settings=Settings(), cause="a is faster")
     other = replace(state, cause="b is faster")
-    known, found = Chronicle(), []
+    known = Chronicle()
+    found: list[Entry] = []
     for step in range(120):
         before, after = (state, other) if step % 2 else (other, state)
         known, entries = chronicle.note(known, before, after, None, step / 10)
