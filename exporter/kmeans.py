@@ -78,4 +78,5 @@ def _vectors(piece: Floats, codes: int, seed: int) -> Floats:
 def _nearest(piece: Floats, vectors: Floats) -> NDArray[np.intp]:
     """Return which vector is nearest to each row."""
     scores = (vectors**2).sum(axis=1) / 2 - piece @ vectors.T
-    return np.argmin(scores, axis=1)
+    found: NDArray[np.intp] = np.argmin(scores, axis=1)
+    return found
