@@ -80,11 +80,15 @@ def nearest(book: Book, rows: Floats) -> Codes:
     pieces = np.ones((codec.groups, count, width + 1), np.float32)
     pieces[:, :, :width] = rows.reshape(count, codec.groups, width).transpose(1, 0, 2)
     found = np.empty((count, codec.stages, codec.groups), np.intp)
-    step = max(1, BLOCK // (codec.groups * codec.codes))
+    rows_at_once = max(1, BLOCK // codec.codes)
+    groups_at_once = max(1, BLOCK // (codec.codes * max(1, min(count, rows_at_once))))
     for stage in range(codec.stages):
-        for start in range(0, count, step):
-            scores = pieces[:, start : start + step] @ book.search[stage]
-            found[start : start + step, stage] = scores.argmin(axis=2).T
+        for start in range(0, count, rows_at_once):
+            some = slice(start, start + rows_at_once)
+            for first in range(0, codec.groups, groups_at_once):
+                these = slice(first, first + groups_at_once)
+                scores = pieces[these, some] @ book.search[stage, these]
+                found[some, stage, these] = scores.argmin(axis=2).T
         if stage + 1 < codec.stages:
             pieces[:, :, :width] -= book.table[stage][_at(codec, found, stage)].transpose(1, 0, 2)
     return found
@@ -107,9 +111,12 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
 
     The first bit is the highest of the first byte; the last byte is filled up with zeros.
     """
+    rows, many = codes.shape
     if bits == 8:
         return codes.astype(np.uint8)
-    rows, many = codes.shape
+    if bits == 4 and many % 2 == 0:
+        small = codes.astype(np.uint8)
+        return small[:, 0::2] << 4 | small[:, 1::2]
     wide = codes.astype(">u2").view(np.uint8).reshape(rows, many, 2)
     return np.packbits(np.unpackbits(wide, axis=2)[:, :, 16 - bits :].reshape(rows, many * bits), axis=1)
 
@@ -118,6 +125,10 @@ def unpack(packed: NDArray[np.uint8], many: int, bits: int) -> Codes:
     """Return the codes that `pack` packed, [rows, many]."""
     if bits == 8:
         return packed.astype(np.intp)
+    if bits == 4 and many % 2 == 0:
+        codes = np.empty((*packed.shape, 2), np.intp)
+        codes[:, :, 0], codes[:, :, 1] = packed >> 4, packed & 15
+        return codes.reshape(len(packed), many)
     wide = np.zeros((len(packed), many, 16), np.uint8)
     wide[:, :, 16 - bits :] = np.unpackbits(packed, axis=1, count=many * bits).reshape(
         len(packed), many, bits
