@@ -15,8 +15,8 @@ from shoal.manifest import Manifest
 from shoal.measured import NONE, recipe_of, within
 
 BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 16}
-"""Half a step: of the 11 bits of a float16's fraction (IEEE 754), of the 127 on either side of zero, and of 16
-in all."""
+"""Half a step: of the 11 bits of a float16's fraction (IEEE 754), of the 127 on either side of zero, of the
+16 from the largest to its negative."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -209,6 +209,18 @@ def test_the_nearest_code_is_chosen(codec: Codec, rows: int) -> None:
     assert np.allclose(got.reshape(left.shape), left, atol=1e-5)
 
 
+@given(width=st.integers(1, 2), codes=st.sampled_from([4, 16, 32]), seed=st.integers(0, 99))
+def test_narrow_pieces_get_about_the_nearest_code(width: int, codes: int, seed: int) -> None:
+    codec = Codec(number="vq", groups=3, codes=codes, stages=1)
+    chance = np.random.default_rng(seed)
+    table = chance.standard_normal((1, 3, codes, width)).astype(np.float32)
+    rows = chance.standard_normal((1, 200, 3 * width)).astype(np.float32)
+    got = through(codec, rows, 1, book=book_of(codec, table))
+    apart = ((rows.reshape(200, 3, 1, width) - table[0]) ** 2).sum(axis=3)
+    error = np.subtract(rows, got, dtype=np.float64) ** 2
+    assert error.sum() <= 1.1 * apart.min(axis=2).sum()
+
+
 def test_rows_that_the_book_has_come_out_as_they_went_in() -> None:
     codec = codec_of("vq2x4-keep1.0")
     book = book_for(codec, 6)
