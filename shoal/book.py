@@ -156,7 +156,8 @@ class _Grid:
         cells = steps.astype(np.intp).reshape(len(rows), len(self._first), self._width)
         at = cells[:, :, 0] * self._side + cells[:, :, 1] if self._width == NARROW else cells[:, :, 0]
         at += self._first
-        return self._cells[stage].take(at).astype(np.intp)
+        found: Codes = self._cells[stage].take(at).astype(np.intp)
+        return found
 
 
 def look_up(book: Book, codes: Codes, out: Floats) -> None:
@@ -180,8 +181,10 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return codes.astype(np.uint8)
     if bits == 4 and many % 2 == 0:
-        small = codes.astype(np.uint8)
-        return small[:, 0::2] << 4 | small[:, 1::2]
+        packed = codes[:, 0::2].astype(np.uint8)
+        packed <<= np.uint8(4)
+        packed |= codes[:, 1::2].astype(np.uint8)
+        return packed
     wide = codes.astype(">u2").view(np.uint8).reshape(rows, many, 2)
     return np.packbits(np.unpackbits(wide, axis=2)[:, :, 16 - bits :].reshape(rows, many * bits), axis=1)
 
