@@ -58,7 +58,7 @@ def book_bytes(codec: Codec, values: int) -> int:
 def held_book_bytes(codec: Codec, values: int) -> int:
     """Return the bytes of a `Book` in memory."""
     size_bytes = book_bytes(codec, values)
-    if _by_grid(codec, values // codec.groups):
+    if by_grid(codec, values // codec.groups):
         return size_bytes + codec.stages * (codec.groups * CELLS + 8 * values)
     return 2 * size_bytes + codec.stages * codec.groups * codec.codes * 4
 
@@ -78,7 +78,7 @@ def book_of(codec: Codec, table: Array) -> Book:
     if not np.isfinite(vectors).all():
         raise ModelError(f"codebook {codec.book}: expected finite numbers, got NaN or infinity")
     stages, groups, codes, width = vectors.shape
-    search = _Grid(vectors) if _by_grid(codec, width) else _Exhaustive(vectors)
+    search = _Grid(vectors) if by_grid(codec, width) else _Exhaustive(vectors)
     return Book(codec, vectors.reshape(stages, groups * codes, width), search)
 
 
@@ -92,7 +92,8 @@ def nearest(book: Book, rows: Floats) -> Codes:
     return found
 
 
-def _by_grid(codec: Codec, width: int) -> bool:
+def by_grid(codec: Codec, width: int) -> bool:
+    """Say whether pieces of so many values are looked up in a grid."""
     return width <= NARROW and codec.codes <= FEW
 
 
