@@ -58,7 +58,7 @@ def _vectors(piece: Floats, codes: int, seed: int) -> Floats:
     different = np.unique(piece, axis=0)
     if len(different) <= codes:  # each has a code; what is left over repeats the last
         return np.concatenate((different, np.repeat(different[-1:], codes - len(different), axis=0)))
-    means = MiniBatchKMeans(codes, batch_size=BATCH, n_init=1, max_iter=30, random_state=seed)
+    means = MiniBatchKMeans(codes, batch_size=BATCH, n_init=1, max_iter=12, random_state=seed)
     with threadpool_limits(1), warnings.catch_warnings():  # steps are so short that threads cost more
         warnings.simplefilter("ignore", ConvergenceWarning)  # dead codes are looked for below
         vectors = np.asarray(means.fit(piece).cluster_centers_, np.float32)
