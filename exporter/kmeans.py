@@ -13,10 +13,9 @@ from threadpoolctl import threadpool_limits
 from shoal.book import Floats
 from shoal.codec import Codec
 from shoal.errors import ModelError
+from shoal.exporter.recipes import ROWS_A_CODE
 from shoal.records import Array
 
-ROWS_A_CODE: Final = 4
-"""So many rows for each code there must be at least; of fewer, codes would be the rows themselves."""
 BATCH: Final = 2048
 ROUNDS: Final = 3
 """So many times codes that no row takes are put where rows are that none is near to."""

@@ -283,8 +283,10 @@ def test_exchanges_that_tolerate_more_are_compressed_more() -> None:
 
 def test_standard_codecs_fit_any_width() -> None:
     for widths in ([64], [384, 384], [768, 192], [30]):
-        for codec in standard(widths):
+        for codec in standard(widths, 5000):
             assert all(width % (codec.groups or 1) == 0 for width in widths)
+        assert max(codec.codes for codec in standard(widths, 5000)) == 1024
+        assert max(codec.codes for codec in standard(widths, 4000)) == 256, "too few rows for more"
     assert pieces(7, 4) == 1
 
 
