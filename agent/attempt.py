@@ -17,7 +17,7 @@ from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.trace import Notebook
-from shoal.collective import MisfitError, handed_out, made_of, makes, messages, needs
+from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.frames import Header
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
@@ -42,6 +42,8 @@ class Attempt:
     sessions: Mapping[Run, Session]
     last_uses: Mapping[str, int]
     """See `last_uses_in`."""
+    books: Mapping[int, Books]
+    """By tag: the codebooks of exchanges."""
     header: Header
     """Of its frames: attempt, epoch and lane."""
     inbox: Inbox
@@ -119,7 +121,7 @@ class Attempt:
     def _hand_out(self, step: Collective, tensors: Mapping[str, Array], chunk: int = 0) -> None:
         name = f"{step.kind} {step.tag}" + (f".{chunk}" if step.chunks > 1 else "")
         with self._noting("code", name):
-            handed = handed_out(step, self.board, tensors)
+            handed = handed_out(step, self.board, tensors, self.books.get(step.tag, NO_BOOKS))
         packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
         for peer, arrays in handed.items():
             buffers = packed.get(id(arrays))
@@ -145,7 +147,7 @@ class Attempt:
             handed.setdefault(giver, []).append(arrived.arrays)
         try:
             with self._noting("code", name):
-                return made_of(step, self.board, waits.mine, handed)
+                return made_of(step, self.board, waits.mine, handed, self.books.get(step.tag, NO_BOOKS))
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
 

@@ -18,8 +18,9 @@ from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.room import Needs, Room
 from shoal.agent.sessions import Sessions
+from shoal.codebooks import Wanted, each, other_blobs, wanted
 from shoal.errors import BoardError, ModelError
-from shoal.golden import EXACT, ROUNDED, unpack, why_wrong
+from shoal.golden import CODED, EXACT, ROUNDED, unpack, why_wrong
 from shoal.manifest import Manifest
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
@@ -153,11 +154,14 @@ class Reconciler:
         for plan in (*desired.plans, *self._executor.epochs().values()):
             needed.add(plan.bundle)
             if self._store.has(plan.bundle):
-                segments = self._store.manifest(plan.bundle).by_name
+                manifest = self._store.manifest(plan.bundle)
+                segments = manifest.by_name
                 runs = {
                     run: segments[run.segment] for run in plan.runs_of(self._board) if run.segment in segments
                 }
                 needed |= Needs.of(runs).names
+                with contextlib.suppress(ModelError):  # said when it is prepared
+                    needed |= each(self._codebooks(plan, manifest).values()).keys()
         return frozenset(needed)
 
     async def manifest(self, source: BundleSource) -> Manifest:
@@ -166,11 +170,12 @@ class Reconciler:
         return self._store.manifest(source.manifest)
 
     async def fetch_all(self, source: BundleSource, manifest: Manifest) -> None:
-        """Return once the bundle is here, or where the disk is too small what tells most of it.
+        """Return once the bundle is here but for codebooks.
 
-        That is one segment of each kind, which is enough to time them all.  Errors as `manifest`.
+        Where the disk is too small, one segment of each kind is enough to time them all.  Errors as
+        `manifest`.
         """
-        wanted = set(manifest.blobs.values())
+        wanted = set(other_blobs(manifest))
         if not self._room.fits(wanted):
             wanted, kinds = set(), set[str]()
             for segment in timed(manifest):
@@ -183,8 +188,11 @@ class Reconciler:
 
     async def _count(self, manifest: Manifest) -> None:
         """Count what of the bundle is not here."""
-        blobs = manifest.blobs.values()
-        missing = [blob for blob in blobs if not await asyncio.to_thread(self._store.has, blob.sha256)]
+        missing = [
+            blob
+            for blob in other_blobs(manifest)
+            if not await asyncio.to_thread(self._store.has, blob.sha256)
+        ]
         missing_bytes = sum(blob.size_bytes for blob in missing)
         if missing_bytes != self.missing_bytes:
             self.missing_bytes = missing_bytes
@@ -235,11 +243,18 @@ class Reconciler:
             self._changed()
 
     def _unload(self) -> None:
+        plans = self._executor.epochs().values()
         self._sessions.keep(
             (self._store.manifest(plan.bundle).by_name[run.segment], run)
-            for plan in self._executor.epochs().values()
+            for plan in plans
             for run in plan.runs_of(self._board)
         )
+        needed = (
+            codebooks
+            for plan in plans
+            for codebooks in self._codebooks(plan, self._store.manifest(plan.bundle)).values()
+        )
+        self._sessions.keep_books(each(needed))
         shrink()
         give_back()
 
@@ -253,11 +268,13 @@ class Reconciler:
             else:
                 manifest = await self.manifest(source)
             runs = {run: manifest.by_name[run.segment] for run in plan.runs_of(self._board)}
-            needs = Needs.of(runs)
+            codebooks = self._codebooks(plan, manifest)
+            needs = Needs.of(runs).and_blobs(book.blob for book in each(codebooks.values()).values())
             self._room.needed |= needs.names
             if source is not None:
                 await self._fetcher.fetch(source.url, needs.blobs)
                 await self._fetcher.fetch_pieces(source.url, needs.pieces)
+            books = await _in_thread(lambda: self._sessions.open_books(each(codebooks.values())))
             sessions = await _in_thread(lambda: self._sessions.open(runs))
             await _in_thread(lambda: self._warm(manifest, sessions))
         except (BoardError, ModelError) as error:
@@ -267,7 +284,12 @@ class Reconciler:
         except KeyError as error:
             self._set(plan.epoch, "failed", f"the bundle has no segment {error}")
             return
-        self._executor.hold(plan, sessions)
+        by_step = {
+            (lane, tag): {tensor: books[one.blob.sha256] for tensor, one in by_tensor.items()}
+            for lane, by_tag in codebooks.items()
+            for tag, by_tensor in by_tag.items()
+        }
+        self._executor.hold(plan, sessions, by_step)
         self._set(plan.epoch, "ready", "")
 
     async def _prove(self, plan: Plan, source: BundleSource | None) -> None:
@@ -313,10 +335,17 @@ class Reconciler:
             )
         )
         found = (
-            why_wrong(golden, answer, EXACT if is_exact(lane) else ROUNDED)
-            for lane, answer in zip(plan.lanes, answers, strict=True)
+            why_wrong(golden, answer, allowed(lane)) for lane, answer in zip(plan.lanes, answers, strict=True)
         )
         return next(filter(None, found), "")
+
+    def _codebooks(self, plan: Plan, manifest: Manifest) -> dict[int, Wanted]:
+        """Return the codebooks that this board needs for each lane of `plan`."""
+        return {
+            number: wanted(manifest, lane.programs[self._board])
+            for number, lane in enumerate(plan.lanes)
+            if self._board in lane.programs
+        }
 
     def _warm(self, manifest: Manifest, sessions: Mapping[Run, Session]) -> None:
         """Run each segment once, so that the first request does not pay for its set-up."""
@@ -337,10 +366,13 @@ class Reconciler:
             self._changed()
 
 
-def is_exact(lane: Lane) -> bool:
-    """Say whether boards hand one another numbers as they are."""
+def allowed(lane: Lane) -> float:
+    """Return by how much the answer of a lane may be off, as a share of its largest number."""
     steps = (step for program in lane.programs.values() for step in program.steps)
-    return all(step.codec.exact for step in steps if isinstance(step, Collective))
+    codecs = {step.codec for step in steps if isinstance(step, Collective)}
+    if all(codec.exact for codec in codecs):
+        return EXACT
+    return ROUNDED if all(codec.rate == 1 and codec.number != "vq" for codec in codecs) else CODED
 
 
 T = TypeVar("T")

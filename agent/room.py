@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shoal.errors import BoardError
@@ -37,6 +37,10 @@ class Needs:
             blobs += [segment.model, *(blob for blob in segment.weights if blob not in sliced)]
             wanted += pieces(segment, run.part) if run.part else ()
         return cls(blobs=tuple(dict.fromkeys(blobs)), pieces=tuple(dict.fromkeys(wanted)))
+
+    def and_blobs(self, blobs: Iterable[Blob]) -> "Needs":
+        """Return these needs and some blobs besides."""
+        return replace(self, blobs=tuple(dict.fromkeys((*self.blobs, *blobs))))
 
     @property
     def names(self) -> frozenset[str]:

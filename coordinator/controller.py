@@ -16,7 +16,7 @@ from typing import Final
 
 from shoal.coordinator import ahead, crowd, experience
 from shoal.coordinator import fleet as fleets
-from shoal.coordinator.accuracy import allowed
+from shoal.coordinator.accuracy import recipes
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
@@ -256,7 +256,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         barred=fleets.barred(state.fleet, now_s),
         objective=crowd.objective(state.crowd, deployment.objective),
         max_boards=deployment.max_boards,
-        codecs=allowed(deployment.max_error),
+        recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
         margin=state.settings.margin,
         limits=deployment.limits,
         powers=fleets.powers(state.fleet, now_s) if counts else {},
@@ -301,7 +301,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     best = open_to_us[0][1]
     if old is not None and serves:
         if (best.strategy, best.lead, best.lanes) == (old.strategy, old.lead, old.lanes):
-            return replace(state, decision=_decision(ranking, old.epoch, 0, old.reason))
+            return replace(state, decision=_decision(state, ranking, (old.epoch, 0), old.reason, now_s))
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.codec import codec_of
 from shoal.coordinator import render
+from shoal.coordinator.accuracy import EXACT, uniform
 from shoal.coordinator.cost import predict
 from shoal.coordinator.front import Point, front
 from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet, words_of
@@ -401,7 +402,7 @@ def test_nothing_that_was_looked_at_beats_the_front(
     cluster: tuple[Manifest, dict[BoardId, Profile], Powers],
 ) -> None:
     manifest, profiles, powers = cluster
-    found = explore(manifest, profiles, NONE, 0, (codec_of("f32"),), powers=powers)
+    found = explore(manifest, profiles, NONE, 0, EXACT, powers=powers)
     points = front(found, NO_LIMITS)
     mine = [figures(point) for point in points]
     assert mine == sorted(mine)
@@ -413,7 +414,7 @@ def test_nothing_that_was_looked_at_beats_the_front(
 
 
 def test_the_front_ends_where_each_figure_is_best() -> None:
-    points = front(explore(PAIR, BOTH, NONE, 0, (codec_of("f32"),), powers=WATTS), NO_LIMITS)
+    points = front(explore(PAIR, BOTH, NONE, 0, EXACT, powers=WATTS), NO_LIMITS)
     lowest = [min(column) for column in zip(*map(figures, points), strict=True)]
     assert lowest == pytest.approx(
         [
@@ -431,8 +432,8 @@ def test_the_front_ends_where_each_figure_is_best() -> None:
 
 def test_codecs_that_lose_something_are_on_the_front_with_their_error() -> None:
     profiles = {A: board(1.0, goodput=1e3), B: board(1.0, goodput=1e3)}
-    codecs = (codec_of("f32"), codec_of("i8"))
-    points = front(explore(TOKENS, profiles, NONE, 0, codecs), NO_LIMITS)
+    recipes = tuple(uniform(codec_of(words)) for words in ("f32", "i8"))
+    points = front(explore(TOKENS, profiles, NONE, 0, recipes), NO_LIMITS)
     errors = {point.candidate.strategy: point.error for point in points}
     assert errors["sequence i8"] == pytest.approx(1 / 254)
     assert errors["sequence"] == 0.0
