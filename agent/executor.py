@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
-from shoal.collective import MisfitError, handed_out, made_of, makes, messages, needs
+from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.encoding import to_json
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import TRACED, Header, Kind
@@ -46,6 +47,8 @@ class Held:
 
     plan: Plan
     sessions: Mapping[Run, Session]
+    books: Mapping[tuple[int, int], Books]
+    """By lane and tag: the codebooks of exchanges."""
     active: int = 0
     """Attempts under way."""
     closing: bool = False
@@ -115,10 +118,15 @@ class Executor:
         self.peers = peers
         peers.on_notes = self._traces.take
 
-    def hold(self, plan: Plan, sessions: Mapping[Run, Session]) -> None:
-        """Be ready for `plan` from now on."""
+    def hold(
+        self,
+        plan: Plan,
+        sessions: Mapping[Run, Session],
+        books: Mapping[tuple[int, int], Books] = MappingProxyType({}),
+    ) -> None:
+        """Be ready for `plan` from now on; `books` are the codebooks by lane and tag of the exchange."""
         with self._lock:
-            self._held[plan.epoch] = Held(plan=plan, sessions=sessions)
+            self._held[plan.epoch] = Held(plan=plan, sessions=sessions, books=books)
 
     def drop(self, epoch: int) -> bool:
         """Take no new attempt under `epoch`; return True once none is under way and it is dropped."""
@@ -335,7 +343,7 @@ class Executor:
     ) -> None:
         name = f"{step.kind} {step.tag}" + (f".{chunk}" if step.chunks > 1 else "")
         with part.noting("code", name):
-            handed = handed_out(step, self._board, tensors)
+            handed = handed_out(step, self._board, tensors, self._books(part, step))
         packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
         for peer, arrays in handed.items():
             buffers = packed.get(id(arrays))
@@ -375,9 +383,12 @@ class Executor:
             handed.setdefault(giver, []).append(arrived.arrays)
         try:
             with part.noting("code", name):
-                return made_of(step, self._board, waits.mine, handed)
+                return made_of(step, self._board, waits.mine, handed, self._books(part, step))
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
+
+    def _books(self, part: _Attempt, step: Collective) -> Books:
+        return part.held.books.get((part.header.lane, step.tag), NO_BOOKS)
 
     def _received(self, part: _Attempt, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""

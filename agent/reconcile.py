@@ -16,6 +16,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.sessions import Sessions
+from shoal.codebooks import Wanted, each, wanted
 from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest, Segment
 from shoal.memory import give_back
@@ -136,8 +137,10 @@ class Reconciler:
         return self._store.manifest(source.manifest)
 
     async def fetch_all(self, source: BundleSource, manifest: Manifest) -> None:
-        """Return once every blob of the bundle is here; errors as `manifest`."""
-        await self._fetcher.fetch(source.url, manifest.blobs.values())
+        """Return once every blob of the bundle is here but codebooks; errors as `manifest`."""
+        books = {book.blob.sha256 for book in manifest.codebooks}
+        blobs = (blob for digest, blob in manifest.blobs.items() if digest not in books)
+        await self._fetcher.fetch(source.url, blobs)
 
     async def _serve(self, plan: Plan, source: BundleSource | None) -> None:
         if source is not None and source.manifest == plan.bundle:
@@ -163,11 +166,18 @@ class Reconciler:
             self._changed()
 
     def _unload(self) -> None:
+        plans = self._executor.epochs().values()
         self._sessions.keep(
             (self._store.manifest(plan.bundle).by_name[run.segment], run)
-            for plan in self._executor.epochs().values()
+            for plan in plans
             for run in plan.runs_of(self._board)
         )
+        needed = (
+            codebooks
+            for plan in plans
+            for codebooks in self._codebooks(plan, self._store.manifest(plan.bundle)).values()
+        )
+        self._sessions.keep_books(each(needed))
         give_back()
 
     async def _prepare(self, plan: Plan, source: BundleSource | None) -> None:
@@ -180,8 +190,11 @@ class Reconciler:
             else:
                 manifest = await self.manifest(source)
             runs = {run: manifest.by_name[run.segment] for run in plan.runs_of(self._board)}
+            codebooks = self._codebooks(plan, manifest)
             if source is not None:
                 await self._fetch(source.url, runs)
+                await self._fetcher.fetch(source.url, [one.blob for one in each(codebooks.values()).values()])
+            books = await _in_thread(lambda: self._sessions.open_books(each(codebooks.values())))
             sessions = await _in_thread(lambda: self._sessions.open(runs))
             await _in_thread(lambda: self._warm(manifest, sessions))
         except (BoardError, ModelError) as error:
@@ -191,8 +204,21 @@ class Reconciler:
         except KeyError as error:
             self._set(plan.epoch, "failed", f"the bundle has no segment {error}")
             return
-        self._executor.hold(plan, sessions)
+        by_step = {
+            (lane, tag): {tensor: books[one.blob.sha256] for tensor, one in by_tensor.items()}
+            for lane, by_tag in codebooks.items()
+            for tag, by_tensor in by_tag.items()
+        }
+        self._executor.hold(plan, sessions, by_step)
         self._set(plan.epoch, "ready", "")
+
+    def _codebooks(self, plan: Plan, manifest: Manifest) -> dict[int, Wanted]:
+        """Return the codebooks that this board needs for each lane of `plan`."""
+        return {
+            number: wanted(manifest, lane.programs[self._board])
+            for number, lane in enumerate(plan.lanes)
+            if self._board in lane.programs
+        }
 
     async def _fetch(self, url: str, runs: Mapping[Run, Segment]) -> None:
         """Return once what these runs need is here: of sliced weights only the board's pieces."""

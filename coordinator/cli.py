@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from shoal.records import BoardId, check_name
 if TYPE_CHECKING:
     from shoal.coordinator.client import View
     from shoal.coordinator.planner import Candidate
+    from shoal.messages import Deployment
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -117,6 +119,14 @@ def coordinator(
     help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004.",
 )
 @click.option(
+    "--max-accuracy-loss",
+    default="0",
+    show_default=True,
+    metavar="SHARE",
+    help="How much accuracy may be lost, as 0.5% or 0.005, by what `shoal export --calibrate` measured: of "
+    "labels a difference of the share that is right, of perplexity by what share it grows.",
+)
+@click.option(
     "--wait",
     type=click.FloatRange(0),
     default=0.0,
@@ -130,43 +140,48 @@ def deploy(
     objective: Objective,
     max_boards: int,
     max_error: float,
+    max_accuracy_loss: str,
     wait: float,
 ) -> None:
     """Give BUNDLE to the cluster, to be served from now on.
 
     Exits 0, or 4 if --wait is given and no plan came into force in time.
     """
-    asyncio.run(_deploy(bundle, broker, cluster, objective, max_boards, max_error, wait))
+    from shoal.coordinator.accuracy import share_of
+    from shoal.messages import Deployment
+
+    wanted = partial(
+        Deployment,
+        objective=objective,
+        max_boards=max_boards,
+        max_error=max_error,
+        max_accuracy_loss=share_of("--max-accuracy-loss", max_accuracy_loss),
+    )
+    asyncio.run(_deploy(bundle, broker, cluster, wanted, wait))
 
 
 async def _deploy(
-    bundle: Path,
-    broker: str,
-    cluster: str,
-    objective: Objective,
-    max_boards: int,
-    max_error: float,
-    wait_s: float,
+    bundle: Path, broker: str, cluster: str, wanted: "Callable[..., Deployment]", wait_s: float
 ) -> None:
     import aiohttp
 
     from shoal.coordinator import client, render
-    from shoal.messages import Decision, Deployment
+    from shoal.messages import Decision
 
     _check_cluster(cluster)
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
         source = await client.upload(http, await client.find_coordinator(operator), bundle)
-        await operator.publish(
-            Deployment(bundle=source, objective=objective, max_boards=max_boards, max_error=max_error)
-        )
-        click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}")
+        deployment = wanted(bundle=source)
+        client.check_calibrated(bundle, deployment)
+        await operator.publish(deployment)
+        click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {deployment.objective}")
         if not wait_s:
             return
         until_s = time.monotonic() + wait_s
         while True:
             await operator.next(min(0.2, max(0.0, until_s - time.monotonic())))
             found, decision = operator.view.plan, operator.view.cluster.get(Decision)
-            decided = isinstance(decision, Decision) and decision.objective == objective
+            decided = isinstance(decision, Decision) and decision.objective == deployment.objective
             if found is not None and decided and found.bundle == source.manifest:
                 settled = isinstance(decision, Decision) and (decision.epoch, decision.wanted) == (
                     found.epoch,
@@ -249,7 +264,7 @@ async def _candidates(
     import aiohttp
 
     from shoal.coordinator import client
-    from shoal.coordinator.accuracy import allowed
+    from shoal.coordinator.accuracy import recipes
     from shoal.coordinator.planner import propose
     from shoal.coordinator.weigh import Settings
     from shoal.records import Profile
@@ -276,7 +291,7 @@ async def _candidates(
             frozenset(),
             objective or deployment.objective,
             max_boards,
-            allowed(deployment.max_error),
+            recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
             Settings().margin,
         )
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from shoal.coordinator import experience
 from shoal.coordinator import fleet as fleets
-from shoal.coordinator.accuracy import allowed
+from shoal.coordinator.accuracy import recipes
 from shoal.coordinator.experience import Experience, Trial
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.planner import Candidate
@@ -320,7 +320,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         barred=fleets.barred(state.fleet, now_s),
         objective=deployment.objective,
         max_boards=deployment.max_boards,
-        codecs=allowed(deployment.max_error),
+        recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
         margin=state.settings.margin,
     )
     old = state.serving

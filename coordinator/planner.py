@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from shoal.codec import PLAIN, Codec
 from shoal.coordinator import partition, sharded, whole
+from shoal.coordinator.accuracy import EXACT, Recipe
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
 from shoal.coordinator.partition import Instance, Stage
@@ -38,6 +38,8 @@ class Candidate:
     lead: BoardId
     lanes: tuple[Lane, ...]
     predicted: Prediction
+    lost: float | None = None
+    """The accuracy that its recipe lost when it was measured; None: it was not, or nothing is lost."""
 
     @property
     def boards(self) -> tuple[BoardId, ...]:
@@ -62,12 +64,12 @@ def propose(
     barred: Barred,
     objective: Objective,
     max_boards: int = 0,
-    codecs: Sequence[Codec] = (PLAIN,),
+    recipes: Sequence[Recipe] = EXACT,
     margin: float = 0.0,
 ) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows.  One of
+    `max_boards` 0 means all; `recipes` are those that may be used where boards exchange rows.  One of
     several boards that is not better than the best single board by the share `margin` stands behind that:
     predictions err, and no plan is to be slower than one board.  Raises PlanError, which names the limit
     that binds, if nothing fits.
@@ -78,7 +80,7 @@ def propose(
         *_local(manifest, profiles, barred, cells),
         *(_replicate(manifest, profiles, barred, cells, limit) if limit > 1 else ()),
         *(_pipeline(manifest, profiles, barred, cells, objective, limit) if limit > 1 else ()),
-        *(_sharded(manifest, profiles, barred, cells, objective, limit, codecs) if limit > 1 else ()),
+        *(_sharded(manifest, profiles, barred, cells, objective, limit, recipes) if limit > 1 else ()),
     ]
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
@@ -216,11 +218,11 @@ def _sharded(
     cells: Cells,
     objective: Objective,
     limit: int,
-    codecs: Sequence[Codec],
+    recipes: Sequence[Recipe],
 ) -> Iterator[Candidate]:
-    """Yield the best way of each sharding and codec to divide a request, like `sequence i8`."""
+    """Yield the best way of each sharding and recipe to divide a request, like `sequence i8`."""
 
-    def priced(division: Division, chunks: int = 1) -> Candidate | None:
+    def priced(division: Division, recipe: Recipe, chunks: int = 1) -> Candidate | None:
         lead, lane = division.boards[0], division.lane(chunks)
         name = division.sharding.name
         if lane.chunks != chunks:
@@ -229,23 +231,31 @@ def _sharded(
             predicted = predict(manifest, profiles, barred, lead, (lane,), cells)
         except PlanError:
             return None
-        strategy = name if division.codec.exact else f"{name} {division.codec}"
-        return Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted)
+        return Candidate(
+            strategy=name if recipe.exact else f"{name} {recipe.words}",
+            lead=lead,
+            lanes=(lane,),
+            predicted=predicted,
+            lost=recipe.lost_among(len(division.boards)),
+        )
 
     for sharding in manifest.shardings:
-        for codec in codecs if manifest.verified(sharding.name) else ():
+        for recipe in recipes if manifest.verified(sharding.name) else ():
+            if not recipe.serves(sharding.name):
+                continue
+            most = recipe.most(limit)
             found = [
                 (candidate, division)
                 for division in sharded.divisions(
-                    manifest, profiles, barred, cells, sharding, codec, limit, latency=objective == "latency"
+                    manifest, profiles, barred, cells, sharding, recipe.codecs, most, latency=objective == "latency"
                 )
-                if (candidate := priced(division)) is not None
+                if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
             ]
             if not found:
                 continue
             best, division = min(found, key=lambda each: cost_s(each[0].predicted, objective))
             for chunks in range(2, MAX_CHUNKS + 1) if sharding.strategy == "sequence" else ():
-                finer = priced(division, chunks)
+                finer = priced(division, recipe, chunks)
                 if finer is None or cost_s(finer.predicted, objective) >= cost_s(best.predicted, objective):
                     break
                 best = finer

@@ -16,10 +16,12 @@ MESSAGE_S: Final = 3e-4
 trip already: sockets, copies, waking a thread.  Measured: 2 ms for the six of one board of four."""
 COPY_BYTES_PER_S: Final = 2.5e9
 """Memory copied by one thread of a Raspberry Pi 4 (sbc-bench: 2.3 to 2.8 GB/s); a guess for other boards."""
-COPIES: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0, "i8": 4.0}
-"""Passes over the floats to encode them, each as long as copying them; decoding makes one."""
-FLOATS: Final[Mapping[Number, float]] = {"f32": 1.0, "f16": 2.0, "i8": 4.0}
-"""Bytes of floats for each byte on the wire, about."""
+COPIES: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0, "i8": 4.0, "i4": 10.0, "vq": 8.0}
+"""Passes over the floats to encode them, each as long as copying them."""
+CODE_COPIES: Final = 0.1
+"""Besides, of each code that there is to choose from, in each stage."""
+BACK: Final[Mapping[Number, float]] = {"f32": 1.0, "f16": 1.0, "i8": 1.0, "i4": 4.0, "vq": 2.0}
+"""Passes over the floats to decode them; of vq in each stage."""
 
 
 def segment_s(profile: Profile, segment: str) -> float:
@@ -62,13 +64,13 @@ def timings_at(manifest: Manifest, other: Manifest, profile: Profile) -> dict[st
     return found
 
 
-def encode_s(codec: Codec, size_bytes: float) -> float:
-    """Return the seconds to make `size_bytes` for the wire; means are made of `rate` times as many floats."""
-    floats = size_bytes * FLOATS[codec.number]
-    averaged = floats * codec.rate if codec.rate > 1 else 0.0
-    return (averaged + floats * COPIES[codec.number]) / COPY_BYTES_PER_S
+def encode_s(codec: Codec, float_bytes: float) -> float:
+    """Return the seconds to prepare so many bytes of floats for the wire; means are made in one pass."""
+    averaged = float_bytes if codec.rate > 1 else 0.0
+    copies = COPIES[codec.number] + CODE_COPIES * codec.codes * codec.stages
+    return (averaged + float_bytes / codec.rate * copies) / COPY_BYTES_PER_S
 
 
-def decode_s(codec: Codec, size_bytes: float) -> float:
-    """Return the seconds to put `size_bytes` from the wire where they are read."""
-    return size_bytes * FLOATS[codec.number] / COPY_BYTES_PER_S
+def decode_s(codec: Codec, float_bytes: float) -> float:
+    """Return the seconds to put what came where it is read; it was made of so many bytes of floats."""
+    return float_bytes / codec.rate * BACK[codec.number] * max(1, codec.stages) / COPY_BYTES_PER_S

@@ -1,6 +1,6 @@
 """From a sharding of a bundle to the programs of the boards that share a request."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from shoal.codec import PLAIN, Codec
@@ -37,7 +37,7 @@ def programs(
     whole_rows = {segment.name for segment in sharding.segments if not _row_by_row(segment)}
     reads = {segment.name: {spec.name for spec in segment.inputs} for segment in sharding.segments}
     means: set[str] = set()
-    left = iter(each)
+    codecs = _by_tag(sharding, each)
     steps: dict[BoardId, list[Step]] = {board: [] for board in boards}
     for tag, step in enumerate(sharding.steps):
         if isinstance(step, ShardRun):
@@ -50,20 +50,29 @@ def programs(
                 if board == lead or not step.lead_only:
                     edges = parts.get(segment, ())
                     part = edges[index : index + 2] if edges else ()
-                    steps[board].append(
-                        Run(segment=segment, part=part, chunks=_chunks(sharding, tag, whole_rows, chunks))
-                    )
+                    many = _chunks(sharding, tag, whole_rows, chunks, codecs)
+                    steps[board].append(Run(segment=segment, part=part, chunks=many))
         else:
-            chosen = next(left) if step.among_all else PLAIN
-            if not all(spec.dtype.startswith("float") for spec in step.tensors):
-                chosen = PLAIN  # ids cross as they are
+            chosen = codecs[tag]
             if chosen.rate > 1:
                 means |= {spec.name for spec in step.made}
-            many = _chunks(sharding, tag - 1, whole_rows, chunks) if tag else 1
+            many = _chunks(sharding, tag - 1, whole_rows, chunks, codecs) if tag else 1
             meeting = replace(_collective(sharding, step, tag, boards, lead, shares, chosen), chunks=many)
             for board in boards:
                 steps[board].append(meeting)
     return {board: Program(steps=tuple(found)) for board, found in steps.items()}
+
+
+def _by_tag(sharding: Sharding, each: Sequence[Codec]) -> dict[int, Codec]:
+    """Return the codec of each of the sharding's collectives, by its place among the steps."""
+    left = iter(each)
+    found: dict[int, Codec] = {}
+    for tag, step in enumerate(sharding.steps):
+        if isinstance(step, ShardCollective):
+            chosen = next(left) if step.among_all else PLAIN
+            floats = all(spec.dtype.startswith("float") for spec in step.tensors)
+            found[tag] = chosen if floats else PLAIN  # ids cross as they are
+    return found
 
 
 def _row_by_row(segment: Segment) -> bool:
@@ -71,7 +80,9 @@ def _row_by_row(segment: Segment) -> bool:
     return all(ROWS in spec.shape for spec in segment.outputs)
 
 
-def _chunks(sharding: Sharding, index: int, whole_rows: Collection[str], chunks: int) -> int:
+def _chunks(
+    sharding: Sharding, index: int, whole_rows: Collection[str], chunks: int, codecs: Mapping[int, Codec]
+) -> int:
     """Return in how many chunks the step at `index`, and the one behind it, are done."""
     step = sharding.steps[index]
     behind = sharding.steps[index + 1] if index + 1 < len(sharding.steps) else None
@@ -82,6 +93,7 @@ def _chunks(sharding: Sharding, index: int, whole_rows: Collection[str], chunks:
         and behind.among_all
         and behind.kind == "gather"
         and not sharding.causal
+        and not codecs[index + 1].keeps
     )
     return chunks if fits else 1
 

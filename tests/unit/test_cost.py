@@ -128,9 +128,11 @@ def test_a_codec_makes_fewer_bytes_and_more_work() -> None:
     big = 10_000_000
     assert encode_s(PLAIN, big) == 0
     assert decode_s(PLAIN, big) == big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("f16"), big) == 2 * 2 * big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("means4"), big) == 4 * big / COPY_BYTES_PER_S
-    assert decode_s(codec_of("i8"), big) == 4 * big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("f16"), big) == 2 * big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("means4"), big) == big / COPY_BYTES_PER_S
+    assert decode_s(codec_of("means4"), big) == big / 4 / COPY_BYTES_PER_S
+    assert decode_s(codec_of("i8"), big) == big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("vq4x1024"), big) > 3 * encode_s(codec_of("vq4x256"), big)
 
 
 def test_each_message_beyond_the_first_costs_a_board_time() -> None:
