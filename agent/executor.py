@@ -375,11 +375,11 @@ class Executor:
         step = waits.step
         name = f"{step.kind} {step.tag}"
         wanted = messages(step, self._board, waits.mine)
-        came = self._take(part, name, [(step.tag, giver, chunk) for giver, chunk in wanted])
+        came = self._take(part, name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
         for made in makes(step):
             del awaited[made]
         handed: dict[BoardId, list[Sequence[Array]]] = {}
-        for (giver, _), arrived in zip(wanted, came, strict=True):
+        for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
         try:
             with part.noting("code", name):
@@ -392,17 +392,24 @@ class Executor:
 
     def _received(self, part: _Attempt, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
-        (came,) = self._take(part, f"send {step.tag}", [(step.tag, step.peer, 0)])
+        (came,) = self._take(part, f"send {step.tag}", [(step.tag, step.peer, 0)]).values()
         if len(came.arrays) != len(step.tensors):
             why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(came.arrays)}"
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, came.arrays, strict=True))
 
-    def _take(self, part: _Attempt, name: str, keys: Sequence[Key]) -> list[Arrived]:
+    def _take(
+        self, part: _Attempt, name: str, keys: Sequence[Key], no_longer_than_s: float = 0.0
+    ) -> Mapping[Key, Arrived]:
+        """Return all of the messages `keys`; if a time is given, those that come within it."""
         with part.noting("wait", name):
-            came = part.inbox.take(keys, part.deadline_s)
+            if no_longer_than_s:
+                until_s = min(part.deadline_s, time.monotonic() + no_longer_than_s)
+                came = part.inbox.take_in_time(keys, until_s)
+            else:
+                came = dict(zip(keys, part.inbox.take(keys, part.deadline_s), strict=True))
         if part.notes is not None:
-            for (_, giver, chunk), one in zip(keys, came, strict=True):
+            for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
                 part.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
         return came

@@ -13,6 +13,7 @@ import torch
 from shoal.codec import PLAIN
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.export import export
+from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import Place, beside, write_learnt
 from shoal.manifest import WHOLE, Manifest, Sharding, file_of
 from shoal.records import Array
@@ -36,7 +37,7 @@ TOLERANCE: Final = 1e-4
 """How far torch may be from onnxruntime, as a part of the largest number."""
 LOOKED_AT: Final = 8
 """Rows on which the two are compared."""
-CODED: Final = 20_000
+CODED: Final = 10_000
 """Rows at each exchange from which codebooks are made, about."""
 
 
@@ -155,7 +156,7 @@ def _books(
     parts = np.array_split(rows, -(-len(rows) // recipe.batch))
     seen = gathered(sharding, network, [material.at(part).inputs for part in parts])
     return {
-        Place(sharding.name, tag, word, name): book_table(codec, found, recipe.seed)
+        Place(sharding.name, tag, word, name): table_of(codec, found, recipe.seed)
         for word, codec in coded.items()
         for (tag, name), found in seen.items()
     }
