@@ -40,12 +40,6 @@ LINES = 20
     show_default=True,
     help="What is gathered: keys and values, or the rows that they are made of.",
 )
-@click.option(
-    "--labels",
-    default="labels",
-    show_default=True,
-    help="The array of DATA.npz with what should come out.  Without it, the model learns to answer as it did.",
-)
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Rows in a step.")
 @click.option("--learning-rate", type=float, default=5e-4, show_default=True)
@@ -69,7 +63,6 @@ def train(
     words: Sequence[str],
     boards: str,
     point: "Point",
-    labels: str,
     steps: int,
     batch: int,
     learning_rate: float,
@@ -89,7 +82,8 @@ def train(
 ) -> None:
     """Fine-tune an ONNX model so that it stays right when its boards hand one another less than they have.
 
-    DATA.npz has its inputs, stacked along the batch.  Each step plays a request on a number of boards with
+    DATA.npz has its inputs, stacked along the batch, and perhaps `labels` as `shoal export --calibrate`
+    takes them; without these it learns to answer as it did.  Each step plays a request on a number of boards with
     shares of its own, so one trained model serves them all.  TRAINED.onnx has the same graph and other
     weights: `shoal export --calibrate` takes it.  Needs torch; small models train on a processor.
 
@@ -128,7 +122,6 @@ def train(
         target=target,
         recipe=settings,
         point=point,
-        labels=labels,
         resume=resume,
         save_every=save_every,
     )

@@ -8,22 +8,19 @@ from torch.nn import functional
 from shoal.errors import ModelError
 from shoal.records import Array
 
-IGNORED = -100
-"""A label of which nothing is asked."""
-
-
 def from_labels(answers: Mapping[str, torch.Tensor], labels: Array, smoothing: float) -> torch.Tensor:
     """Return the cross-entropy of the output that has a number for each class behind the sizes of `labels`.
 
+    Labels below zero do not count, as in a calibration.
     Raises ModelError if no output has.
     """
-    wanted = torch.from_numpy(labels.astype("int64"))
+    wanted = torch.from_numpy(labels.astype("int64")).clamp(min=-1)
     for logits in answers.values():
         if logits.is_floating_point() and logits.shape[:-1] == wanted.shape:
             return functional.cross_entropy(
                 logits.reshape(-1, logits.shape[-1]),
                 wanted.reshape(-1),
-                ignore_index=IGNORED,
+                ignore_index=-1,
                 label_smoothing=smoothing,
             )
     shapes = {name: list(tensor.shape) for name, tensor in answers.items()}

@@ -12,7 +12,9 @@ import torch
 
 from shoal.codec import PLAIN
 from shoal.errors import ConfigError, ModelError
+from shoal.exporter.data import Data, read_data
 from shoal.exporter.export import export
+from shoal.exporter.judge import LABELS, metric_of
 from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import Place, beside, write_learnt
 from shoal.manifest import WHOLE, Manifest, Sharding, file_of
@@ -23,7 +25,6 @@ from shoal.sizes import resized, sizes_in
 from shoal.train.draws import Draw
 from shoal.train.files import digest_of, same_answers, write_model
 from shoal.train.graph import read_graph
-from shoal.train.material import Material, read_material
 from shoal.train.network import Network
 from shoal.train.recipe import Recipe
 from shoal.train.state import load, save
@@ -64,8 +65,6 @@ class Order:
     recipe: Recipe
     point: Point
     """What is gathered: keys and values, or the rows that they are made of."""
-    labels: str
-    """The array of the data that has them, if it is there."""
     resume: bool
     save_every: int
     """Steps."""
@@ -77,7 +76,7 @@ class Order:
 
     def run(self) -> str:
         """Return a word for this model, data and recipe: another one has another."""
-        words = (digest_of(self.model), digest_of(self.data), self.point, self.labels, repr(self.recipe))
+        words = (digest_of(self.model), digest_of(self.data), self.point, repr(self.recipe))
         return sha256("\n".join(words).encode()).hexdigest()
 
 
@@ -92,18 +91,19 @@ def train(order: Order, report: Report) -> Outcome:
     with TemporaryDirectory() as place:
         bundle = Path(place) / "bundle"
         manifest = export(order.model, bundle)
-        material = read_material(order.data, manifest.inputs, order.labels)
-        manifest = resized(manifest, sizes_in(manifest, material.inputs))
+        data = read_data(order.data, manifest.inputs)
+        metric_of(data.truth, data.rows)  # refuses labels that do not fit
+        manifest = resized(manifest, sizes_in(manifest, data.inputs))
         sharding = _sharding(manifest, order)
         original = open_session(bundle / file_of(WHOLE), threads=torch.get_num_threads())
         network = Network({s.name: read_graph(bundle / file_of(s.name)) for s in sharding.segments})
-        books = _books(sharding, network, material, order.recipe)
+        books = _books(sharding, network, data, order.recipe)
         outputs = tuple(spec.name for spec in manifest.outputs)
         tuning = Tuning(sharding, network, outputs, order.recipe, books)
-        _compare(tuning, material, original)
+        _compare(tuning, data, original)
         if state is not None:
             tuning.restore(state)
-        losses = _steps(order, tuning, material, original, run, report)
+        losses = _steps(order, tuning, data, original, run, report)
         digest = write_model(bundle / file_of(WHOLE), network.arrays(), order.target)
     if books:
         write_learnt(beside(order.target), digest, tuning.books())
@@ -118,12 +118,12 @@ def train(order: Order, report: Report) -> Outcome:
 
 
 def _steps(
-    order: Order, tuning: Tuning, material: Material, original: Session, run: str, report: Report
+    order: Order, tuning: Tuning, data: Data, original: Session, run: str, report: Report
 ) -> list[float]:
     """Make all steps that are left, and return the loss of each."""
     losses: list[float] = []
-    for batch in batches(order.recipe, material, tuning.step):
-        before: Mapping[str, Array] = {} if batch.labels is not None else original.run(batch.inputs)
+    for batch in batches(order.recipe, data, tuning.step):
+        before: Mapping[str, Array] = {} if LABELS in batch.truth else original.run(batch.inputs)
         losses.append(tuning.learn(batch, before))
         if tuning.step % order.save_every == 0 and tuning.step < order.recipe.steps:
             save(order.kept, tuning.state(), run)
@@ -146,15 +146,15 @@ def _sharding(manifest: Manifest, order: Order) -> Sharding:
 
 
 def _books(
-    sharding: Sharding, network: Network, material: Material, recipe: Recipe
+    sharding: Sharding, network: Network, data: Data, recipe: Recipe
 ) -> dict[Place, Array]:
     """Return codebooks for what the recipe codes, from what crosses before training."""
     coded = {codec.book: codec for codec in recipe.codecs if codec.book}
     if not coded:
         return {}
-    rows = np.arange(min(material.rows, max(1, CODED // sharding.units)))
+    rows = np.arange(min(data.rows, max(1, CODED // sharding.units)))
     parts = np.array_split(rows, -(-len(rows) // recipe.batch))
-    seen = gathered(sharding, network, [material.at(part).inputs for part in parts])
+    seen = gathered(sharding, network, [data.some(part).inputs for part in parts])
     return {
         Place(sharding.name, tag, word, name): table_of(codec, found, recipe.seed)
         for word, codec in coded.items()
@@ -162,9 +162,9 @@ def _books(
     }
 
 
-def _compare(tuning: Tuning, material: Material, original: Session) -> None:
+def _compare(tuning: Tuning, data: Data, original: Session) -> None:
     """Raise ModelError if torch does not answer as onnxruntime does."""
-    inputs = material.at(np.arange(LOOKED_AT)).inputs
+    inputs = data.some(np.arange(LOOKED_AT)).inputs
     got = tuning.answer(inputs, Draw(shares=(0.5, 0.5), codec=PLAIN))
     wrong = same_answers(original.run(inputs), got, TOLERANCE)
     if wrong:

@@ -7,13 +7,14 @@ import torch
 
 from shoal.codec import PLAIN
 from shoal.errors import ModelError
+from shoal.exporter.data import Data
+from shoal.exporter.judge import LABELS
 from shoal.exporter.learnt import Place
 from shoal.manifest import Sharding
 from shoal.records import Array, BoardId
 from shoal.sharding import programs
 from shoal.train.crossing import Crossing
 from shoal.train.draws import Draw, draw, rows_of
-from shoal.train.material import Material
 from shoal.train.network import Network
 from shoal.train.objective import from_answers, from_labels
 from shoal.train.playing import play
@@ -51,7 +52,7 @@ class Tuning:
         self.step = 0
         """How many steps were made."""
 
-    def learn(self, material: Material, before: Mapping[str, Array]) -> float:
+    def learn(self, data: Data, before: Mapping[str, Array]) -> float:
         """Make one step on some rows and return the loss; `before` is what the model answered to them once.
 
         Raises ModelError if the loss is not a finite number.
@@ -59,11 +60,11 @@ class Tuning:
         recipe, step = self._recipe, self.step
         random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         chosen = draw(recipe, step, self._sharding.units)
-        answers = self._answers(material.inputs, chosen, random, recipe.noise)
-        if material.labels is None:
-            loss = from_answers(answers, before)
+        answers = self._answers(data.inputs, chosen, random, recipe.noise)
+        if LABELS in data.truth:
+            loss = from_labels(answers, data.truth[LABELS], recipe.smoothing)
         else:
-            loss = from_labels(answers, material.labels, recipe.smoothing)
+            loss = from_answers(answers, before)
         found = float(loss)
         if not np.isfinite(found):
             raise ModelError(f"train: step {step}: expected a finite loss, got {found}; lower --learning-rate")
@@ -133,10 +134,10 @@ def names(count: int) -> tuple[BoardId, ...]:
     return tuple(BoardId(f"board-{index}") for index in range(count))
 
 
-def batches(recipe: Recipe, material: Material, first: int) -> Iterable[Material]:
+def batches(recipe: Recipe, data: Data, first: int) -> Iterable[Data]:
     """Yield the rows of each step from `first` on."""
     for step in range(first, recipe.steps):
-        yield material.at(rows_of(recipe, step, material.rows))
+        yield data.some(rows_of(recipe, step, data.rows))
 
 
 def gathered(

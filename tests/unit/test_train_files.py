@@ -9,60 +9,13 @@ from onnx import TensorProto, numpy_helper
 
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.learnt import Place, beside, read_learnt, write_learnt
-from shoal.records import Array, Sha256, TensorSpec
+from shoal.records import Sha256
 from shoal.train.files import digest_of, same_answers, write_model
 from shoal.train.graph import read_graph, trained
-from shoal.train.material import read_material
 from tests import models
 from tests.models import Builder
 
-X = TensorSpec(name="x", dtype="float32", shape=("batch", 4))
 SOURCE = Sha256("a" * 64)
-
-
-def saved(path: Path, **arrays: Array) -> Path:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-    return path
-
-
-def test_data_are_inputs_and_perhaps_labels(tmp_path: Path) -> None:
-    x = np.arange(160, dtype=np.float32).reshape(40, 4)
-    found = read_material(saved(tmp_path / "a.npz", x=x, labels=np.arange(40)), [X], "labels")
-    assert found.rows == 40
-    some = found.at(np.array([3, 5]))
-    assert some.labels is not None
-    assert some.labels.tolist() == [3, 5]
-    np.testing.assert_array_equal(some.inputs["x"], x[[3, 5]])
-    assert read_material(saved(tmp_path / "b.npz", x=x), [X], "labels").labels is None
-
-
-BAD: list[tuple[dict[str, Array], str]] = [
-    ({"y": np.zeros((40, 4), np.float32)}, r"expected arrays named \['x'\] and perhaps 'labels', got \['y'\]"),
-    ({"x": np.zeros((40, 4))}, r"array x: expected 40 rows of float32 \['batch', 4\], got float64 \[40, 4\]"),
-    ({"x": np.zeros((40, 5), np.float32)}, r"array x: expected 40 rows"),
-    ({"x": np.full((40, 4), np.nan, np.float32)}, "array x: expected finite numbers, got NaN"),
-    ({"x": np.zeros((8, 4), np.float32)}, "expected 32 rows or more to train on, got 8"),
-    (
-        {"x": np.zeros((40, 4), np.float32), "labels": np.zeros(39, np.int64)},
-        r"array labels: expected 40 rows of whole numbers, got int64 \[39\]",
-    ),
-    (
-        {"x": np.zeros((40, 4), np.float32), "labels": np.zeros(40)},
-        "array labels: expected 40 rows of whole numbers, got float64",
-    ),
-]
-
-
-@pytest.mark.parametrize(("arrays", "words"), BAD)
-def test_data_that_do_not_fit_are_named(arrays: dict[str, Array], words: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=words):
-        read_material(saved(tmp_path / "a.npz", **arrays), [X], "labels")
-
-
-def test_no_data_at_all_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(b"no zip")
-    with pytest.raises(ConfigError, match=r"a.npz: expected arrays in a .npz file"):
-        read_material(tmp_path / "a.npz", [X], "labels")
 
 
 def test_what_a_person_calls_a_weight_is_trained(tmp_path: Path) -> None:
