@@ -76,7 +76,7 @@ class Inbox:
         return [found[key] for key in keys]
 
     def take_in_time(self, keys: Sequence[Key], until_s: float) -> dict[Key, Arrived]:
-        """Return those of the messages `keys` that are here once all are, or at `until_s` (of time.monotonic).
+        """Return those of the messages `keys` that are here: once all are, or at `until_s` (time.monotonic).
 
         Raises what `end` was told.
         """

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -83,10 +84,12 @@ class Subject:
 
     @cached_property
     def unsplit(self) -> float:
+        """Return what the answers of the model in one piece are worth."""
         session = open_session(self.bundle / "whole.onnx")
         return self.value([session.run(batch) for batch in self.inputs])
 
     def sharding(self, point: str) -> Sharding:
+        """Return the sequence that gathers at `point`."""
         found = (s for s in read_manifest(self.bundle).shardings if s.strategy == "sequence")
         return next(sharding for sharding in found if sharding.point == point)
 
@@ -122,7 +125,7 @@ class Divided:
             sum(
                 codec.size_bytes(_shape(spec.shape, axis, stop - start), axis, 4, start)
                 for spec, axis in zip(step.tensors, step.axes, strict=True)
-                for start, stop in zip(edges, edges[1:], strict=False)
+                for start, stop in pairwise(edges)
             )
             for step in self._exchanges
         ]
@@ -175,10 +178,12 @@ class Divided:
 
 
 def _shape(shape: Sequence[int | str], axis: int, rows: int) -> list[int]:
-    return [rows if place == axis else size if isinstance(size, int) else 1 for place, size in enumerate(shape)]
+    return [
+        rows if place == axis else size if isinstance(size, int) else 1 for place, size in enumerate(shape)
+    ]
 
 
-def pictures(finetuned: bool, samples: int) -> Subject:  # noqa: FBT001
+def pictures(finetuned: bool, samples: int) -> Subject:
     """Return the vision transformer and pictures of Fashion-MNIST."""
     test, train = fashion("t10k"), fashion("train")
 
@@ -287,9 +292,7 @@ def measure(samples: int, only: str) -> None:
 _DIVIDED: dict[tuple[str, str], Divided] = {}
 
 
-def measured(
-    subject: Subject, point: str, shares: str, parts: int, word: str
-) -> dict[str, object]:
+def measured(subject: Subject, point: str, shares: str, parts: int, word: str) -> dict[str, object]:
     """Return what there is to say of one way to exchange."""
     key = (subject.model.stem, point)
     if key not in _DIVIDED:

@@ -28,7 +28,9 @@ ASTRA: Final = tuple(
     for ratio, lost, groups in ((2457.6, 3.58, 1), (153.6, 1.76, 16), (76.8, 0.89, 32))
 )
 """arXiv 2505.19342: ViT-B on CIFAR-100, 4 boards, trained."""
-PRISM: Final = tuple(Point(1 / rate, lost, f"CR {rate:g}") for rate, lost in ((9.9, 2.37), (4.95, 1.17), (3.3, 0.95)))
+PRISM: Final = tuple(
+    Point(1 / rate, lost, f"CR {rate:g}") for rate, lost in ((9.9, 2.37), (4.95, 1.17), (3.3, 0.95))
+)
 """arXiv 2507.12145 as arXiv 2605.25682 prints it: ViT on CIFAR-10, 2 boards, not trained."""
 PRISM_TRAINED: Final = (Point(1 / 9.9, 0.58, "CR 9.9"),)
 
@@ -132,7 +134,7 @@ def lost(row: Row | None) -> str:
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """Write the picture: points lost against the part of the float32 bytes that crosses, two boards and four."""
+    """Write the picture: points lost against the part of the float32 bytes that crosses."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -151,20 +153,24 @@ def draw(rows: Sequence[Row], file: Path) -> None:
             label = f"shoal, {parts} boards, {'trained' if finetuned else 'as it is'}"
             crossing = [(r["part_of_f32"], 100 * (r["unsplit"] - r["value"]), r["codec"]) for r in some]
             shown = [each for each in crossing if each[0]]
-            axes.scatter(*zip(*(each[:2] for each in shown)), marker=marker, color=color, s=26, label=label)
+            axes.scatter(
+                [s[0] for s in shown], [s[1] for s in shown], marker=marker, color=color, s=26, label=label
+            )
             for part, points, word in shown:
-                if parts == 2:  # noqa: PLR2004
+                if parts == 2:
                     axes.annotate(word, (part, points), xytext=(3, 3), textcoords="offset points", fontsize=6)
             for part, points, _ in crossing:
                 if not part:
-                    axes.axhline(points, color=color, linestyle=":" if parts == 2 else "-.", linewidth=1)  # noqa: PLR2004
+                    axes.axhline(points, color=color, linestyle=":" if parts == 2 else "-.", linewidth=1)
                     axes.text(1, points, f"no exchange, {parts} boards", color=color, ha="right", fontsize=7)
     for points_of, color, label in (
         (ASTRA, "#c0392b", "ASTRA, ViT-B on CIFAR-100, 4 boards, trained"),
         (PRISM, "#d08a1c", "PRISM, ViT on CIFAR-10, 2 boards"),
         (PRISM_TRAINED, "#7a5b12", "PRISM, trained"),
     ):
-        axes.scatter([p[0] for p in points_of], [p[1] for p in points_of], marker="*", s=70, color=color, label=label)
+        axes.scatter(
+            [p[0] for p in points_of], [p[1] for p in points_of], marker="*", s=70, color=color, label=label
+        )
         for point in points_of:
             axes.annotate(point.name, point[:2], xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Codebooks that were learnt with a model, in a file beside it: `shoal train` writes it, `shoal export` takes it.
+"""Codebooks that were learnt with a model, in a file beside it: from `shoal train` to `shoal export`.
 
 It is a .npz: for each codebook an array float32 [stages, groups, codes, width], named
 `SHARDING/TAG/CODEC/TENSOR` (see `shoal.measured.Codebook`), and the digest of the model in `source`.
@@ -84,6 +84,6 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _place(path: Path, name: str) -> Place:
     sharding, *rest = name.split("/", 3)
-    if len(rest) != 3 or not rest[0].isdecimal():  # noqa: PLR2004
+    if len(rest) != 3 or not rest[0].isdecimal():
         raise ConfigError(f"{path}: expected arrays named SHARDING/TAG/CODEC/TENSOR, got {name!r}")
     return Place(sharding, int(rest[0]), rest[1], rest[2])

@@ -170,7 +170,9 @@ def _gathered(
     for index, (name, axis) in enumerate(zip(step.made, step.axes, strict=True)):
         like = mine[index] if mine else pieces[0][1][index][0]
         rows = [
-            parts[index][0].shape[axis] if giver == board else _rows_in(step, giver, index, parts[index], like)
+            parts[index][0].shape[axis]
+            if giver == board
+            else _rows_in(step, giver, index, parts[index], like)
             for giver, parts in pieces
         ]
         whole = np.empty((*like.shape[:axis], sum(rows), *like.shape[axis + 1 :]), like.dtype)

@@ -116,7 +116,9 @@ class Collective:
         if self.chunks != 1 and not (self.chunks > 1 and self.kind == "gather" and among_all):
             raise ValueError(f"{what}: expected chunks of a gather among all, got {self.chunks}")
         if (self.codec.rate > 1 or self.codec.number == "vq" or self.codec.keeps) and self.kind != "gather":
-            raise ValueError(f"{what}: expected means, codes or rows to keep in a gather only, got {self.codec}")
+            raise ValueError(
+                f"{what}: expected means, codes or rows to keep in a gather only, got {self.codec}"
+            )
         if self.codec.keeps and self.chunks > 1:
             raise ValueError(f"{what}: expected one chunk where rows are kept, got {self.chunks}")
         if not 0 <= self.deadline_s < inf:

@@ -1,1 +1,1 @@
-"""Fine-tunes a model for what its boards hand one another: the only folder that knows torch, besides one module."""
+"""A model in, the same one trained for what its boards hand one another out."""

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, get_args
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -21,7 +21,9 @@ LINES = 20
 @click.command()
 @click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
 @click.argument("data", metavar="DATA.npz", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "target", metavar="TRAINED.onnx", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "target", metavar="TRAINED.onnx", required=True, type=click.Path(path_type=Path)
+)
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
@@ -30,7 +32,11 @@ LINES = 20
     help="What boards hand one another: segment means (prism), codes (astra), or now one and now the other.",
 )
 @click.option(
-    "--codec", "words", metavar="CODEC", multiple=True, help="In place of those of the recipe; may be repeated."
+    "--codec",
+    "words",
+    metavar="CODEC",
+    multiple=True,
+    help="In place of those of the recipe; may be repeated.",
 )
 @click.option("--boards", metavar="N-M", default="2-8", show_default=True, help="How many share a request.")
 @click.option(
@@ -45,13 +51,21 @@ LINES = 20
 @click.option("--learning-rate", type=float, default=5e-4, show_default=True)
 @click.option("--weight-decay", type=float, default=0.05, show_default=True)
 @click.option("--smoothing", type=float, default=0.05, show_default=True, help="Of labels.")
-@click.option("--uneven", type=float, default=0.5, show_default=True, help="Part of steps with uneven shares.")
+@click.option(
+    "--uneven", type=float, default=0.5, show_default=True, help="Part of steps with uneven shares."
+)
 @click.option("--exact", type=float, default=0.1, show_default=True, help="Part of steps that lose nothing.")
 @click.option("--commitment", type=float, default=5e-4, show_default=True, help="Draws rows to their codes.")
-@click.option("--decay", type=float, default=0.99, show_default=True, help="Of the averages that codes follow.")
-@click.option("--noise", type=float, default=1.0, show_default=True, help="Added to codes, of what they lose.")
+@click.option(
+    "--decay", type=float, default=0.99, show_default=True, help="Of the averages that codes follow."
+)
+@click.option(
+    "--noise", type=float, default=1.0, show_default=True, help="Added to codes, of what they lose."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=0, help="Of torch.  [default: as many as there are cores]")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Of torch.  [default: as many as there are cores]"
+)
 @click.option("--save-every", type=click.IntRange(1), default=100, show_default=True, help="Steps.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
@@ -83,9 +97,9 @@ def train(
     """Fine-tune an ONNX model so that it stays right when its boards hand one another less than they have.
 
     DATA.npz has its inputs, stacked along the batch, and perhaps `labels` as `shoal export --calibrate`
-    takes them; without these it learns to answer as it did.  Each step plays a request on a number of boards with
-    shares of its own, so one trained model serves them all.  TRAINED.onnx has the same graph and other
-    weights: `shoal export --calibrate` takes it.  Needs torch; small models train on a processor.
+    takes them; without these it learns to answer as it did.  Each step plays a request on a number of
+    boards with shares of its own, so one trained model serves them all.  TRAINED.onnx has the same graph
+    and other weights: `shoal export --calibrate` takes it.  Needs torch; small models train on a processor.
 
     Exits 0; 2 if an argument or the data is wrong; 3 if the model cannot be trained; 4 if it does not take
     what a codec makes.

@@ -63,7 +63,9 @@ def averaged(tensor: torch.Tensor, codec: Codec, axis: int) -> torch.Tensor:
 def _averaging(codec: Codec, rows: int) -> torch.Tensor:
     """Return the matrix [means, rows] that makes means of rows."""
     stood = counts(codec, rows)
-    return torch.tensor(np.repeat(np.eye(len(stood)) / np.array(stood)[:, None], stood, axis=1).astype(np.float32))
+    return torch.tensor(
+        np.repeat(np.eye(len(stood)) / np.array(stood)[:, None], stood, axis=1).astype(np.float32)
+    )
 
 
 def _rounded(tensor: torch.Tensor, codec: Codec, axis: int) -> torch.Tensor:

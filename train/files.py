@@ -50,7 +50,7 @@ def digest_of(path: Path) -> str:
 
 
 def same_answers(before: Mapping[str, Array], after: Mapping[str, Array], limit: float) -> str:
-    """Say what of `after` is further from `before` than `limit` of the largest number; empty if nothing is."""
+    """Say what of `after` is off from `before` by more than `limit` of the largest number; else empty."""
     for name, wanted in before.items():
         if wanted.dtype.kind != "f":
             continue

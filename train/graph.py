@@ -114,11 +114,11 @@ def trained(graphs: Iterable[Graph]) -> frozenset[str]:
 
 
 def _is_weight(array: Array, readers: Iterable[str]) -> bool:
-    if array.dtype != np.float32 or array.size < 2:  # noqa: PLR2004
+    if array.dtype != np.float32 or array.size < 2:
         return False
     if not bool((np.abs(array) <= LARGEST).all()):
         return False
-    if sum(size > 1 for size in array.shape) < 2:  # noqa: PLR2004
+    if sum(size > 1 for size in array.shape) < 2:
         return True
     return not (_is_table_of_angles(array) or all(reader in _TABLES for reader in readers))
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 from shoal.errors import ModelError
 from shoal.records import Array
 
+
 def from_labels(answers: Mapping[str, torch.Tensor], labels: Array, smoothing: float) -> torch.Tensor:
     """Return the cross-entropy of the output that has a number for each class behind the sizes of `labels`.
 

@@ -219,9 +219,7 @@ def _reduced(function: Callable[..., torch.Tensor]) -> Function:
         axes = _axes(node, x)
         if not axes and node.integer("noop_with_empty_axes", 0):
             return x[0]
-        return function(
-            x[0], dim=tuple(axes or range(x[0].ndim)), keepdim=bool(node.integer("keepdims", 1))
-        )
+        return function(x[0], dim=tuple(axes or range(x[0].ndim)), keepdim=bool(node.integer("keepdims", 1)))
 
     return run
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from shoal.codec import Codec, counts
@@ -69,7 +68,9 @@ class _Table:
         if step.kind == "broadcast":
             given = held[step.root] if step.root else {}
             for board in step.boards:
-                held[board].update({made: given[name] for name, made in zip(step.tensors, step.made, strict=True)})
+                held[board].update(
+                    {made: given[name] for name, made in zip(step.tensors, step.made, strict=True)}
+                )
         elif step.kind == "scatter":
             self._scatter(step, held)
         else:
@@ -95,9 +96,7 @@ class _Table:
                 for index, (board, tensor) in enumerate(own.items())
             }
             for taker in takers:
-                pieces = [
-                    own[giver] if giver == taker else crossed[giver] for giver in _givers(step, taker)
-                ]
+                pieces = [own[giver] if giver == taker else crossed[giver] for giver in _givers(step, taker)]
                 held[taker][made] = torch.cat(pieces, axis)
         if step.codec.rate > 1:
             for taker in takers:

@@ -93,7 +93,11 @@ class Quantiser:
         """Return what has to be kept to go on later."""
         found = {"mean": self._mean, "square": self._square}
         for index, stage in enumerate(self._stages):
-            found |= {f"codes{index}": stage.codes, f"sums{index}": stage.sums, f"counts{index}": stage.counts}
+            found |= {
+                f"codes{index}": stage.codes,
+                f"sums{index}": stage.sums,
+                f"counts{index}": stage.counts,
+            }
         return found
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:

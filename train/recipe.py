@@ -1,8 +1,8 @@
 """How a model is trained: the settings, and those of the two published ways.
 
-    prism   segment means (arXiv 2507.12145)
-    astra   codes of vectors, with noise (arXiv 2505.19342)
-    both    one set of weights for either
+prism   segment means (arXiv 2507.12145)
+astra   codes of vectors, with noise (arXiv 2505.19342)
+both    one set of weights for either
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.codecs:
             raise ConfigError("train: expected one codec or more, got none")
-        if not 2 <= self.boards[0] <= self.boards[1]:  # noqa: PLR2004
+        if not 2 <= self.boards[0] <= self.boards[1]:
             raise ConfigError(f"train: expected 2 boards or more, fewest first, got {self.boards}")
         for name, value in (("steps", self.steps), ("batch", self.batch)):
             if value < 1:

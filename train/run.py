@@ -145,9 +145,7 @@ def _sharding(manifest: Manifest, order: Order) -> Sharding:
     return found
 
 
-def _books(
-    sharding: Sharding, network: Network, data: Data, recipe: Recipe
-) -> dict[Place, Array]:
+def _books(sharding: Sharding, network: Network, data: Data, recipe: Recipe) -> dict[Place, Array]:
     """Return codebooks for what the recipe codes, from what crosses before training."""
     coded = {codec.book: codec for codec in recipe.codecs if codec.book}
     if not coded:

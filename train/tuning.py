@@ -67,7 +67,9 @@ class Tuning:
             loss = from_answers(answers, before)
         found = float(loss)
         if not np.isfinite(found):
-            raise ModelError(f"train: step {step}: expected a finite loss, got {found}; lower --learning-rate")
+            raise ModelError(
+                f"train: step {step}: expected a finite loss, got {found}; lower --learning-rate"
+            )
         drawn = [quantiser.commitment for quantiser in self._quantisers.values()]
         total = loss + recipe.commitment * torch.stack(drawn).sum() if drawn else loss
         for group in self._optimiser.param_groups:

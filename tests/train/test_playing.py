@@ -1,4 +1,4 @@
-"""Boards played in torch answer as their programs do in onnxruntime, and their answers have true gradients."""
+"""Boards played in torch answer as their programs do in onnxruntime, and have true gradients."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -80,7 +80,9 @@ def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     elif name == "bert":
         source.write_bytes(models.tiny_bert().SerializeToString())
     elif name == "causal":
-        source.write_bytes(Writer(Style(causal=True, gemm=True, sizes="computed")).model().SerializeToString())
+        source.write_bytes(
+            Writer(Style(causal=True, gemm=True, sizes="computed")).model().SerializeToString()
+        )
     else:
         style = Style(causal=True, kv_heads=2, rotary=True, norm="rms", bias=False)
         source.write_bytes(Writer(style).model().SerializeToString())
@@ -116,7 +118,9 @@ def test_gradients_are_finite_differences(named: tuple[str, Bundle]) -> None:
     slopes = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
     assert sum(slope is not None for slope in slopes) > 0.9 * len(slopes)
     for _ in range(3):
-        ways = [torch.from_numpy(random.standard_normal(w.shape).astype(np.float32)) for w in weights.values()]
+        ways = [
+            torch.from_numpy(random.standard_normal(w.shape).astype(np.float32)) for w in weights.values()
+        ]
         length = float(torch.stack([way.square().sum() for way in ways]).sum().sqrt())
         way_of = dict(zip(weights, ways, strict=True))
         want = sum(

@@ -117,7 +117,9 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: Path, t
         np.testing.assert_array_equal(resumed[name], array)
     assert any(not np.array_equal(array, weights(MODEL)[name]) for name, array in straight.items())
     sources = [onnx_digest(path) for path in (tmp_path / "straight.onnx", target)]
-    learnt = [read_learnt(beside(p), s) for p, s in zip((tmp_path / "straight.onnx", target), sources, strict=True)]
+    learnt = [
+        read_learnt(beside(p), s) for p, s in zip((tmp_path / "straight.onnx", target), sources, strict=True)
+    ]
     assert learnt[0].keys() == learnt[1].keys()
     assert len(learnt[0]) == 12
     for place, book in learnt[0].items():
@@ -144,7 +146,9 @@ def test_without_labels_it_learns_to_answer_as_it_did(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
     target = tmp_path / "trained.onnx"
-    with pytest.raises(ConfigError, match=r"trained.onnx.training: expected a training to go on with, found none"):
+    with pytest.raises(
+        ConfigError, match=r"trained.onnx.training: expected a training to go on with, found none"
+    ):
         trained(MODEL, data, target, "--resume")
     with pytest.raises(ConfigError, match=r"expected a codec .*got 'zip'"):
         trained(MODEL, data, target, "--codec", "zip")

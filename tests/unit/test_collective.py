@@ -20,9 +20,7 @@ BOARDS = tuple(BoardId(name) for name in ("a", "b", "c", "d"))
 Everything = Mapping[BoardId, Mapping[str, Array]]
 
 
-def meet(
-    step: Collective, tensors: Everything, books: Books = NO_BOOKS
-) -> dict[BoardId, dict[str, Array]]:
+def meet(step: Collective, tensors: Everything, books: Books = NO_BOOKS) -> dict[BoardId, dict[str, Array]]:
     """Play a step at all of its boards, and check that what is sent is what is waited for."""
     sent: dict[tuple[BoardId, BoardId, int], Sequence[Array]] = {}
     for board in step.boards:

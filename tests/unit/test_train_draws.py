@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_each_board_has_a_row_and_all_have_all(step: int, units: int, seed: int)
     edges = bounds(units, found.shares)
     assert math.isclose(sum(found.shares), 1)
     assert 2 <= len(found.shares) <= min(8, units)
-    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a < b for a, b in pairwise(edges))
     assert found.codec in (*RECIPE.codecs, PLAIN)
     assert found == draw(replace(RECIPE, seed=seed), step, units)
 

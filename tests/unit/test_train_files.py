@@ -70,7 +70,9 @@ def test_codebooks_belong_to_one_model(tmp_path: Path) -> None:
     found = read_learnt(path, SOURCE)
     assert found.keys() == books.keys()
     np.testing.assert_array_equal(*found.values(), *books.values())
-    with pytest.raises(ModelError, match=r"expected codebooks of model bbbbbbbbbbbb, got those of aaaaaaaaaaaa"):
+    with pytest.raises(
+        ModelError, match=r"expected codebooks of model bbbbbbbbbbbb, got those of aaaaaaaaaaaa"
+    ):
         read_learnt(path, Sha256("b" * 64))
     write_learnt(path, SOURCE, {place: book * np.nan for place, book in books.items()})
     with pytest.raises(ModelError, match=r"codebook vq2x4 of a/b.part: expected finite float32"):
