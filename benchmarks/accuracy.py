@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy train [--steps N]      fine-tunes the vision transformer, to build/accuracy
     python -m benchmarks.accuracy measure [--samples N]  fills benchmarks/results/accuracy.json
+    python -m benchmarks.accuracy late [--samples N]     fills benchmarks/results/late.json
     python -m benchmarks.accuracy page                   writes docs/accuracy.md from that
 
 Every value is what the bundle's own programs answer, with shoal's codecs and onnxruntime, all boards in one
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
 
 import click
@@ -24,26 +25,22 @@ from benchmarks import accuracy_page
 from benchmarks.datasets import Pictures, carried, fashion, lee, pearson
 from benchmarks.record import RESULTS, write
 from shoal.book import Book, book_of
-from shoal.codec import PLAIN, Codec, codec_of
+from shoal.codec import Codec, codec_of
 from shoal.errors import ConfigError, ShoalError
 from shoal.exporter.bundle import read_manifest
 from shoal.exporter.export import export
 from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import beside, read_learnt
-from shoal.exporter.prove import Segments
-from shoal.exporter.together import Manner, play
-from shoal.manifest import ShardCollective, Sharding
-from shoal.program import Collective, bounds
-from shoal.records import Array, BoardId
+from shoal.exporter.trial import BookKey, Parts, Rows, Trial
+from shoal.measured import NONE
+from shoal.records import Array
 from shoal.session import open_session
-from shoal.sharding import programs
 
 BUILD = Path(__file__).parents[1] / "build" / "accuracy"
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "vit-fashion-mnist.onnx"
 TUNED = BUILD / "vit-fashion-mnist-tuned.onnx"
-NONE = "none"
 PARTS = (2, 4, 8)
-UNEVEN = {"3:1": (0.75, 0.25), "4:2:1:1": (0.5, 0.25, 0.125, 0.125)}
+UNEVEN: Mapping[str, Sequence[float]] = {"3:1": (0.75, 0.25), "4:2:1:1": (0.5, 0.25, 0.125, 0.125)}
 """Shares that are no equal ones, by the words of their rows."""
 CODECS = (
     NONE, "f32", "f16", "i8", "i4",
@@ -56,6 +53,10 @@ FOR_TEXT = (NONE, "f32", "f16", "i8", "i4", "means3", "means10", "vq24x256", "vq
 CODED = 12_000
 """Rows at each exchange from which codebooks are made, about."""
 BATCH = 250
+LATE = (0.0, 0.01, 0.05, 0.1)
+"""Parts of the messages that are late."""
+AT_ONCE = 20
+"""Pictures that are asked together, of which the same messages are late."""
 
 
 @dataclass(kw_only=True)
@@ -88,102 +89,62 @@ class Subject:
         session = open_session(self.bundle / "whole.onnx")
         return self.value([session.run(batch) for batch in self.inputs])
 
-    def sharding(self, point: str) -> Sharding:
-        """Return the sequence that gathers at `point`."""
-        found = (s for s in read_manifest(self.bundle).shardings if s.strategy == "sequence")
-        return next(sharding for sharding in found if sharding.point == point)
-
 
 class Divided:
     """A subject among boards that gather at one point."""
 
     def __init__(self, subject: Subject, point: str) -> None:
-        self.subject, self.sharding = subject, subject.sharding(point)
-        self._opened = Segments(subject.bundle, {s.name: s for s in self.sharding.segments})
-        self._outputs = [spec.name for spec in read_manifest(subject.bundle).outputs]
-        self._books: dict[str, dict[int, dict[str, Book]]] = {}
+        manifest = read_manifest(subject.bundle)
+        found = next(s for s in manifest.shardings if s.strategy == "sequence" and s.point == point)
+        self._subject, self._source = subject, manifest.source_sha256
+        self._trial = Trial(manifest, subject.bundle, found)
+        self._tables: dict[BookKey, Array] = {}
+        learnt = beside(subject.model)
+        if learnt.exists():
+            for place, table in read_learnt(learnt, self._source).items():
+                if place.sharding == found.name:
+                    self._tables[place[1:]] = table
 
-    def value(self, shares: Sequence[float], word: str) -> float:
+    def value(self, parts: Parts, word: str) -> float:
         """Return what the answers are worth when rows cross in a codec, or not at all."""
-        codec = codec_of("means2" if word == NONE else word)
-        manner = Manner(books=self._books_for(codec), alone=word == NONE)
-        boards = [BoardId(f"board-{index}") for index in range(len(shares))]
-        steps = programs(self.sharding, boards, boards[0], shares, codec)
-        answers = []
-        for batch in self.subject.inputs:
-            tensors = play(steps, boards[0], batch, self._opened, manner)
-            answers.append({name: tensors[name] for name in self._outputs})
-        return self.subject.value(answers)
+        if word == NONE:
+            return self._subject.value(self._trial.alone(parts, self._subject.inputs))
+        codec = codec_of(word)
+        return self._subject.value(
+            self._trial.answers(parts, codec, self._subject.inputs, self._books(codec))
+        )
 
-    def bytes_per_token(self, shares: Sequence[float], word: str) -> float:
+    def hurried(self, parts: int, share: float) -> float:
+        """Return what the answers are worth if this share of the messages is late; rows cross as they are."""
+        random = np.random.default_rng([parts, round(1000 * share)])
+        answers = self._trial.hurried(parts, self._subject.inputs, lambda *_: random.random() < share)
+        return self._subject.value(answers)
+
+    def bytes_per_token(self, parts: Parts, word: str) -> float:
         """Return the bytes that a board's token takes to each peer in one exchange, on the average."""
         if word == NONE:
             return 0.0
-        codec, units = codec_of(word), self.sharding.units
-        edges = bounds(units, shares)
-        sizes = [
-            sum(
-                codec.size_bytes(_shape(spec.shape, axis, stop - start), axis, 4, start)
-                for spec, axis in zip(step.tensors, step.axes, strict=True)
-                for start, stop in pairwise(edges)
-            )
-            for step in self._exchanges
-        ]
-        return sum(sizes) / len(sizes) / units
+        codecs = (codec_of(word),) * len(self._trial.exchanges)
+        return self._trial.bytes_per_token(parts, codecs, self._handed[1])
 
-    @property
-    def _exchanges(self) -> list[ShardCollective]:
-        return [s for s in self.sharding.steps if isinstance(s, ShardCollective) and s.among_all]
-
-    def _books_for(self, codec: Codec) -> dict[int, dict[str, Book]]:
+    def _books(self, codec: Codec) -> dict[BookKey, Book]:
         if not codec.book:
             return {}
-        if codec.book not in self._books:
-            learnt = self._learnt()
-            found: dict[int, dict[str, Book]] = {}
-            for (tag, name), rows in self._rows.items():
-                table = learnt.get((tag, codec.book, name))
-                if table is None:
-                    table = table_of(codec, rows, 0)
-                found.setdefault(tag, {})[name] = book_of(codec, table)
-            self._books[codec.book] = found
-        return self._books[codec.book]
-
-    def _learnt(self) -> dict[tuple[int, str, str], Array]:
-        path = beside(self.subject.model)
-        if not path.exists():
-            return {}
-        books = read_learnt(path, read_manifest(self.subject.bundle).source_sha256)
-        return {place[1:]: book for place, book in books.items() if place.sharding == self.sharding.name}
+        found: dict[BookKey, Book] = {}
+        for one in self._handed[0]:
+            key = (one.tag, one.tensor, codec.book)
+            if key not in self._tables:
+                self._tables[key] = table_of(codec, one.rows, 0)
+            found[key] = book_of(codec, self._tables[key])
+        return found
 
     @cached_property
-    def _rows(self) -> dict[tuple[int, str], Array]:
-        """Return rows of what crosses at each exchange, as they are before they cross."""
-        found: dict[tuple[int, str], list[Array]] = {}
-        tags = {tag for tag, step in enumerate(self.sharding.steps) if step in self._exchanges}
-
-        def watch(step: Collective, tensors: Mapping[str, Array]) -> None:
-            if step.tag in tags:
-                for name, axis in zip(step.tensors, step.axes, strict=True):
-                    moved = np.moveaxis(tensors[name], axis, 1)
-                    found.setdefault((step.tag, name), []).append(moved.reshape(-1, moved[0, 0].size))
-
-        boards = [BoardId("a"), BoardId("b")]
-        steps = programs(self.sharding, boards, boards[0], (0.5, 0.5), PLAIN)
-        for batch in self.subject.background:
-            play(steps, boards[0], batch, self._opened, Manner(watch=watch))
-            if sum(len(rows) for rows in next(iter(found.values()))) >= CODED:
-                break
-        return {place: np.concatenate(rows) for place, rows in found.items()}
+    def _handed(self) -> tuple[list[Rows], int]:
+        """Return rows of what boards hand one another, and how many tokens there are."""
+        return self._trial.handed(self._subject.background, CODED, 0)
 
 
-def _shape(shape: Sequence[int | str], axis: int, rows: int) -> list[int]:
-    return [
-        rows if place == axis else size if isinstance(size, int) else 1 for place, size in enumerate(shape)
-    ]
-
-
-def pictures(finetuned: bool, samples: int) -> Subject:
+def pictures(finetuned: bool, samples: int, at_once: int = BATCH) -> Subject:
     """Return the vision transformer and pictures of Fashion-MNIST."""
     test, train = fashion("t10k"), fashion("train")
 
@@ -196,14 +157,15 @@ def pictures(finetuned: bool, samples: int) -> Subject:
         finetuned=finetuned,
         model=TUNED if finetuned else SMALL,
         metric="top1",
-        inputs=_batches(test, samples),
-        background=_batches(train, 1000),
+        inputs=_batches(test, samples, at_once),
+        background=_batches(train, 1000, BATCH),
         value=right,
     )
 
 
-def _batches(given: Pictures, samples: int) -> list[dict[str, Array]]:
-    return [{"pixel_values": given.pixels[a : min(a + BATCH, samples)]} for a in range(0, samples, BATCH)]
+def _batches(given: Pictures, samples: int, at_once: int) -> list[dict[str, Array]]:
+    starts = range(0, samples, at_once)
+    return [{"pixel_values": given.pixels[start : min(start + at_once, samples)]} for start in starts]
 
 
 def texts() -> Subject:
@@ -289,6 +251,31 @@ def measure(samples: int, only: str) -> None:
             print(f"left out: {error}", flush=True)
 
 
+@main.command()
+@click.option("--samples", default=10_000, help="Pictures to judge by.")
+def late(samples: int) -> None:
+    """Measure answers without rows that are late: each message by itself with the same chance."""
+    rows = []
+    for finetuned in (False, True):
+        subject = pictures(finetuned, samples, at_once=AT_ONCE)
+        divided = Divided(subject, "kv")
+        for parts, share in product(PARTS, LATE):
+            rows.append(
+                {
+                    "model": subject.name,
+                    "finetuned": finetuned,
+                    "parts": parts,
+                    "late": share,
+                    "metric": subject.metric,
+                    "value": divided.hurried(parts, share),
+                    "unsplit": subject.unsplit,
+                    "samples": samples,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+            write("late", rows)
+
+
 _DIVIDED: dict[tuple[str, str], Divided] = {}
 
 
@@ -297,7 +284,7 @@ def measured(subject: Subject, point: str, shares: str, parts: int, word: str) -
     key = (subject.model.stem, point)
     if key not in _DIVIDED:
         _DIVIDED[key] = Divided(subject, point)
-    divided, each = _DIVIDED[key], UNEVEN.get(shares, (1 / parts,) * parts)
+    divided, each = _DIVIDED[key], UNEVEN.get(shares, parts)
     return {
         "bytes_per_token_layer": divided.bytes_per_token(each, word),
         "part_of_f32": divided.bytes_per_token(each, word) / divided.bytes_per_token(each, "f32"),

@@ -69,6 +69,12 @@ from shoal.manifest import Manifest, Precision
     "May be given again.",
 )
 @click.option(
+    "--codebooks",
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="With --calibrate: codebooks that `shoal train` learnt with this model; others are made of the data.",
+)
+@click.option(
     "--sign",
     "key",
     metavar="KEY.pem",
@@ -88,6 +94,7 @@ def export(
     precisions: Sequence[str],
     data: Path | None,
     codecs: Sequence[str],
+    codebooks: Path | None,
     key: Path | None,
     *,
     force: bool,
@@ -109,8 +116,9 @@ def export(
     from shoal.exporter.export import STEPS
     from shoal.exporter.export import export as run
 
-    if codecs and data is None:
-        raise ConfigError("--codec: expected --calibrate DATA.npz with it, got none")
+    for word, given in (("--codec", codecs), ("--codebooks", codebooks)):
+        if given and data is None:
+            raise ConfigError(f"{word}: expected --calibrate DATA.npz with it, got none")
 
     if (model is None) == (source is None):
         raise ConfigError("export: expected either MODEL.onnx or --from-hf CONFIG_OR_DIR")
@@ -133,6 +141,7 @@ def export(
             precisions=precisions,
             calibration=data,
             codecs=codecs,
+            codebooks=codebooks,
             seal=seal,
             report=report,
             force=force,

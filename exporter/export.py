@@ -18,6 +18,7 @@ from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
 from shoal.exporter.data import read_data
 from shoal.exporter.graph import Graph, Nodes, each
+from shoal.exporter.learnt import read_learnt
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
 from shoal.exporter.precision import check_precisions, make_variant
@@ -63,6 +64,7 @@ def export(
     precisions: Sequence[str] = (),
     calibration: Path | None = None,
     codecs: Sequence[str] = (),
+    codebooks: Path | None = None,
     seal: Callable[[Path], None] | None = None,
     report: Report = silent,
     force: bool = False,
@@ -72,7 +74,8 @@ def export(
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
     real inputs, both guessed if missing.  `precisions` are those in which the segments are written
     besides the one that they have.  `calibration` is a .npz file of data on which `codecs`, or standard ones,
-    are measured (see `calibrate`).  `seal` is called with the folder when all else is in it, `report`
+    are measured (see `calibrate`); `codebooks` is a file of
+    those that were learnt with the model.  `seal` is called with the folder when all else is in it, `report`
     with each of the steps as it begins.  Raises ModelError if the model cannot be exported or does not
     survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
     """
@@ -84,10 +87,11 @@ def export(
         with _about(model):
             work = _Export(source, light, folder, sizes or {}, sample, report)
             data = read_data(calibration, work.inputs) if calibration else None
+            learnt = read_learnt(codebooks, source.sha256) if codebooks else {}
             manifest = work.run(name, max_segments, asked)
         if data is not None:
             report(CALIBRATE)
-            manifest = calibrate(manifest, folder, data, codecs, report)
+            manifest = calibrate(manifest, folder, data, codecs, report, learnt)
         write_manifest(manifest, folder)
         if seal is not None:
             seal(folder)

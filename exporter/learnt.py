@@ -25,9 +25,9 @@ class Place(NamedTuple):
     sharding: str
     tag: int
     """Of the exchange: which step of the sharding it is."""
+    tensor: str
     codec: str
     """The word for the codes, `Codec.book`."""
-    tensor: str
 
 
 def beside(model: Path) -> Path:
@@ -38,7 +38,7 @@ def beside(model: Path) -> Path:
 def write_learnt(path: Path, source: Sha256, books: Mapping[Place, Array]) -> None:
     """Write codebooks that were learnt with the model of digest `source`.  Raises ConfigError."""
     content = io.BytesIO()
-    arrays = {"/".join(map(str, place)): book for place, book in books.items()}
+    arrays = {f"{p.sharding}/{p.tag}/{p.codec}/{p.tensor}": book for p, book in books.items()}
     np.savez(content, **{SOURCE: np.array(source)}, **arrays)  # type: ignore[arg-type]
     write_file(path, content.getvalue())
 
@@ -86,4 +86,4 @@ def _place(path: Path, name: str) -> Place:
     sharding, *rest = name.split("/", 3)
     if len(rest) != 3 or not rest[0].isdecimal():
         raise ConfigError(f"{path}: expected arrays named SHARDING/TAG/CODEC/TENSOR, got {name!r}")
-    return Place(sharding, int(rest[0]), rest[1], rest[2])
+    return Place(sharding, int(rest[0]), rest[2], rest[1])

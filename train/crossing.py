@@ -39,7 +39,7 @@ class Crossing:
         head, body, tail = codec.split(rows, start)
         coded = averaged(tensor.narrow(axis, head, body), codec, axis)
         if codec.number == "vq":
-            quantiser = self._quantisers[Place(self._sharding, tag, codec.book, name)]
+            quantiser = self._quantisers[Place(self._sharding, tag, name, codec.book)]
             coded = _by_row(coded, axis, lambda x: quantiser(x, self._noise, self._random))
         elif codec.number != "f32":
             coded = _rounded(coded, Codec(number=codec.number), axis)

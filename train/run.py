@@ -17,6 +17,7 @@ from shoal.exporter.export import export
 from shoal.exporter.judge import LABELS, metric_of
 from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import Place, beside, write_learnt
+from shoal.exporter.trial import Trial
 from shoal.manifest import WHOLE, Manifest, Sharding, file_of
 from shoal.records import Array
 from shoal.session import Session, open_session
@@ -28,7 +29,7 @@ from shoal.train.graph import read_graph
 from shoal.train.network import Network
 from shoal.train.recipe import Recipe
 from shoal.train.state import load, save
-from shoal.train.tuning import Tuning, batches, gathered, names
+from shoal.train.tuning import Tuning, batches, names
 
 Point = Literal["kv", "hidden"]
 Report = Callable[[int, float], None]
@@ -97,7 +98,7 @@ def train(order: Order, report: Report) -> Outcome:
         sharding = _sharding(manifest, order)
         original = open_session(bundle / file_of(WHOLE), threads=torch.get_num_threads())
         network = Network({s.name: read_graph(bundle / file_of(s.name)) for s in sharding.segments})
-        books = _books(sharding, network, data, order.recipe)
+        books = _books(Trial(manifest, bundle, sharding), data, order.recipe)
         outputs = tuple(spec.name for spec in manifest.outputs)
         tuning = Tuning(sharding, network, outputs, order.recipe, books)
         _compare(tuning, data, original)
@@ -145,18 +146,17 @@ def _sharding(manifest: Manifest, order: Order) -> Sharding:
     return found
 
 
-def _books(sharding: Sharding, network: Network, data: Data, recipe: Recipe) -> dict[Place, Array]:
+def _books(trial: Trial, data: Data, recipe: Recipe) -> dict[Place, Array]:
     """Return codebooks for what the recipe codes, from what crosses before training."""
     coded = {codec.book: codec for codec in recipe.codecs if codec.book}
     if not coded:
         return {}
-    rows = np.arange(min(data.rows, max(1, CODED // sharding.units)))
-    parts = np.array_split(rows, -(-len(rows) // recipe.batch))
-    seen = gathered(sharding, network, [data.some(part).inputs for part in parts])
+    some = data.some(np.arange(min(data.rows, 2 * max(1, CODED // trial.sharding.units))))
+    handed, _ = trial.handed(some.batches(recipe.batch), CODED, recipe.seed)
     return {
-        Place(sharding.name, tag, word, name): table_of(codec, found, recipe.seed)
+        Place(trial.sharding.name, one.tag, one.tensor, word): table_of(codec, one.rows, recipe.seed)
         for word, codec in coded.items()
-        for (tag, name), found in seen.items()
+        for one in handed
     }
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from shoal.codec import PLAIN
 from shoal.errors import ModelError
 from shoal.exporter.data import Data
 from shoal.exporter.judge import LABELS
@@ -140,26 +139,3 @@ def batches(recipe: Recipe, data: Data, first: int) -> Iterable[Data]:
     """Yield the rows of each step from `first` on."""
     for step in range(first, recipe.steps):
         yield data.some(rows_of(recipe, step, data.rows))
-
-
-def gathered(
-    sharding: Sharding, network: Network, samples: Iterable[Mapping[str, Array]]
-) -> dict[tuple[int, str], Array]:
-    """Return the rows [rows, values] that cross at each exchange among all, by its tag and tensor."""
-    found: dict[tuple[int, str], list[Array]] = {}
-
-    def crosses(
-        _codec: object, tag: int, name: str, tensor: torch.Tensor, axis: int, _start: int
-    ) -> torch.Tensor:
-        if tag in among_all:
-            moved = (tensor if axis else tensor[None]).movedim(max(axis, 1), 1)
-            found.setdefault((tag, name), []).append(moved.reshape(-1, moved[0, 0].numel()).numpy())
-        return tensor
-
-    boards = names(2)
-    steps = programs(sharding, boards, boards[0], (0.5, 0.5), PLAIN)
-    among_all = {tag for tag, step in enumerate(sharding.steps) if getattr(step, "among_all", False)}
-    with torch.no_grad():
-        for sample in samples:
-            play(network, steps, boards[0], {n: torch.from_numpy(a) for n, a in sample.items()}, crosses)
-    return {place: np.concatenate(rows) for place, rows in found.items()}

@@ -65,7 +65,7 @@ def test_a_model_is_written_with_other_weights(tmp_path: Path) -> None:
 
 def test_codebooks_belong_to_one_model(tmp_path: Path) -> None:
     path = beside(tmp_path / "model.onnx")
-    books = {Place("sequence", 3, "vq2x4", "a/b.part"): np.ones((1, 2, 4, 3), np.float32)}
+    books = {Place("sequence", 3, "a/b.part", "vq2x4"): np.ones((1, 2, 4, 3), np.float32)}
     write_learnt(path, SOURCE, books)
     found = read_learnt(path, SOURCE)
     assert found.keys() == books.keys()
