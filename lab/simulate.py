@@ -4,8 +4,7 @@ What decides is what decides in a real cluster: `controller.heard` and `controll
 cost model, the drift of a board's speed.  What is simulated is what those talk to: boards that boot, profile,
 prepare and run one segment at a time, links that carry one message at a time, clients, and events.
 
-Not simulated: a delay that varies, TCP's slow start and its time-outs, the coordinator's own processor time,
-what codecs take to encode.
+Not simulated: a delay that varies, TCP's slow start and its time-outs, the coordinator's own processor time.
 """
 
 import math

@@ -294,6 +294,19 @@ def sharded(*, causal: bool = False) -> Manifest:
     )
 
 
+def codebook(manifest: Manifest, codec: Codec, number: int = 9000) -> Codebook:
+    """Return the record of a codebook for what the boards of `sharded` gather."""
+    return Codebook(
+        sharding="sequence",
+        tag=2,
+        tensor="k.part",
+        codec=codec.book,
+        values=8,
+        source=manifest.source_sha256,
+        blob=blob(number, book_bytes(codec, 8)),
+    )
+
+
 def timing(seconds: float) -> Timing:
     return Timing(median_s=seconds, spread_s=0.0, runs=5)
 

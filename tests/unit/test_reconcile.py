@@ -1,7 +1,7 @@
 """A board on its way to what is desired of it, with everything around it replaced by what records it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,14 +14,18 @@ from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.sessions import Sessions
+from shoal.book import Book
+from shoal.codec import codec_of
 from shoal.encoding import to_json
 from shoal.errors import BoardError
 from shoal.manifest import Manifest, Segment
+from shoal.measured import Codebook
 from shoal.messages import Desired
 from shoal.parts import Piece
-from shoal.program import Plan, Run
+from shoal.program import Lane, Plan, Run
 from shoal.records import Address, Array, Blob, BoardId, Sha256
 from shoal.session import Session
+from shoal.sharding import programs
 from shoal.store import Store
 from tests import build
 from tests.build import A, B
@@ -35,8 +39,11 @@ class Boards:
         self.manifest = build.chain()
         self.bundle = self.store.put(to_json(self.manifest)).sha256
         self.away = False
+        self.fetched: set[Sha256] = set()
         self.opened: list[str] = []
         self.kept: list[str] = []
+        self.books: list[str] = []
+        self.books_kept: Container[Sha256] = ()
         self.known: Mapping[BoardId, Address] = {}
         self.room = True
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
@@ -56,9 +63,10 @@ class Boards:
         raise BoardError("no")
 
     # as Fetcher
-    async def fetch(self, _url: str, _blobs: Iterable[Blob]) -> None:
+    async def fetch(self, _url: str, blobs: Iterable[Blob]) -> None:
         if self.away:
             raise BoardError("coordinator: no answer")
+        self.fetched |= {blob.sha256 for blob in blobs}
 
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
         await self.fetch(url, ())
@@ -75,6 +83,13 @@ class Boards:
 
     def keep(self, wanted: Iterable[tuple[Segment, Run]]) -> None:
         self.kept = [segment.name for segment, _ in wanted]
+
+    def open_books(self, records: Mapping[Sha256, Codebook]) -> dict[Sha256, Book]:
+        self.books = [record.tensor for record in records.values()]
+        return {digest: cast(Book, record.tensor) for digest, record in records.items()}
+
+    def keep_books(self, digests: Container[Sha256]) -> None:
+        self.books_kept = digests
 
     # as Peers
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
@@ -211,5 +226,38 @@ def test_what_a_board_says_now_is_its_address_whatever_older_plans_say(boards: B
         wanted = replace(boards.desired(boards.plan(1, B)), peers={B: new})
         await boards.reconciler.act(wanted)
         assert boards.known[B] == new
+
+    run(work)
+
+
+def test_a_board_is_ready_for_codes_once_it_has_their_books(boards: Boards) -> None:
+    manifest = build.sharded()
+    codec = codec_of("vq2x4")
+    told = programs(manifest.shardings[0], (A, B), A, (0.5, 0.5), codec)
+    lane = Lane(programs=told, weight=1.0)
+
+    def plan(manifest: Manifest) -> Plan:
+        boards.bundle = boards.store.put(to_json(manifest)).sha256
+        return replace(boards.plan(1, B), lanes=(lane,))
+
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(plan(manifest)))
+        (readiness,) = boards.reconciler.epochs
+        assert readiness.phase == "failed"
+        assert "codebook vq2x4 of k.part, sequence exchange 2: there is none" in readiness.detail
+        await boards.reconciler.act(boards.desired())
+        record = build.codebook(manifest, codec)
+        foreign = replace(record, source=build.sha(77))
+        await boards.reconciler.act(boards.desired(plan(replace(manifest, codebooks=(foreign,)))))
+        (readiness,) = boards.reconciler.epochs
+        assert f"expected one for model {manifest.source_sha256[:12]}, got one for" in readiness.detail
+        await boards.reconciler.act(boards.desired())
+        await boards.reconciler.act(boards.desired(plan(replace(manifest, codebooks=(record,)))))
+        assert boards.phases() == {1: "ready"}
+        assert record.blob.sha256 in boards.fetched
+        held = boards.executor._held[1]
+        assert held.books == {(0, 2): {"k.part": "k.part"}}
+        await boards.reconciler.act(boards.desired())
+        assert record.blob.sha256 not in boards.books_kept
 
     run(work)
