@@ -209,7 +209,7 @@ def _from_nibbles(parts: Sequence[Array], values: int) -> NDArray[np.float32]:
         )
     pairs = np.take(NIBBLES, packed.astype(np.intp), axis=0)
     made = np.zeros((*packed.shape[:2], groups * GROUP), np.float32)
-    made[:, :, : 2 * packed.shape[2]] = pairs.reshape(*packed.shape[:2], -1)
+    made[:, :, : 2 * packed.shape[2]] = pairs.reshape(*packed.shape[:2], 2 * packed.shape[2])
     apart = made.reshape(*packed.shape[:2], groups, GROUP)
     apart *= scale.astype(np.float32)[:, :, :, None]
     return made[:, :, :values]

@@ -182,7 +182,7 @@ def _gather(node: Node, x: Given) -> torch.Tensor:
     axis = node.integer("axis", 0) % data.ndim
     places = torch.where(places < 0, places + data.shape[axis], places)
     found = data.index_select(axis, places.reshape(-1))
-    return found.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
+    return found.reshape((*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]))
 
 
 def _gather_elements(node: Node, x: Given) -> torch.Tensor:

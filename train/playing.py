@@ -49,7 +49,7 @@ def play(
             for board, steps in todo.items():
                 if step in steps:
                     held[board] |= network.run(step.segment, held[board])
-        elif isinstance(step, Collective) and step.kind != "reduce":
+        elif isinstance(step, Collective):
             table.meet(step, held)
         else:
             raise ModelError(f"train: expected the steps of a sequence, got {step}")
@@ -73,6 +73,8 @@ class _Table:
                 )
         elif step.kind == "scatter":
             self._scatter(step, held)
+        elif step.kind == "reduce":
+            self._reduce(step, held)
         else:
             self._gather(step, held)
 
@@ -86,6 +88,15 @@ class _Table:
             for tensor, axis, made in zip(whole, step.axes, step.made, strict=True):
                 held[board][made] = tensor.narrow(axis, start, stop - start)
             held[board][RANGE] = torch.tensor([start, stop, total], dtype=torch.int64)
+
+    def _reduce(self, step: Collective, held: Held) -> None:
+        """Add up, each part as it crosses the wire, so that all boards get the same."""
+        for name, made in zip(step.tensors, step.made, strict=True):
+            parts = [held[board][name] for board in step.boards]
+            axis = max(0, parts[0].ndim - 2)
+            total = sum(self._crosses(step.codec, step.tag, name, part, axis, 0) for part in parts)
+            for taker in step.boards if step.root is None else (step.root,):
+                held[taker][made] = total
 
     def _gather(self, step: Collective, held: Held) -> None:
         takers = step.boards if step.root is None else (step.root,)

@@ -97,6 +97,7 @@ CASES = [
     case("Flatten", X, axis=2),
     case("Gather", X, ints(0, -1), axis=1),
     case("Gather", X, scalar(1, np.int64), axis=2),
+    case("Gather", X[0, 0], scalar(1, np.int64)),
     case("GatherElements", X, INTS[:, :, None] % 4, axis=2),
     case("Range", scalar(1, np.int64), scalar(9, np.int64), scalar(3, np.int64)),
     case("Reshape", X, ints(0, -1)),

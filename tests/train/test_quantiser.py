@@ -50,7 +50,7 @@ def test_commitment_draws_rows_to_their_codes() -> None:
 def test_codes_come_to_lie_where_rows_are() -> None:
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(8, 12, generator=random)
-    quantiser = Quantiser(books(groups=1), decay=0.8)
+    quantiser = Quantiser(books(groups=1, codes=32), decay=0.8)
     for _ in range(60):
         chosen = torch.randint(8, (64,), generator=random)
         quantiser(centres[chosen] + 0.01 * torch.randn(64, 12, generator=random), 0.0, random)
