@@ -64,7 +64,7 @@ class Tuning:
             loss = from_labels(answers, data.truth[LABELS], recipe.smoothing)
         else:
             loss = from_answers(answers, before)
-        found = float(loss)
+        found = float(loss.detach())
         if not np.isfinite(found):
             raise ModelError(
                 f"train: step {step}: expected a finite loss, got {found}; lower --learning-rate"
