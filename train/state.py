@@ -1,7 +1,6 @@
 """Keeps a training on disk, so that it can be stopped at any moment and go on."""
 
 import io
-import pickle
 from pathlib import Path
 
 import torch
@@ -27,8 +26,8 @@ def load(path: Path, run: str) -> State:
         found = torch.load(path, weights_only=True)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: expected a training to go on with, found none") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path}: expected a training to go on with, got {error}") from error
+    except Exception as error:  # what torch says of other bytes depends on them
+        raise ConfigError(f"{path}: expected a training to go on with, got {_line(error)}") from error
     if not isinstance(found, dict) or found.keys() != {"run", "state"}:
         raise ConfigError(f"{path}: expected a training to go on with, got something else")
     if found["run"] != run:
@@ -38,3 +37,7 @@ def load(path: Path, run: str) -> State:
         )
     state: State = found["state"]
     return state
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
