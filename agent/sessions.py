@@ -54,7 +54,7 @@ class Sessions:
     def open_books(self, records: Mapping[Sha256, Codebook]) -> dict[Sha256, Book]:
         """Return the codebooks with these digests, loading those that are not loaded.
 
-        Raises BoardError if they do not fit beside what is loaded, ModelError if one is not what it should be.
+        Raises BoardError if they do not fit beside what is loaded, ModelError if one is not what it says.
         """
         with self._lock:
             missing = {digest: one for digest, one in records.items() if digest not in self._books}

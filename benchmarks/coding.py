@@ -1,8 +1,8 @@
 """What codecs cost a board, against what it computes: `python -m benchmarks.coding`.
 
 A board of so many encodes the keys and values of its rows and decodes those of the others, once for each
-layer; the block that it computes meanwhile is that of a ViT-B (12 heads of 64, four times as wide inside), its
-queries on its own rows and its keys on all.  One thread each.
+layer; the block that it computes meanwhile is that of a ViT-B (12 heads of 64, four times as wide inside),
+for its own rows, which attend to all.  One thread each.
 """
 
 import time
@@ -30,7 +30,16 @@ ALLOWED = 0.03
 CASES = ((2, 197), (4, 197), (4, 1024))
 WORDS = (
     *("f32", "f16", "i8", "i4", "i4-keep1.4", "means4", "means10-i8", "means4-i4"),
-    *("vq32x16", "vq192x16", "vq32x256", "vq192x256", "vq32x1024", "vq1x1024", "vq96x256x2", "means4-vq192x256"),
+    *(
+        "vq32x16",
+        "vq192x16",
+        "vq32x256",
+        "vq192x256",
+        "vq32x1024",
+        "vq1x1024",
+        "vq96x256x2",
+        "means4-vq192x256",
+    ),
 )
 
 
@@ -58,7 +67,10 @@ def block(folder: Path) -> Session:
             for node in (
                 helper.make_node("Reshape", [name, ints(0, -1, HEADS, WIDTH)], [f"{name}4"]),
                 helper.make_node(
-                    "Transpose", [f"{name}4"], [f"{name}h"], perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+                    "Transpose",
+                    [f"{name}4"],
+                    [f"{name}h"],
+                    perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3],
                 ),
             )
         ),
@@ -107,7 +119,7 @@ def book_for(codec: Codec) -> Book | None:
 
 
 def coded(codec: Codec, own: int, others: list[int]) -> tuple[dict[str, float], dict[str, float], int]:
-    """Return what a board takes to encode K and V of its rows and to decode the others', and what it sends."""
+    """Return what a board takes to encode its K and V and to decode the others', and the bytes it sends."""
     book, random = book_for(codec), np.random.default_rng(2)
 
     def tensor(rows: int) -> NDArray[np.float32]:
@@ -164,8 +176,8 @@ def main() -> None:
                     }
                 )
                 print(
-                    f"{boards} boards, {tokens} tokens, {words}: {encode_s['median'] * 1e6:.0f} us to encode, "
-                    f"{decode_s['median'] * 1e6:.0f} us to decode, {share:.1%} of the block"
+                    f"{boards} boards, {tokens} tokens, {words}: {encode_s['median'] * 1e6:.0f} us to "
+                    f"encode, {decode_s['median'] * 1e6:.0f} us to decode, {share:.1%} of the block"
                 )
     print(write("coding", rows))
 

@@ -51,7 +51,7 @@ class Recipe:
         return not self.sharding or self.lost_among(boards) is not None
 
     def lost_among(self, boards: int) -> float | None:
-        """Return what it lost at the next measured count of boards; None if that was too much or not measured."""
+        """Return what it lost at the next measured count of boards; None: too much, or not measured."""
         count = next((count for count in self.counts if count >= boards), None)
         return next((lost for parts, lost in self.measured if parts == count), None)
 
@@ -99,7 +99,10 @@ def recipes(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> t
         return found
     known = {recipe.words for recipe in found}
     measured = [one for one in _measured(manifest, max_accuracy_loss) if one[0].words not in known]
-    return (*found, *(one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)))
+    return (
+        *found,
+        *(one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)),
+    )
 
 
 _Price = tuple[float, ...]

@@ -167,7 +167,8 @@ def check_calibrated(bundle: Path, deployment: Deployment) -> None:
     path = bundle / "manifest.json"
     if deployment.max_accuracy_loss and parse(_read(path), str(path)).calibration is None:
         raise ConfigError(
-            f"{bundle}: --max-accuracy-loss: expected a bundle with measured accuracy; export it with --calibrate"
+            f"{bundle}: --max-accuracy-loss: expected a bundle with measured accuracy; export it with "
+            f"--calibrate"
         )
 
 

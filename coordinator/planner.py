@@ -247,7 +247,14 @@ def _sharded(
             found = [
                 (candidate, division)
                 for division in sharded.divisions(
-                    manifest, profiles, barred, cells, sharding, recipe.codecs, most, latency=objective == "latency"
+                    manifest,
+                    profiles,
+                    barred,
+                    cells,
+                    sharding,
+                    recipe.codecs,
+                    most,
+                    latency=objective == "latency",
                 )
                 if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
             ]

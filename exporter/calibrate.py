@@ -1,7 +1,7 @@
-"""Measures on the user's data what every codec costs in accuracy, and makes the codebooks for those that code.
+"""Measures on the user's data what every codec costs in accuracy, and makes codebooks for those that code.
 
-Every second row of the data makes codebooks and says how sensitive each exchange is; the others judge.  What is
-played are the bundle's own programs, with several boards in one process.
+Every second row of the data makes codebooks and says how sensitive each exchange is; the others judge.  What
+is played are the bundle's own programs, with several boards in one process.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.book import Book, book_of
-from shoal.codec import PLAIN, Codec, codec_of
 from shoal.codebooks import STORED
+from shoal.codec import PLAIN, Codec, codec_of
 from shoal.errors import ConfigError, ModelError, PlanError
 from shoal.exporter.bundle import store
 from shoal.exporter.data import Data
@@ -24,7 +24,7 @@ from shoal.exporter.recipes import check_codecs, ladder, mixed, standard
 from shoal.exporter.samples import Sample
 from shoal.exporter.trial import BookKey, Rows, Trial
 from shoal.exporter.verify import Answer, run_file
-from shoal.manifest import Manifest
+from shoal.manifest import Manifest, file_of
 from shoal.measured import NONE, Calibration, Codebook, Outcome, Sensitivity, lost_of, recipe_words
 from shoal.memory import give_back
 
@@ -54,20 +54,22 @@ def calibrate(
     report: Report = silent,
     tables: Tables | None = None,
 ) -> Manifest:
-    """Return the manifest of the bundle in `folder` with codebooks, whose blobs are written, and a calibration.
+    """Return the manifest of the bundle in `folder` with a calibration and codebooks; writes their blobs.
 
-    `words` are the codecs to try, standard ones if there are none; codebooks are made of the data unless they
-    are among `tables`.  Raises ConfigError if the data does not fit or is too little, ModelError if the model
-    makes numbers of it that are not finite or that no codes can be made for.
+    `words` are the codecs to try, standard ones if there are none; codebooks are made of the data unless
+    they are among `tables`.  Raises ConfigError if the data does not fit or is too little, ModelError if the
+    model makes numbers of it that are not finite or that no codes can be made for.
     """
-    able = [each for each in manifest.shardings if each.strategy == "sequence" and each.exchanges]
-    able = [sharding for sharding in able if manifest.verified(sharding.name)]
-    if not able:
+    able = [
+        each for each in manifest.shardings if each.strategy == "sequence" and manifest.verified(each.name)
+    ]
+    trials = [trial for trial in (Trial(manifest, folder, each) for each in able) if trial.coded]
+    if not trials:
         raise ConfigError(f"calibrate: {manifest.name}: expected a way to divide tokens, the bundle has none")
     metric = metric_of(data.truth, data.rows)
     found = _Calibrating(manifest, folder, data, words, report, tables or {})
-    for sharding in able:
-        found.sharding(Trial(manifest, folder, sharding))
+    while trials:
+        found.sharding(trials.pop(0))  # its sessions are closed behind it
         give_back()
     calibration = Calibration(
         metric=metric,
@@ -105,7 +107,7 @@ class _Calibrating:
         learnt, self.held_out = data.half(0), data.half(1)
         self._learnt = learnt.batches(self._at_once)
         report.detail("the model in one piece")
-        self._run = run_file(folder / f"{manifest.whole.name}.onnx")
+        self._run = run_file(folder / file_of(manifest.whole.name))
         self._judged = self._asked(self.held_out)
         self._probed = self._asked(learnt.some(np.arange(min(PROBED, learnt.rows))), truth=False)
         self.unsplit = self._judged.unsplit
@@ -128,7 +130,9 @@ class _Calibrating:
         recipes = [(codec,) * len(trial.exchanges) for codec in each] + self._mixed(trial, codecs, books)
         for number, (parts, recipe) in enumerate([(p, r) for p in counts for r in (None, *recipes)], 1):
             what = NONE if recipe is None else recipe_words(recipe)
-            self._report.detail(f"{name}, {parts} boards, {number}/{len(counts) * (len(recipes) + 1)}: {what}")
+            self._report.detail(
+                f"{name}, {parts} boards, {number}/{len(counts) * (len(recipes) + 1)}: {what}"
+            )
             found = self._outcome(trial, parts, recipe, books, tokens)
             self.outcomes += [found] if found else []
 
@@ -168,11 +172,13 @@ class _Calibrating:
         """Return mixed recipes, made from how sensitive each exchange is to each rung of the ladder."""
         values = trial.values()
         rungs = ladder(codecs, values.values())
-        if len(rungs) < 2 or len(trial.exchanges) < 2:
+        if len(rungs) < 2 or len(trial.coded) < 2:
             return []
         errors: dict[tuple[int, Codec], float] = {}
         sizes: dict[tuple[int, Codec], float] = {}
         for exchange, tag in enumerate(trial.exchanges):
+            if tag not in trial.coded:
+                continue
             self._report.detail(
                 f"{trial.sharding.name}: sensitivity of exchange {exchange + 1}/{len(trial.exchanges)}"
             )
@@ -191,18 +197,18 @@ class _Calibrating:
                         error=errors[exchange, codec],
                     )
                 )
-        return mixed(errors, rungs, sizes)
+        places = [exchange for exchange, tag in enumerate(trial.exchanges) if tag in trial.coded]
+        found = (dict(zip(places, recipe, strict=True)) for recipe in mixed(errors, rungs, sizes))
+        return [tuple(each.get(place, PLAIN) for place in range(len(trial.exchanges))) for each in found]
 
-    def _books(
-        self, trial: Trial, rows: Sequence[Rows], codecs: Sequence[Codec]
-    ) -> dict[BookKey, Book]:
+    def _books(self, trial: Trial, rows: Sequence[Rows], codecs: Sequence[Codec]) -> dict[BookKey, Book]:
         """Make and store the codebooks that these codecs need."""
         words = dict.fromkeys(codec.book for codec in codecs if codec.groups)
         found: dict[BookKey, Book] = {}
         for number, word in enumerate(words, 1):
             for index, one in enumerate(rows, 1):
                 self._report.detail(
-                    f"{trial.sharding.name}: codebooks {word}, {number}/{len(words)}, tensor {index}/{len(rows)}"
+                    f"{trial.sharding.name}: codebooks {number}/{len(words)} {word}, {index}/{len(rows)}"
                 )
                 what = f"{trial.sharding.name}, exchange {one.tag}: tensor {one.tensor}"
                 found[one.tag, one.tensor, word] = self._book(trial, one, word, what)

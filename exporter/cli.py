@@ -56,17 +56,17 @@ from shoal.manifest import Manifest, Precision
     "data",
     metavar="DATA.npz",
     type=click.Path(path_type=Path),
-    help="Measure on these inputs, stacked by name, what accuracy each codec costs, and make codebooks.  Labels "
-    "under `labels` (of rows, or the next tokens), or likenesses under `scores`, say what accuracy is; without "
-    "them it is the cosine of the answers to the unsplit model's.",
+    help="Measure on these inputs, stacked by name, what accuracy each codec costs, and make codebooks.  "
+    "Labels under `labels` (of rows, or the next tokens), or likenesses under `scores`, say what accuracy "
+    "is; without them it is the cosine of the answers to the unsplit model's.",
 )
 @click.option(
     "--codec",
     "codecs",
     metavar="WORDS",
     multiple=True,
-    help="With --calibrate: try this codec, like i4 or vq16x256 or means4-i8, in place of the standard ones.  "
-    "May be given again.",
+    help="With --calibrate: try this codec, like i4 or vq16x256 or means4-i8, in place of the standard "
+    "ones.  May be given again.",
 )
 @click.option(
     "--codebooks",

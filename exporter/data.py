@@ -1,4 +1,4 @@
-"""The user's data for a calibration: inputs stacked along the batch, and what says which answers are right."""
+"""The user's data for a calibration: inputs stacked along the batch, and what the right answers are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +86,8 @@ def _check(path: Path, spec: TensorSpec, array: Array, sizes: dict[str, int]) ->
         expected = ["rows", *spec.shape[1:]] if batched else list(spec.shape)
         front = "" if batched else ", which has no batch in front: it cannot be calibrated"
         raise ConfigError(
-            f"{path}: {spec.name}: expected {spec.dtype} {expected}{front}, got {array.dtype} {list(array.shape)}"
+            f"{path}: {spec.name}: expected {spec.dtype} {expected}{front}, got {array.dtype} "
+            f"{list(array.shape)}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ConfigError(f"{path}: {spec.name}: expected finite numbers, got NaN or infinity")

@@ -1,11 +1,11 @@
 """How good answers are: in the metric of the user's labels, and against those of the unsplit model.
 
-    labels [rows]             of an output [rows, classes]: the part that has the right one (top1)
-    labels [rows, tokens]     the next token of each, of an output [rows, tokens, words]: the perplexity; below
-                              zero: does not count
-    scores [rows, rows]       how alike rows are, NaN where nobody said: the correlation (Pearson) with the
-                              cosines of the answers, of which tokens are averaged
-    neither                   the mean cosine of the answers to those of the unsplit model
+labels [rows]             of an output [rows, classes]: the part that has the right one (top1)
+labels [rows, tokens]     the next token of each, of an output [rows, tokens, words]: the perplexity; below
+                          zero: does not count
+scores [rows, rows]       how alike rows are, NaN where nobody said: the correlation (Pearson) with the
+                          cosines of the answers, of which tokens are averaged
+neither                   the mean cosine of the answers to those of the unsplit model
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Verdict:
     value: float
     """In the metric."""
     agreement: float | None
-    """The part of the rows whose largest number is where the unsplit model has it; None: rows have but one."""
+    """The part of the rows whose largest number is where the unsplit model has it; None: there are none."""
     cosine: float
     """The mean cosine of the answers to those of the unsplit model."""
 
@@ -57,7 +57,9 @@ class Judge:
         """Judge the answers to all batches.  Raises ModelError if one has numbers that are not finite."""
         found = [np.asarray(answer[self._output], np.float32) for answer in answers]
         if not all(np.isfinite(array).all() for array in found):
-            raise ModelError(f"output {self._output}: expected finite numbers, got NaN or infinity")
+            raise ModelError(
+                f"calibrate: output {self._output}: expected finite numbers, got NaN or infinity"
+            )
         cosine = float(np.mean(np.concatenate([_cosines(a, b) for a, b in self._pairs(found)])))
         return Verdict(value=self._value(found, cosine), agreement=self._agreement(found), cosine=cosine)
 
@@ -93,15 +95,16 @@ def metric_of(truth: Mapping[str, Array], rows: int) -> Metric:
         labels = truth[LABELS]
         if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or len(labels) != rows:
             raise ConfigError(
-                f"calibrate: {LABELS}: expected whole numbers, [{rows}] or [{rows}, tokens], got {labels.dtype} "
-                f"{list(labels.shape)}"
+                f"calibrate: {LABELS}: expected whole numbers, [{rows}] or [{rows}, tokens], got "
+                f"{labels.dtype} {list(labels.shape)}"
             )
         return "top1" if labels.ndim == 1 else "perplexity"
     if SCORES in truth:
         scores = truth[SCORES]
         if scores.dtype.kind != "f" or scores.shape != (rows, rows):
             raise ConfigError(
-                f"calibrate: {SCORES}: expected fractions [{rows}, {rows}], got {scores.dtype} {list(scores.shape)}"
+                f"calibrate: {SCORES}: expected fractions [{rows}, {rows}], got {scores.dtype} "
+                f"{list(scores.shape)}"
             )
         return "pearson"
     return "cosine"
@@ -114,19 +117,19 @@ def judged_output(metric: Metric, outputs: Sequence[TensorSpec]) -> str:
         if spec.dtype.startswith("float") and len(spec.shape) in sizes:
             return spec.name
     raise ConfigError(
-        f"calibrate: {metric}: expected an output of fractions with {' or '.join(map(str, sizes))} sizes, got "
-        f"{[spec.name for spec in outputs]}"
+        f"calibrate: {metric}: expected an output of fractions with {' or '.join(map(str, sizes))} sizes, "
+        f"got {[spec.name for spec in outputs]}"
     )
 
 
 def check_labels(metric: Metric, labels: Array, answer: Array) -> None:
-    """Raise ConfigError unless `labels` are of such an answer: its places, and numbers below its last size."""
+    """Raise ConfigError unless `labels` are of such an answer: its places, and numbers that it has."""
     if metric not in ("top1", "perplexity"):
         return
     if labels.shape != answer.shape[:-1]:
         raise ConfigError(
-            f"calibrate: {LABELS}: expected {list(answer.shape[:-1])} for an answer of {list(answer.shape)}, got "
-            f"{list(labels.shape)}"
+            f"calibrate: {LABELS}: expected {list(answer.shape[:-1])} for an answer of {list(answer.shape)}, "
+            f"got {list(labels.shape)}"
         )
     most, least = int(labels.max(initial=0)), int(labels.min(initial=0))
     if most >= answer.shape[-1] or (metric == "top1" and least < 0):
@@ -141,13 +144,15 @@ def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
         raise ModelError(f"expected an answer of {list(a.shape)}, got {list(b.shape)}")
     left, right = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
     scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    return np.divide((left * right).sum(axis=1), scale, out=np.ones(len(a)), where=scale > 0)
+    found = np.ones(len(a))
+    np.divide((left * right).sum(axis=1), scale, out=found, where=scale > 0)
+    return found
 
 
 def _perplexity(found: Sequence[NDArray[np.float32]], truth: Sequence[Array]) -> float:
     total, count = 0.0, 0
     for got, labels in zip(found, truth, strict=True):
-        counted = labels >= 0
+        counted = np.asarray(labels, np.int64) >= 0
         most = got.max(axis=-1, keepdims=True)
         logs = np.log(np.exp(got - most).sum(axis=-1, dtype=np.float64)) + most[..., 0]
         chosen = np.take_along_axis(got, np.maximum(labels, 0)[..., None].astype(np.intp), axis=-1)[..., 0]
@@ -163,7 +168,8 @@ def _pooled(got: NDArray[np.float32], mask: Array | None) -> NDArray[np.float32]
     if got.ndim == 2:
         return got
     weights = np.ones(got.shape[:2], np.float32) if mask is None else mask.astype(np.float32)
-    return (got * weights[:, :, None]).sum(axis=1) / weights.sum(axis=1, keepdims=True)
+    total = (got * weights[:, :, None]).sum(axis=1, dtype=np.float32)
+    return np.asarray(total / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def _pearson(pooled: NDArray[np.float32], scores: Array) -> float:

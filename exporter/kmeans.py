@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from shoal.book import Floats
 from shoal.codec import Codec
@@ -34,7 +35,8 @@ def table_of(
     count, values = rows.shape
     if count < ROWS_A_CODE * codec.codes:
         raise ModelError(
-            f"{codec.book}: expected {ROWS_A_CODE * codec.codes} rows or more for {codec.codes} codes, got {count}"
+            f"{codec.book}: expected {ROWS_A_CODE * codec.codes} rows or more for {codec.codes} codes, got "
+            f"{count}"
         )
     if not np.isfinite(rows).all():
         raise ModelError(f"{codec.book}: expected finite numbers, got NaN or infinity in {count} rows")
@@ -57,7 +59,7 @@ def _vectors(piece: Floats, codes: int, seed: int) -> Floats:
     if len(different) <= codes:  # each has a code; what is left over repeats the last
         return np.concatenate((different, np.repeat(different[-1:], codes - len(different), axis=0)))
     means = MiniBatchKMeans(codes, batch_size=BATCH, n_init=1, max_iter=30, random_state=seed)
-    with warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():  # steps are so short that threads cost more
         warnings.simplefilter("ignore", ConvergenceWarning)  # dead codes are looked for below
         vectors = np.asarray(means.fit(piece).cluster_centers_, np.float32)
     for _ in range(ROUNDS):
@@ -76,4 +78,5 @@ def _vectors(piece: Floats, codes: int, seed: int) -> Floats:
 def _nearest(piece: Floats, vectors: Floats) -> NDArray[np.intp]:
     """Return which vector is nearest to each row."""
     scores = (vectors**2).sum(axis=1) / 2 - piece @ vectors.T
-    return scores.argmin(axis=1)
+    found: NDArray[np.intp] = np.argmin(scores, axis=1)
+    return found

@@ -44,7 +44,7 @@ class _Lines:
 
 
 class _Bar:
-    def __init__(self, bar: "ProgressBar[str]") -> None:
+    def __init__(self, bar: "ProgressBar[str | None]") -> None:
         self._bar, self._begun, self._step = bar, 0, ""
 
     def __call__(self, step: str, /) -> None:

@@ -10,7 +10,7 @@ from shoal.errors import ConfigError
 RATES: Final = (2, 4, 8, 16, 32)
 """Of means without and with fewer bytes."""
 VALUES_A_CODE: Final = (4, 8, 16)
-"""A row is cut into pieces of about so many values; of 256 codes these are 1/16, 1/32 and 1/64 of the bytes."""
+"""A row is cut into pieces of about so many values: with 256 codes 1/16, 1/32 and 1/64 of the bytes."""
 CODES: Final = 256
 MIXED: Final = 5
 """So many mixed recipes are measured as a whole."""
@@ -48,7 +48,8 @@ def check_codecs(words: Iterable[str], values: Mapping[tuple[int, str], int]) ->
         for (_, tensor), width in values.items():
             if codec.groups and width % codec.groups:
                 raise ConfigError(
-                    f"--codec {each}: expected groups that divide the {width} values of {tensor}, got {codec.groups}"
+                    f"--codec {each}: expected groups that divide the {width} values of {tensor}, got "
+                    f"{codec.groups}"
                 )
         found.append(codec)
     return tuple(dict.fromkeys(found))
@@ -70,7 +71,9 @@ def ladder(codecs: Iterable[Codec], values: Iterable[int]) -> tuple[Codec, ...]:
 
 
 def mixed(
-    errors: Mapping[tuple[int, Codec], float], rungs: Sequence[Codec], sizes: Mapping[tuple[int, Codec], float]
+    errors: Mapping[tuple[int, Codec], float],
+    rungs: Sequence[Codec],
+    sizes: Mapping[tuple[int, Codec], float],
 ) -> list[tuple[Codec, ...]]:
     """Return up to MIXED recipes in which exchanges that tolerate more are compressed more.
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from shoal.book import Book
 from shoal.codec import PLAIN, Codec
 from shoal.collective import BOUNDS
-from shoal.errors import ModelError
+from shoal.errors import ModelError, PlanError
 from shoal.exporter.prove import Segments
 from shoal.exporter.samples import Sample
 from shoal.exporter.together import Manner, play
@@ -52,6 +54,8 @@ class Trial:
             if isinstance(step, ShardCollective) and step.among_all
         )
         """The tags of those at which all wait for one another."""
+        self.coded = tuple(tag for tag in self.exchanges if self._floats(tag))
+        """Of these, those of floats; anything else crosses as it is."""
 
     def answers(
         self,
@@ -77,6 +81,8 @@ class Trial:
 
         Raises PlanError if the model cannot do without the others' rows.
         """
+        if self.coded != self.exchanges:
+            raise PlanError(f"{self.sharding.name}: not all that is exchanged are rows that can be left out")
         return self._played(self._told(parts, ALONE), batches, Manner(alone=True))
 
     def hurried(
@@ -90,7 +96,7 @@ class Trial:
         return self._played(told, batches, Manner(late=late))
 
     def handed(self, batches: Sequence[Sample], most: int, seed: int) -> tuple[list[Rows], int]:
-        """Return rows of each tensor that boards gather, `most` of them or fewer, and how many tokens there are.
+        """Return rows of each tensor that boards gather, about `most` of each, and how many tokens there are.
 
         Raises ModelError, which names the tensor, if a number is not finite.
         """
@@ -100,17 +106,16 @@ class Trial:
         whole = sum(len(next(iter(batch.values()))) for batch in batches)
 
         def watch(step: Collective, tensors: Mapping[str, Array]) -> None:
-            if step.tag not in self.exchanges or step.kind != "gather":
+            if step.tag not in self.coded:
                 return
             tokens.append(int(tensors[BOUNDS][-1]))
             for name, axis in zip(step.tensors, step.axes, strict=True):
-                if tensors[name].dtype.kind == "f":
-                    rows = in_rows(tensors[name], axis)
-                    if not np.isfinite(rows).all():
-                        what = f"{self.sharding.name}, exchange {step.tag}: tensor {name}"
-                        raise ModelError(f"{what}: expected finite numbers, got NaN or infinity")
-                    kept = random.random(len(rows)) * whole * tokens[-1] < most
-                    found.setdefault((step.tag, name), []).append(rows[kept])
+                rows = in_rows(tensors[name], axis)
+                if not np.isfinite(rows).all():
+                    what = f"{self.sharding.name}, exchange {step.tag}: tensor {name}"
+                    raise ModelError(f"{what}: expected finite numbers, got NaN or infinity")
+                kept = random.random(len(rows)) * whole * tokens[-1] < most
+                found.setdefault((step.tag, name), []).append(rows[kept])
 
         self._played(self._told(2, PLAIN), batches, Manner(watch=watch))
         gathered = [
@@ -123,27 +128,33 @@ class Trial:
         edges = bounds(tokens, shares_of(parts))
         total = 0
         for tag, codec in zip(self.exchanges, codecs, strict=True):
-            step = self.sharding.steps[tag]
-            assert isinstance(step, ShardCollective)
+            step = self._meeting(tag)
+            chosen = codec if tag in self.coded else PLAIN
             for spec, axis in zip(step.tensors, step.axes, strict=True):
                 sizes = [dim if isinstance(dim, int) else 1 for dim in spec.shape]
-                for start, stop in zip(edges[:-1], edges[1:], strict=True):
+                for start, stop in pairwise(edges):
                     sizes[axis] = stop - start
-                    total += codec.size_bytes(sizes, axis, np.dtype(spec.dtype).itemsize, start)
+                    total += chosen.size_bytes(sizes, axis, np.dtype(spec.dtype).itemsize, start)
         return total / (tokens * max(1, len(self.exchanges)))
 
     def values(self) -> dict[tuple[int, str], int]:
-        """Return how many values a row has, of each tensor of floats that boards gather."""
+        """Return how many values a row has, of each tensor that a codec is for."""
         found: dict[tuple[int, str], int] = {}
-        for tag in self.exchanges:
-            step = self.sharding.steps[tag]
-            assert isinstance(step, ShardCollective)
-            for spec, axis in zip(step.tensors, step.axes or (0,) * len(step.tensors), strict=True):
+        for tag in self.coded:
+            step = self._meeting(tag)
+            for spec, axis in zip(step.tensors, step.axes, strict=True):
                 sizes = [dim if isinstance(dim, int) else 1 for dim in spec.shape]
                 sizes[axis] = 1
-                if spec.dtype.startswith("float"):
-                    found[tag, spec.name] = int(np.prod(sizes))
+                found[tag, spec.name] = prod(sizes)
         return found
+
+    def _meeting(self, tag: int) -> ShardCollective:
+        step = self.sharding.steps[tag]
+        assert isinstance(step, ShardCollective)
+        return step
+
+    def _floats(self, tag: int) -> bool:
+        return all(spec.dtype.startswith("float") for spec in self._meeting(tag).tensors)
 
     def _told(
         self, parts: Parts, codecs: Codec | Sequence[Codec], deadline_s: float = 0.0
@@ -156,7 +167,7 @@ class Trial:
         self, told: Mapping[BoardId, Program], batches: Sequence[Sample], manner: Manner
     ) -> list[Answer]:
         lead = next(iter(told))
-        found = []
+        found: list[Answer] = []
         for batch in batches:
             tensors = play(told, lead, batch, self._opened, manner)
             found.append({name: tensors[name] for name in self._outputs})

@@ -37,7 +37,7 @@ class Book:
     @property
     def values(self) -> int:
         """Return how many values a row has."""
-        return self.codec.groups * self.table.shape[2]
+        return self.codec.groups * int(self.table.shape[2])
 
 
 def book_bytes(codec: Codec, values: int) -> int:
@@ -58,7 +58,8 @@ def book_of(codec: Codec, table: Array) -> Book:
     wanted = (codec.stages, codec.groups, codec.codes)
     if codec.number != "vq" or table.ndim != 4 or table.shape[:3] != wanted or not table.shape[3]:
         raise ModelError(
-            f"codebook {codec.book or codec}: expected vectors of {[*wanted, 'width']}, got {list(table.shape)}"
+            f"codebook {codec.book or codec}: expected vectors of {[*wanted, 'width']}, got "
+            f"{list(table.shape)}"
         )
     vectors = np.ascontiguousarray(table, np.float32)
     if not np.isfinite(vectors).all():
@@ -108,8 +109,9 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
     """
     if bits == 8:
         return codes.astype(np.uint8)
-    wide = codes.astype(">u2").view(np.uint8).reshape(*codes.shape, 2)
-    return np.packbits(np.unpackbits(wide, axis=2)[:, :, 16 - bits :].reshape(len(codes), -1), axis=1)
+    rows, many = codes.shape
+    wide = codes.astype(">u2").view(np.uint8).reshape(rows, many, 2)
+    return np.packbits(np.unpackbits(wide, axis=2)[:, :, 16 - bits :].reshape(rows, many * bits), axis=1)
 
 
 def unpack(packed: NDArray[np.uint8], many: int, bits: int) -> Codes:
@@ -117,5 +119,7 @@ def unpack(packed: NDArray[np.uint8], many: int, bits: int) -> Codes:
     if bits == 8:
         return packed.astype(np.intp)
     wide = np.zeros((len(packed), many, 16), np.uint8)
-    wide[:, :, 16 - bits :] = np.unpackbits(packed, axis=1, count=many * bits).reshape(-1, many, bits)
+    wide[:, :, 16 - bits :] = np.unpackbits(packed, axis=1, count=many * bits).reshape(
+        len(packed), many, bits
+    )
     return np.packbits(wide, axis=2).view(">u2")[:, :, 0].astype(np.intp)

@@ -23,17 +23,20 @@ def wanted(manifest: Manifest, program: Program) -> Wanted:
 
     Raises ModelError, which names it, if the bundle has not one of them or has one for another model.
     """
-    coded = [
-        step for step in program.steps if isinstance(step, Collective) and step.codec.number == "vq"
-    ]
+    coded = [step for step in program.steps if isinstance(step, Collective) and step.codec.number == "vq"]
     if not coded:
         return {}
     sharding = _sharding_of(manifest, program)
-    known = {(book.tag, book.tensor, book.codec): book for book in manifest.codebooks if book.sharding == sharding.name}
+    known = {
+        (book.tag, book.tensor, book.codec): book
+        for book in manifest.codebooks
+        if book.sharding == sharding.name
+    }
     found: dict[int, dict[str, Codebook]] = {}
     for step in coded:
         for tensor in step.tensors:
-            what = f"{manifest.name}: codebook {step.codec.book} of {tensor}, {sharding.name} exchange {step.tag}"
+            where = f"{sharding.name} exchange {step.tag}"
+            what = f"{manifest.name}: codebook {step.codec.book} of {tensor}, {where}"
             book = known.get((step.tag, tensor, step.codec.book))
             if book is None:
                 raise ModelError(f"{what}: there is none; export with --calibrate makes them")
@@ -49,7 +52,10 @@ def wanted(manifest: Manifest, program: Program) -> Wanted:
 def each(found: Iterable[Wanted]) -> dict[Sha256, Codebook]:
     """Return the distinct codebooks, by the digest of their bytes."""
     return {
-        book.blob.sha256: book for by_tag in found for by_tensor in by_tag.values() for book in by_tensor.values()
+        book.blob.sha256: book
+        for by_tag in found
+        for by_tensor in by_tag.values()
+        for book in by_tensor.values()
     }
 
 
@@ -64,11 +70,12 @@ def needed_bytes(manifest: Manifest, programs: Iterable[Program]) -> int:
 
 
 def read_book(record: Codebook, content: bytes) -> Book:
-    """Return the book in the bytes of its blob.  Raises ModelError, which names it, if they are of no such one."""
+    """Return the book in the bytes of its blob.  Raises ModelError, which names it, if they are none."""
     codec = codec_of(record.codec)
     if len(content) != record.blob.size_bytes:
         raise ModelError(
-            f"codebook {record.codec} of {record.tensor}: expected {record.blob.size_bytes} bytes, got {len(content)}"
+            f"codebook {record.codec} of {record.tensor}: expected {record.blob.size_bytes} bytes, got "
+            f"{len(content)}"
         )
     width = record.values // codec.groups
     table = np.frombuffer(content, STORED).reshape(codec.stages, codec.groups, codec.codes, width)

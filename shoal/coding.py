@@ -1,7 +1,7 @@
 """Rows as they cross the wire, and back: what a codec does to tensors.  Pure.
 
 The parts of a tensor, in this order: the rows (i4 and vq: bytes [batch, rows, bytes of a row]), their scales
-(i8: float32 for each row, i4: float16 [batch, rows, groups]), and the rows that are kept as they are (float16).
+(i8: float32 for each row, i4: float16 [batch, rows, groups]), and the rows that are kept (float16).
 """
 
 from collections.abc import Sequence
@@ -107,8 +107,8 @@ def _numbers(codec: Codec, array: Array, axis: int, book: Book | None) -> list[A
     found = _book(codec, book, rows.shape[2])
     if not np.isfinite(rows).all():
         raise _not_finite(codec)
-    codes = nearest(found, rows.reshape(-1, rows.shape[2]))
-    packed = pack(codes.reshape(len(codes), -1), codec.code_bits)
+    codes = nearest(found, rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]))
+    packed = pack(codes.reshape(len(codes), codec.stages * codec.groups), codec.code_bits)
     return [packed.reshape(*rows.shape[:2], packed.shape[1])]
 
 
@@ -129,10 +129,10 @@ def _from_codes(codec: Codec, packed: Array, axis: int, out: Array, book: Book |
     found = _book(codec, book, values)
     many = codec.groups * codec.stages
     flat = np.asarray(packed, np.uint8).reshape(outer * rows, packed.shape[2])
-    codes = unpack(flat, many, codec.code_bits).reshape(-1, codec.stages, codec.groups)
+    codes = unpack(flat, many, codec.code_bits).reshape(outer * rows, codec.stages, codec.groups)
     shape = (outer * rows, codec.groups, values // codec.groups)
     if axis < 2 and out.flags.c_contiguous and out.dtype == np.float32:
-        look_up(found, codes, out.reshape(shape))
+        look_up(found, codes, np.asarray(out, np.float32).reshape(shape))  # the same memory
         return
     made = np.empty(shape, np.float32)
     look_up(found, codes, made)

@@ -159,5 +159,7 @@ def within(
 
     Each stands for all counts down to the next measured one: what is lost grows with the parts.
     """
-    found = sorted((one.parts, one.lost) for one in outcomes if (one.sharding, one.recipe) == (sharding, recipe))
+    found = sorted(
+        (one.parts, one.lost) for one in outcomes if (one.sharding, one.recipe) == (sharding, recipe)
+    )
     return tuple((parts, lost) for parts, lost in found if isfinite(lost) and lost <= most_lost)

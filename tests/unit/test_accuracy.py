@@ -12,7 +12,7 @@ from shoal.errors import ConfigError
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Calibration, Outcome, recipe_of, recipe_words
 from tests import build
-from tests.build import A, B, C
+from tests.build import A, B
 from tests.unit.test_sharded import board, verified
 
 TOKENS = verified(build.sharded(), "local", "sequence")
@@ -31,7 +31,9 @@ def outcome(recipe: str, parts: int, lost: float, bytes_per_token: float) -> Out
 
 
 def calibrated(*outcomes: Outcome) -> Manifest:
-    books = tuple(build.codebook(TOKENS, codec_of(words), n) for n, words in enumerate(("vq2x4", "vq4x4"), 90))
+    books = tuple(
+        build.codebook(TOKENS, codec_of(words), n) for n, words in enumerate(("vq2x4", "vq4x4"), 90)
+    )
     found = Calibration(metric="top1", unsplit=0.9, samples=100, outcomes=outcomes, sensitivities=())
     return replace(TOKENS, codebooks=books, calibration=found)
 
@@ -80,10 +82,7 @@ def test_what_is_cheaper_in_every_way_takes_the_place_of_another() -> None:
 
 
 def best_shared(manifest: Manifest, goodput: float, most_lost: float) -> Candidate:
-    profiles = {
-        name: board(1.0, links={o: build.link(1e-4, goodput) for o in (A, B, C) if o != name})
-        for name in (A, B)
-    }
+    profiles = {name: board(1.0, goodput=goodput) for name in (A, B)}
     found = propose(manifest, profiles, frozenset(), "latency", 0, recipes(manifest, 0.0, most_lost))
     return next(candidate for candidate in found if candidate.strategy.startswith("sequence"))
 
@@ -101,7 +100,7 @@ def test_the_recipe_changes_with_the_link_and_not_with_the_bundle() -> None:
 
 
 def test_the_choice_of_a_plan_takes_the_recipes() -> None:
-    profiles = {A: board(1.0, links={B: build.link(1e-4, 500.0)}), B: board(1.0)}
+    profiles = {name: board(1.0, goodput=500.0) for name in (A, B)}
     question = Question(
         manifest=MEASURED,
         profiles=profiles,

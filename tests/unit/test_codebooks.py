@@ -94,10 +94,10 @@ def test_bytes_of_a_book_are_read_as_they_were_written() -> None:
     book = read_book(record, table.tobytes())
     assert np.array_equal(book.table.reshape(-1), table)
     assert book.values == 8
-    with pytest.raises(ModelError, match="vq2x4 of k.part: expected 128 bytes, got 124"):
+    with pytest.raises(ModelError, match=r"vq2x4 of k\.part: expected 128 bytes, got 124"):
         read_book(record, table.tobytes()[:-4])
     table[3] = np.nan
-    with pytest.raises(ModelError, match="codebook of k.part: .* expected finite numbers"):
+    with pytest.raises(ModelError, match=r"codebook of k\.part: .* expected finite numbers"):
         read_book(record, table.tobytes())
 
 
@@ -114,5 +114,5 @@ def test_a_board_loads_books_once_and_within_its_memory(tmp_path: Path) -> None:
     assert sessions.room_bytes == 0
     sessions.keep_books(())
     assert sessions.room_bytes == room
-    with pytest.raises(BoardError, match="1 codebooks: .* with what is loaded already"):
+    with pytest.raises(BoardError, match=r"1 codebooks: .* with what is loaded already"):
         Sessions(store, runtime, room - 1).open_books({blob.sha256: record})
