@@ -72,7 +72,7 @@ from shoal.manifest import Manifest, Precision
     "--codebooks",
     metavar="FILE.npz",
     type=click.Path(path_type=Path),
-    help="With --calibrate: codebooks that `shoal train` learnt with this model; others are made of the data.",
+    help="With --calibrate: codebooks that `shoal train` learnt with this model; others are made of data.",
 )
 @click.option(
     "--sign",

@@ -102,7 +102,8 @@ def made_of(
 ) -> dict[str, Array]:
     """Return the tensors that `board` has after the step, given what the others handed it.
 
-    Where the step has a deadline, some of those who were waited for may be missing.  Raises MisfitError, which names the giver, if that does not fit.
+    Where the step has a deadline, some of those who were waited for may be missing.  Raises MisfitError,
+    which names the giver, if that does not fit.
     """
     if step.kind in ("broadcast", "scatter"):
         names = step.made if step.kind == "broadcast" else (*step.made, RANGE, BOUNDS)

@@ -137,8 +137,8 @@ RANGE = "shoal.range"
 how many there are; a Run with a part has one of its own."""
 
 LOG_COUNTS = "shoal.log_counts"
-"""The tensor float32 [columns] that a gather of means, or with a deadline, makes: the logarithm of how many rows each gathered
-row stands for, to be added to the logits that attention has for it."""
+"""The tensor float32 [columns] that a gather of means, or one with a deadline, makes: the logarithm of how
+many rows each gathered row stands for, to be added to the logits that attention has for it."""
 COLUMNS = "shoal.columns"
 """The tensor int64 [columns] that such a gather makes: the first row that each gathered row is for."""
 
