@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -230,7 +230,8 @@ def measure(samples: int, only: str) -> None:
     file = RESULTS / "accuracy.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     done = {_key(row) for row in rows}
-    for make in (lambda: pictures(False, samples), lambda: pictures(True, samples), texts):
+    subjects: list[Callable[[], Subject]] = [partial(pictures, each, samples) for each in (False, True)]
+    for make in (*subjects, texts):
         try:
             subject = make()
             cells = _cells(subject)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.errors import ConfigError
 from shoal.records import Array
@@ -36,11 +37,11 @@ def fashion(part: str) -> Pictures:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: not there: apt install dataset-fashion-mnist")
     pixels = _idx(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
-    scaled = ((pixels / np.float32(255) - MEAN) / DEVIATION).astype(np.float32)
+    scaled = ((pixels.astype(np.float32) / 255 - MEAN) / DEVIATION).astype(np.float32)
     return Pictures(pixels=scaled, labels=_idx(folder / f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64))
 
 
-def _idx(path: Path, head: int) -> Array:
+def _idx(path: Path, head: int) -> NDArray[np.uint8]:
     with gzip.open(path) as file:
         return np.frombuffer(file.read(), np.uint8, offset=head)
 
@@ -50,7 +51,7 @@ class Texts:
     """Texts as a model takes them, one by one, and how alike people found each two, [texts, texts]."""
 
     inputs: tuple[dict[str, Array], ...]
-    alike: Array
+    alike: NDArray[np.float64]
     background: tuple[dict[str, Array], ...]
     """Other texts, to make codebooks from."""
 
@@ -91,12 +92,13 @@ def carried(package: str, inside: str) -> Path:
     return found
 
 
-def likeness(vectors: Array) -> Array:
+def likeness(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the cosines of each two of `vectors` [texts, values] above the diagonal."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+    found: NDArray[np.float32] = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+    return found
 
 
-def pearson(vectors: Array, alike: Array) -> float:
+def pearson(vectors: NDArray[np.float32], alike: NDArray[np.float64]) -> float:
     """Return how well the likeness of vectors goes with how alike people found the texts."""
     return float(np.corrcoef(likeness(vectors), alike[np.triu_indices(len(alike), 1)])[0, 1])

@@ -91,7 +91,8 @@ def export(
             manifest = work.run(name, max_segments, asked)
         if data is not None:
             report(CALIBRATE)
-            manifest = calibrate(manifest, folder, data, codecs, report, learnt)
+            tables = {(*place,): book for place, book in learnt.items()}
+            manifest = calibrate(manifest, folder, data, codecs, report, tables)
         write_manifest(manifest, folder)
         if seal is not None:
             seal(folder)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.errors import ConfigError, ModelError
 from shoal.records import Array, Sha256
@@ -43,7 +44,7 @@ def write_learnt(path: Path, source: Sha256, books: Mapping[Place, Array]) -> No
     write_file(path, content.getvalue())
 
 
-def read_learnt(path: Path, source: Sha256) -> dict[Place, Array]:
+def read_learnt(path: Path, source: Sha256) -> dict[Place, NDArray[np.float32]]:
     """Return the codebooks in the file `path`.
 
     Raises ConfigError if it holds none, ModelError if they belong to another model than that of digest
@@ -59,9 +60,12 @@ def read_learnt(path: Path, source: Sha256) -> dict[Place, Array]:
     given = str(found.pop(SOURCE))
     if given != source:
         raise ModelError(f"{path}: expected codebooks of model {source[:12]}, got those of {given[:12]}")
-    books = {_place(path, name): array for name, array in found.items()}
-    for place, book in books.items():
-        if book.dtype != np.float32 or not np.isfinite(book).all():
+    books = {}
+    for name, book in found.items():
+        place = _place(path, name)
+        if book.dtype == np.float32 and np.isfinite(book).all():
+            books[place] = book
+        else:
             raise ModelError(
                 f"{path}: codebook {place.codec} of {place.tensor}: expected finite float32, got {book.dtype}"
             )

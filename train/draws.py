@@ -6,9 +6,9 @@ All of it follows from the seed and the number of the step, so training goes on 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.codec import PLAIN, Codec
-from shoal.records import Array
 from shoal.train.recipe import Recipe
 
 LEAST_SHARE = 0.25
@@ -40,13 +40,13 @@ def draw(recipe: Recipe, step: int, units: int) -> Draw:
     return Draw(shares=tuple(float(share) for share in shares / shares.sum()), codec=codec)
 
 
-def rows_of(recipe: Recipe, step: int, rows: int) -> Array:
-    """Return which of `rows` rows of data, int64, are asked in `step`.
+def rows_of(recipe: Recipe, step: int, rows: int) -> NDArray[np.intp]:
+    """Return which of `rows` rows of data are asked in `step`.
 
     Each pass takes every row once, in an order of its own; a last batch that is not full is left out.
     """
     batch = min(recipe.batch, rows)
     per_pass = rows // batch
     turn, place = divmod(step, per_pass)
-    order = np.random.default_rng([recipe.seed, 2, turn]).permutation(rows)
+    order = np.random.default_rng([recipe.seed, 2, turn]).permutation(rows).astype(np.intp)
     return order[place * batch : (place + 1) * batch]

@@ -54,8 +54,9 @@ def same_answers(before: Mapping[str, Array], after: Mapping[str, Array], limit:
     for name, wanted in before.items():
         if wanted.dtype.kind != "f":
             continue
-        error = float(np.max(np.abs(after[name] - wanted), initial=0.0))
-        scale = float(np.max(np.abs(wanted), initial=0.0))
+        wide, wide_after = wanted.astype(np.float64), after[name].astype(np.float64)
+        error = float(np.max(np.abs(wide_after - wide), initial=0.0))
+        scale = float(np.max(np.abs(wide), initial=0.0))
         if not error <= limit * scale:
             return f"{name} is off by {error:.1e}, its largest number is {scale:.1e}"
     return ""

@@ -152,14 +152,14 @@ def _expand(_: Node, x: Given) -> torch.Tensor:
     return x[0].expand(torch.broadcast_shapes(x[0].shape, tuple(_ints(x[1]))))
 
 
-def _split(node: Node, x: Given) -> Sequence[torch.Tensor]:
+def _split(node: Node, x: Given) -> tuple[torch.Tensor, ...]:
     axis, sizes = node.integer("axis", 0), _optional(x, 1)
     if sizes is not None:
-        return torch.split(x[0], _ints(sizes), axis)
+        return tuple(torch.split(x[0], _ints(sizes), axis))
     given = node.integers("split")
     if given:
-        return torch.split(x[0], given, axis)
-    return torch.split(x[0], -(-x[0].shape[axis] // len(node.outputs)), axis)
+        return tuple(torch.split(x[0], given, axis))
+    return tuple(torch.split(x[0], -(-x[0].shape[axis] // len(node.outputs)), axis))
 
 
 def _slice(_: Node, x: Given) -> torch.Tensor:

@@ -335,14 +335,21 @@ def test_a_bug_on_the_lead_keeps_nobody_waiting(boards: tuple[Board, Board]) -> 
 
 def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board]) -> None:
     a, b = boards
-    meeting = {"boards": (A, B), "axes": (0,)}
-    steps = (
-        Collective(
-            kind="scatter", tag=0, tensors=("x",), made=("part",), root=A, shares=(2 / 3, 1 / 3), **meeting
-        ),
-        Run(segment="double"),
-        Collective(kind="gather", tag=2, tensors=("y",), made=("z",), root=None, deadline_s=0.2, **meeting),
+    both = (A, B)
+    scatter = Collective(
+        kind="scatter",
+        tag=0,
+        tensors=("x",),
+        made=("part",),
+        axes=(0,),
+        boards=both,
+        root=A,
+        shares=(2 / 3, 1 / 3),
     )
+    gather = Collective(
+        kind="gather", tag=2, tensors=("y",), made=("z",), axes=(0,), boards=both, root=None, deadline_s=0.2
+    )
+    steps = (scatter, Run(segment="double"), gather)
     plan = plan_of({A: a.address, B: b.address})
     lane = Lane(programs={A: Program(steps=steps), B: Program(steps=steps)}, weight=1.0)
     own = {board: Double("part", "y") for board in boards}
@@ -356,10 +363,10 @@ def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board])
     whole = asked()
     np.testing.assert_array_equal(whole["z"], 2 * X)
     assert whole[COLUMNS].tolist() == [0, 1, 2]
-    own[b].gate = threading.Event()
+    own[b].gate = gate = threading.Event()
     part = asked()
     np.testing.assert_array_equal(part["z"], 2 * X[:2])
     assert part[COLUMNS].tolist() == [0, 1]
-    own[b].gate.set()
+    gate.set()
     assert settled(*boards)
     assert a.failures == b.failures == []

@@ -1,8 +1,9 @@
 """Boards played in torch answer as their programs do in onnxruntime, and have true gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ class Bundle:
 
     def by_torch(
         self, inputs: Mapping[str, Array], shares: tuple[float, ...], codec: Codec
-    ) -> "dict[str, torch.Tensor]":
+    ) -> dict[str, Any]:
         boards = names(len(shares))
         steps = programs(self.sharding, boards, boards[0], shares, codec)
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -110,7 +111,7 @@ def test_gradients_are_finite_differences(named: tuple[str, Bundle]) -> None:
     name, bundle = named
     random = np.random.default_rng(4)
 
-    def loss() -> "torch.Tensor":
+    def loss() -> Any:
         found = bundle.by_torch(INPUTS[name], (0.3, 0.7), codec_of("means2"))
         return sum(tensor.double().square().mean() for tensor in found.values())
 
@@ -132,7 +133,9 @@ def test_gradients_are_finite_differences(named: tuple[str, Bundle]) -> None:
         assert got == pytest.approx(want, rel=0.02, abs=2e-4)
 
 
-def difference(weights, way_of, length, loss) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def difference(
+    weights: Mapping[str, Any], way_of: Mapping[str, Any], length: float, loss: Callable[[], Any]
+) -> float:
     """Return by how much the loss grows along a direction of length 1, from a step both ways."""
     step = 0.02
     found = []
@@ -150,7 +153,7 @@ def test_gradients_go_straight_through_what_rounds(named: tuple[str, Bundle]) ->
     name, bundle = named
     weight = max(bundle.network.trained.values(), key=lambda w: w.numel())
 
-    def slope(word: str) -> "torch.Tensor":
+    def slope(word: str) -> Any:
         found = bundle.by_torch(INPUTS[name], (0.5, 0.5), codec_of(word))
         return torch.autograd.grad(next(iter(found.values())).square().mean(), weight)[0]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from shoal import coding
 from shoal.book import book_of
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.train
 ROWS = np.random.default_rng(1).standard_normal((2, 9, 12)).astype(np.float32)
 
 
-def books(stages: int = 1, groups: int = 3, codes: int = 8) -> np.ndarray:  # type: ignore[type-arg]
+def books(stages: int = 1, groups: int = 3, codes: int = 8) -> NDArray[np.float32]:
     return np.random.default_rng(2).standard_normal((stages, groups, codes, 12 // groups)).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from shoal.exporter.export import export
 from shoal.exporter.learnt import beside, read_learnt
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
-from shoal.records import Array, BoardId
+from shoal.records import Array, BoardId, Sha256
 from shoal.session import open_session
 from shoal.sharding import programs
 from tests import models
@@ -102,7 +102,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: Path, t
                 raise Stop
             report(step, loss)  # type: ignore[operator]
 
-        return real(*others, tell)  # type: ignore[arg-type]
+        return real(*others, tell)  # type: ignore[arg-type, call-arg]
 
     target = tmp_path / "resumed.onnx"
     with pytest.MonkeyPatch.context() as patch:
@@ -126,10 +126,10 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: Path, t
         np.testing.assert_array_equal(learnt[1][place], book)
 
 
-def onnx_digest(path: Path) -> str:
+def onnx_digest(path: Path) -> Sha256:
     from shoal.train.files import digest_of
 
-    return digest_of(path)
+    return Sha256(digest_of(path))
 
 
 def test_without_labels_it_learns_to_answer_as_it_did(tmp_path: Path) -> None:

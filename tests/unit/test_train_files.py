@@ -69,7 +69,8 @@ def test_codebooks_belong_to_one_model(tmp_path: Path) -> None:
     write_learnt(path, SOURCE, books)
     found = read_learnt(path, SOURCE)
     assert found.keys() == books.keys()
-    np.testing.assert_array_equal(*found.values(), *books.values())
+    for place, book in books.items():
+        np.testing.assert_array_equal(found[place], book)
     with pytest.raises(
         ModelError, match=r"expected codebooks of model bbbbbbbbbbbb, got those of aaaaaaaaaaaa"
     ):
