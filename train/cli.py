@@ -67,7 +67,9 @@ LINES = 20
     "--threads", type=click.IntRange(0), default=0, help="Of torch.  [default: as many as there are cores]"
 )
 @click.option("--save-every", type=click.IntRange(1), default=100, show_default=True, help="Steps.")
-@click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a training that was stopped; --steps may be another."
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def train(
     model: Path,
