@@ -68,7 +68,7 @@ def lee() -> Texts:
     tokenizer.enable_truncation(LONGEST)
 
     def encoded(name: str) -> tuple[dict[str, Array], ...]:
-        lines = (data / name).read_text(encoding="utf-8").splitlines()
+        lines = (data / name).read_text(encoding="latin-1").splitlines()
         return tuple(
             {
                 "input_ids": np.array([one.ids], np.int64),

@@ -39,7 +39,7 @@ def beside(model: Path) -> Path:
 def write_learnt(path: Path, source: Sha256, books: Mapping[Place, Array]) -> None:
     """Write codebooks that were learnt with the model of digest `source`.  Raises ConfigError."""
     content = io.BytesIO()
-    arrays = {f"{p.sharding}/{p.tag}/{p.codec}/{p.tensor}": book for p, book in books.items()}
+    arrays = {key_of(place): book for place, book in books.items()}
     np.savez(content, **{SOURCE: np.array(source)}, **arrays)  # type: ignore[arg-type]
     write_file(path, content.getvalue())
 
@@ -62,7 +62,7 @@ def read_learnt(path: Path, source: Sha256) -> dict[Place, NDArray[np.float32]]:
         raise ModelError(f"{path}: expected codebooks of model {source[:12]}, got those of {given[:12]}")
     books = {}
     for name, book in found.items():
-        place = _place(path, name)
+        place = place_of(name, str(path))
         if book.dtype == np.float32 and np.isfinite(book).all():
             books[place] = book
         else:
@@ -86,8 +86,14 @@ def write_file(path: Path, content: bytes) -> None:
         raise ConfigError(f"{path}: expected a place to write, got {error.strerror}") from error
 
 
-def _place(path: Path, name: str) -> Place:
+def key_of(place: Place) -> str:
+    """Return the word for a place in a file of codebooks."""
+    return f"{place.sharding}/{place.tag}/{place.codec}/{place.tensor}"
+
+
+def place_of(name: str, where: str) -> Place:
+    """Return the place that `key_of` wrote.  Raises ConfigError, which names `where`, if it did not."""
     sharding, *rest = name.split("/", 3)
     if len(rest) != 3 or not rest[0].isdecimal():
-        raise ConfigError(f"{path}: expected arrays named SHARDING/TAG/CODEC/TENSOR, got {name!r}")
+        raise ConfigError(f"{where}: expected arrays named SHARDING/TAG/CODEC/TENSOR, got {name!r}")
     return Place(sharding, int(rest[0]), rest[2], rest[1])

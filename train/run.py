@@ -29,7 +29,7 @@ from shoal.train.graph import read_graph
 from shoal.train.network import Network
 from shoal.train.recipe import Recipe
 from shoal.train.state import load, save
-from shoal.train.tuning import Tuning, batches, names
+from shoal.train.tuning import Tuning, batches, books_in, names
 
 Point = Literal["kv", "hidden"]
 Report = Callable[[int, float], None]
@@ -99,7 +99,10 @@ def train(order: Order, report: Report) -> Outcome:
         sharding = _sharding(manifest, order)
         original = open_session(bundle / file_of(WHOLE), threads=torch.get_num_threads())
         network = Network({s.name: read_graph(bundle / file_of(s.name)) for s in sharding.segments})
-        books = _books(Trial(manifest, bundle, sharding), data, order.recipe)
+        if state is None:
+            books = _books(Trial(manifest, bundle, sharding), data, order.recipe)
+        else:
+            books = books_in(state)
         outputs = tuple(spec.name for spec in manifest.outputs)
         tuning = Tuning(sharding, network, outputs, order.recipe, books)
         _compare(tuning, data, original)

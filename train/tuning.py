@@ -8,7 +8,7 @@ import torch
 from shoal.errors import ModelError
 from shoal.exporter.data import Data
 from shoal.exporter.judge import LABELS
-from shoal.exporter.learnt import Place
+from shoal.exporter.learnt import Place, key_of, place_of
 from shoal.manifest import Sharding
 from shoal.records import Array, BoardId
 from shoal.sharding import programs
@@ -101,7 +101,7 @@ class Tuning:
             "step": self.step,
             "weights": {name: tensor.detach() for name, tensor in self._network.trained.items()},
             "optimiser": self._optimiser.state_dict(),
-            "codes": {"/".join(map(str, place)): one.state() for place, one in self._quantisers.items()},
+            "codes": {key_of(place): one.state() for place, one in self._quantisers.items()},
         }
 
     def restore(self, state: State) -> None:
@@ -114,7 +114,7 @@ class Tuning:
                 tensor.copy_(weights[name])
         self._optimiser.load_state_dict(state["optimiser"])
         for place, quantiser in self._quantisers.items():
-            quantiser.restore(codes["/".join(map(str, place))])
+            quantiser.restore(codes[key_of(place)])
         step = state["step"]
         assert isinstance(step, int)
         self.step = step
@@ -128,6 +128,16 @@ class Tuning:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         found = play(self._network, steps, boards[0], tensors, crossing)
         return {name: found[name] for name in self._outputs}
+
+
+def books_in(state: State) -> dict[Place, Array]:
+    """Return the codebooks in what `Tuning.state` returned."""
+    codes = state["codes"]
+    assert isinstance(codes, dict)
+    return {
+        place_of(key, "training"): np.stack([one[f"codes{stage}"].numpy() for stage in range(len(one) // 3)])
+        for key, one in codes.items()
+    }
 
 
 def names(count: int) -> tuple[BoardId, ...]:
