@@ -14,9 +14,9 @@ from shoal.errors import ConfigError
 from shoal.manifest import Manifest
 from shoal.measured import NONE, recipe_of, within
 
-BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 8}
-"""Half a step: of the 11 bits of a float16's fraction (IEEE 754), and of the 127 on either side of zero; of
-i4 a step, where the largest number is below zero and its like above."""
+BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 16}
+"""Half a step: of the 11 bits of a float16's fraction (IEEE 754), of the 127 on either side of zero, of the
+16 from the largest to its negative."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,8 @@ def coordinator(
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004.",
+    help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004, "
+    "i4 0.0625.",
 )
 @click.option(
     "--max-accuracy-loss",

@@ -3,7 +3,8 @@
     f32       as they were computed
     f16       half precision
     i8        whole numbers of -127 to 127, with one scale for each row: x ~ scale * i
-    i4        whole numbers of -8 to 7, two to a byte, with one scale for each 32 values of a row
+    i4        sixteen steps between the largest number and its negative, two to a byte, with one scale for
+              each 32 values of a row
     vq16x256  codes: a row in 16 pieces, for each the number of the nearest of 256 (product quantisation;
               ASTRA, arXiv 2505.19342), in as many bits as that takes; with what stands for the codes in a
               codebook that all boards have.  vq16x256x2: a second code for what the first leaves over

@@ -125,7 +125,7 @@ def test_errors_stay_within_their_bound(
     axis = data.draw(st.integers(0, len(shape) - 1))
     array = random(shape, scale=scale)
     wanted = averaged(codec, array, axis)
-    step = {"f32": 2.0**-22, "f16": 2.0**-11, "i8": 0.5 / 127 + 1e-6, "i4": 0.126}[codec.number]
+    step = {"f32": 2.0**-22, "f16": 2.0**-11, "i8": 0.5 / 127 + 1e-6, "i4": 1 / 16 + 2.0**-10}[codec.number]
     least = {"f16": 2.0**-25, "i4": 2.0**-20}.get(codec.number, 0.0)  # half precision has no smaller steps
     rows = tuple(range(axis + 1, array.ndim))
     if codec.number == "i4":  # a scale is for values of all axes but the batch
@@ -207,6 +207,18 @@ def test_the_nearest_code_is_chosen(codec: Codec, rows: int) -> None:
         left = left - vectors[stage][np.arange(codec.groups), best]
     got = np.subtract(array, through(codec, array, 1, book=book), dtype=np.float64)
     assert np.allclose(got.reshape(left.shape), left, atol=1e-5)
+
+
+@given(width=st.integers(1, 2), codes=st.sampled_from([4, 16, 32]), seed=st.integers(0, 99))
+def test_narrow_pieces_get_about_the_nearest_code(width: int, codes: int, seed: int) -> None:
+    codec = Codec(number="vq", groups=3, codes=codes, stages=1)
+    chance = np.random.default_rng(seed)
+    table = chance.standard_normal((1, 3, codes, width)).astype(np.float32)
+    rows = chance.standard_normal((1, 200, 3 * width)).astype(np.float32)
+    got = through(codec, rows, 1, book=book_of(codec, table))
+    apart = ((rows.reshape(200, 3, 1, width) - table[0]) ** 2).sum(axis=3)
+    error = np.subtract(rows, got, dtype=np.float64) ** 2
+    assert error.sum() <= 1.1 * apart.min(axis=2).sum()
 
 
 def test_rows_that_the_book_has_come_out_as_they_went_in() -> None:

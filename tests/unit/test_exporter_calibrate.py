@@ -17,12 +17,13 @@ from shoal.exporter.data import read_data
 from shoal.exporter.export import export
 from shoal.exporter.judge import Judge, metric_of
 from shoal.exporter.kmeans import table_of
+from shoal.exporter.learnt import Place, beside, write_learnt
 from shoal.exporter.recipes import ladder, mixed, pieces, standard
 from shoal.exporter.render import details
 from shoal.exporter.trial import Trial
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Outcome
-from shoal.records import Array
+from shoal.records import Array, Sha256
 from tests import models
 
 ROWS, TOKENS = 24, 12
@@ -124,6 +125,28 @@ def test_codebooks_are_blobs_of_the_bundle(bundle: tuple[Path, Manifest]) -> Non
     with pytest.raises(ModelError, match="expected SHA-256"):
         check_bundle(folder)
     spoilt.write_bytes(whole)
+
+
+def test_codebooks_that_were_learnt_with_the_model_take_the_place_of_made_ones(
+    bundle: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    folder, manifest = bundle
+    model, learnt = tmp_path / "bert.onnx", beside(tmp_path / "bert.onnx")
+    model.write_bytes((folder.parent / "bert.onnx").read_bytes())
+    one = next(book for book in manifest.codebooks if book.codec == "vq4x16")
+    table = np.random.default_rng(9).standard_normal((1, 4, 16, 8)).astype(np.float32)
+    place = Place(one.sharding, one.tag, one.tensor, one.codec)
+    write_learnt(learnt, manifest.source_sha256, {place: table})
+    data, words = saved(tmp_path, inputs()), ["vq4x16"]
+    found = export(model, tmp_path / "b", calibration=data, codecs=words, codebooks=learnt)
+    same = next(b for b in found.codebooks if (b.sharding, b.tag, b.tensor) == place[:3])
+    content = (tmp_path / "b" / "blobs" / same.blob.sha256).read_bytes()
+    assert content == table.tobytes()
+    assert found.codebooks != manifest.codebooks
+    write_learnt(learnt, Sha256("b" * 64), {place: table})
+    with pytest.raises(ModelError, match=r"bert.codebooks.npz: expected codebooks of model"):
+        export(model, tmp_path / "c", calibration=data, codecs=words, codebooks=learnt)
+    assert not (tmp_path / "c").exists()
 
 
 def again(bundle: tuple[Path, Manifest], data: Path, codecs: Sequence[str] = ("i8",)) -> Manifest:
