@@ -71,7 +71,9 @@ def _equal(rows: Sequence[Row]) -> list[str]:
         some = [r for r in rows if r["point"] == point and r["shares"] == "equal" and r["parts"] in (2, 4, 8)]
         parts = sorted({row["parts"] for row in some})
         body = []
-        for codec in dict.fromkeys(row["codec"] for row in some):
+        for codec in dict.fromkeys(
+            row["codec"] for row in sorted(some, key=lambda row: -row["bytes_per_token_layer"])
+        ):
             by_parts = {row["parts"]: row for row in some if row["codec"] == codec}
             first = by_parts[min(by_parts)]
             body.append(
