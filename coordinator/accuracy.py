@@ -13,6 +13,7 @@ from shoal.coordinator.work import decode_s, encode_s
 from shoal.errors import ConfigError
 from shoal.manifest import Manifest
 from shoal.measured import NONE, recipe_of, within
+from shoal.sizes import row_values
 
 BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 16}
 """Half a step: of the 11 bits of a float16's fraction (IEEE 754), of the 127 on either side of zero, of the
@@ -106,18 +107,19 @@ def recipes(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> t
 
 
 _Price = tuple[float, ...]
-"""Bytes of a token, seconds to code a byte of floats, and the rows left of one; less is better."""
+"""Bytes of a token, seconds to code it and to decode it, and the rows left of it; less is better."""
 
 
 def _measured(manifest: Manifest, max_accuracy_loss: float) -> Iterator[tuple[Recipe, _Price]]:
     assert manifest.calibration is not None
     outcomes = manifest.calibration.outcomes
-    exchanges = {sharding.name: sharding.exchanges for sharding in manifest.shardings}
+    values = {sharding.name: row_values(sharding) for sharding in manifest.shardings}
     for name, words in dict.fromkeys((one.sharding, one.recipe) for one in outcomes):
         fitting = within(outcomes, name, words, max_accuracy_loss)
-        if words == NONE or not fitting or name not in exchanges:
+        if words == NONE or not fitting or name not in values:
             continue
-        codecs = recipe_of(words, exchanges[name])
+        meetings = values[name]
+        codecs = recipe_of(words, len(meetings))
         same = [one for one in outcomes if (one.sharding, one.recipe) == (name, words)]
         recipe = Recipe(
             words=words,
@@ -126,9 +128,19 @@ def _measured(manifest: Manifest, max_accuracy_loss: float) -> Iterator[tuple[Re
             measured=fitting,
             counts=tuple(sorted(one.parts for one in same)),
         )
-        seconds = sum(encode_s(codec, 1.0) + decode_s(codec, 1.0) for codec in codecs)
+        seconds = sum(
+            _coding_s(codec, width)
+            for codec, widths in zip(codecs, meetings, strict=True)
+            for width in widths
+        )
         rows = sum(1 / codec.rate for codec in codecs)
         yield recipe, (same[0].bytes_per_token, seconds, rows)
+
+
+def _coding_s(codec: Codec, values: int) -> float:
+    """Return what it takes to code a row of so many values, and to decode it."""
+    size_bytes = codec.row_bytes(values) / codec.rate
+    return encode_s(codec, 4.0 * values, size_bytes) + decode_s(codec, 4.0 * values)
 
 
 def _beats(one: Recipe, price: _Price, other: Recipe, other_price: _Price) -> bool:

@@ -244,10 +244,14 @@ class _Stage:
                 targets=np.array([target for target, _ in sent]),
                 size_bytes=np.array([size for _, size in sent], float),
                 begin_s=(len(sent) - first) * MESSAGE_S
-                + encode_s(step.codec, floats * max(size for _, size in sent)),
+                + _encode_s(step, floats, max(size for _, size in sent)),
             )
             for board, sent in out.items()
         }
+
+
+def _encode_s(step: Collective, floats: float, size_bytes: float) -> float:
+    return encode_s(step.codec, floats * size_bytes, size_bytes)
 
 
 def _script(

@@ -175,11 +175,11 @@ def _crossing(manifest: Manifest, sharding: Sharding, codecs: Codecs) -> _Crossi
                 found.edge_bytes += size_bytes
             elif source == lead and by_unit:
                 found.unit_bytes += size_bytes / own
-                found.unit_encode_s += encode_s(step.codec, floats) / own
+                found.unit_encode_s += encode_s(step.codec, floats, size_bytes) / own
                 found.unit_decode_s += decode_s(step.codec, floats) / own
             elif source == lead:
                 found.board_bytes += size_bytes
-                found.board_encode_s += encode_s(step.codec, floats)
+                found.board_encode_s += encode_s(step.codec, floats, size_bytes)
     return found
 
 

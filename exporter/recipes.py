@@ -12,6 +12,8 @@ RATES: Final = (2, 4, 8, 16, 32)
 VALUES_A_CODE: Final = (4, 8, 16)
 """A row is cut into pieces of about so many values: with 256 codes 1/16, 1/32 and 1/64 of the bytes."""
 CODES: Final = 256
+NARROW: Final = 2
+"""Pieces of so few values and 16 codes are 1/16 of the bytes too, less exact and much quicker to make."""
 MIXED: Final = 5
 """So many mixed recipes are measured as a whole."""
 
@@ -24,7 +26,7 @@ def standard(values: Iterable[int]) -> tuple[Codec, ...]:
     words += ["means4-i4", "means4-i8-keep1.1"]
     coded = [f"vq{pieces(width, each)}x{CODES}" for each in VALUES_A_CODE]
     words += [*coded, f"{coded[0]}-keep1.0", f"{coded[1]}x2", f"means2-{coded[0]}"]
-    words += [f"vq{pieces(width, VALUES_A_CODE[1])}x1024", f"vq1x{CODES}"]
+    words += [f"vq{pieces(width, NARROW)}x16", f"vq{pieces(width, VALUES_A_CODE[1])}x1024", f"vq1x{CODES}"]
     return tuple(dict.fromkeys(codec_of(each) for each in words))
 
 

@@ -123,7 +123,8 @@ def _moves(
             sent = crossing[step.tag]
             mine = tuple((target, size) for source, target, size in sent[chunk] if source == board)
             if mine and step.tag in floats:
-                moves.append(Code(encode_s(step.codec, floats[step.tag] * max(size for _, size in mine))))
+                most = max(size for _, size in mine)
+                moves.append(Code(encode_s(step.codec, floats[step.tag] * most, most)))
             moves += [Hand(step.tag, mine)] if mine else []
             if chunk == step.chunks - 1:
                 came = [(source, size) for each in sent for source, target, size in each if target == board]

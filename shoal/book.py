@@ -58,7 +58,7 @@ def book_bytes(codec: Codec, values: int) -> int:
 def held_book_bytes(codec: Codec, values: int) -> int:
     """Return the bytes of a `Book` in memory."""
     size_bytes = book_bytes(codec, values)
-    if _by_grid(codec, values // codec.groups):
+    if by_grid(codec, values // codec.groups):
         return size_bytes + codec.stages * (codec.groups * CELLS + 8 * values)
     return 2 * size_bytes + codec.stages * codec.groups * codec.codes * 4
 
@@ -78,7 +78,7 @@ def book_of(codec: Codec, table: Array) -> Book:
     if not np.isfinite(vectors).all():
         raise ModelError(f"codebook {codec.book}: expected finite numbers, got NaN or infinity")
     stages, groups, codes, width = vectors.shape
-    search = _Grid(vectors) if _by_grid(codec, width) else _Exhaustive(vectors)
+    search = _Grid(vectors) if by_grid(codec, width) else _Exhaustive(vectors)
     return Book(codec, vectors.reshape(stages, groups * codes, width), search)
 
 
@@ -92,7 +92,8 @@ def nearest(book: Book, rows: Floats) -> Codes:
     return found
 
 
-def _by_grid(codec: Codec, width: int) -> bool:
+def by_grid(codec: Codec, width: int) -> bool:
+    """Say whether pieces of so many values are looked up in a grid."""
     return width <= NARROW and codec.codes <= FEW
 
 
@@ -156,7 +157,8 @@ class _Grid:
         cells = steps.astype(np.intp).reshape(len(rows), len(self._first), self._width)
         at = cells[:, :, 0] * self._side + cells[:, :, 1] if self._width == NARROW else cells[:, :, 0]
         at += self._first
-        return self._cells[stage].take(at).astype(np.intp)
+        found: Codes = self._cells[stage].take(at).astype(np.intp)
+        return found
 
 
 def look_up(book: Book, codes: Codes, out: Floats) -> None:
@@ -180,8 +182,10 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return codes.astype(np.uint8)
     if bits == 4 and many % 2 == 0:
-        small = codes.astype(np.uint8)
-        return small[:, 0::2] << 4 | small[:, 1::2]
+        packed = codes[:, 0::2].astype(np.uint8)
+        packed <<= np.uint8(4)
+        packed |= codes[:, 1::2].astype(np.uint8)
+        return packed
     wide = codes.astype(">u2").view(np.uint8).reshape(rows, many, 2)
     return np.packbits(np.unpackbits(wide, axis=2)[:, :, 16 - bits :].reshape(rows, many * bits), axis=1)
 

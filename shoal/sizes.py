@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from typing import Final
 
 from shoal.codec import PLAIN, Codec
@@ -60,6 +61,25 @@ def gathered_by(manifest: Manifest, program: Program) -> dict[str, Codec]:
             read = [made[s.name] for s in manifest.by_name[step.segment].inputs if s.name in made]
             if read:
                 found[step.segment] = max(read, key=lambda codec: codec.rate)
+    return found
+
+
+def row_values(sharding: Sharding) -> list[list[int]]:
+    """Return, for each exchange among all, how many values a row has of each tensor that a codec is for.
+
+    Sizes that a request chooses count as one.
+    """
+    found: list[list[int]] = []
+    for step in sharding.steps:
+        if isinstance(step, ShardCollective) and step.among_all:
+            axes = step.axes or tuple(max(0, len(spec.shape) - 2) for spec in step.tensors)
+            found.append(
+                [
+                    prod(dim for at, dim in enumerate(spec.shape) if at != axis and isinstance(dim, int))
+                    for spec, axis in zip(step.tensors, axes, strict=True)
+                    if all(each.dtype.startswith("float") for each in step.tensors)
+                ]
+            )
     return found
 
 

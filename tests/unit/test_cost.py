@@ -126,13 +126,22 @@ def test_a_codec_makes_fewer_bytes_and_more_work() -> None:
     assert plain.carried_bytes - half.carried_bytes == 10 * ROW / 2
     assert plain.latency_s - half.latency_s == pytest.approx(4 * ROW / 2 / 1000, abs=TINY)
     big = 10_000_000
-    assert encode_s(PLAIN, big) == 0
+    assert encode_s(PLAIN, big, big) == 0
     assert decode_s(PLAIN, big) == big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("f16"), big) == 2 * big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("means4"), big) == big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("f16"), big, big / 2) == 2 * big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("means4"), big, big / 4) == big / COPY_BYTES_PER_S
     assert decode_s(codec_of("means4"), big) == big / 4 / COPY_BYTES_PER_S
     assert decode_s(codec_of("i8"), big) == big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("vq4x1024"), big) > 3 * encode_s(codec_of("vq4x256"), big)
+
+    def coded_s(words: str, width: int) -> float:
+        """Return what it takes to code so many bytes of rows that are cut into pieces of `width` values."""
+        codec = codec_of(words)
+        return encode_s(codec, big, big / 4 / width * codec.code_bits * codec.stages / 8)
+
+    assert coded_s("vq4x1024", 8) > 3 * coded_s("vq4x256", 8)
+    assert coded_s("vq4x256", 4) > 2 * coded_s("vq4x256", 16), "more scores to choose from"
+    assert coded_s("vq4x256x2", 8) == pytest.approx(2 * coded_s("vq4x256", 8), rel=0.1)
+    assert coded_s("vq4x16", 2) < coded_s("vq4x64", 2) / 2, "looked up in a grid"
 
 
 def test_each_message_beyond_the_first_costs_a_board_time() -> None:

@@ -175,7 +175,7 @@ def test_a_codec_shrinks_what_is_handed_to_all_and_means_what_is_attended() -> N
     assert moves[B][5] == Hand(4, ((A, 4 * ROW),))  # the answer goes as it is
     for board, own, others in ((A, 6, 4), (B, 4, 6)):
         made, back = (move for move in coded[board] if isinstance(move, Code))
-        assert made.seconds == pytest.approx(encode_s(codec_of("means2-i8"), own * ROW))
+        assert made.seconds == pytest.approx(encode_s(codec_of("means2-i8"), own * ROW, own * 6))
         assert back.seconds == pytest.approx(decode_s(codec_of("means2-i8"), others * ROW))
         at = coded[board].index(made)
         assert isinstance(coded[board][at + 1], Hand), "it is coded before it is handed out"
