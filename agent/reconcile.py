@@ -16,7 +16,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.sessions import Sessions
-from shoal.codebooks import Wanted, each, wanted
+from shoal.codebooks import Wanted, each, other_blobs, wanted
 from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest, Segment
 from shoal.memory import give_back
@@ -138,9 +138,7 @@ class Reconciler:
 
     async def fetch_all(self, source: BundleSource, manifest: Manifest) -> None:
         """Return once every blob of the bundle is here but codebooks; errors as `manifest`."""
-        books = {book.blob.sha256 for book in manifest.codebooks}
-        blobs = (blob for digest, blob in manifest.blobs.items() if digest not in books)
-        await self._fetcher.fetch(source.url, blobs)
+        await self._fetcher.fetch(source.url, other_blobs(manifest))
 
     async def _serve(self, plan: Plan, source: BundleSource | None) -> None:
         if source is not None and source.manifest == plan.bundle:

@@ -115,6 +115,7 @@ def export(
         ) from error
     from shoal.exporter.export import STEPS
     from shoal.exporter.export import export as run
+    from shoal.exporter.learnt import digest_of, read_learnt
 
     for word, given in (("--codec", codecs), ("--codebooks", codebooks)):
         if given and data is None:
@@ -131,6 +132,8 @@ def export(
             report("export to ONNX")
             model = stack.enter_context(_from_transformers(source, bundle))
         assert model is not None
+        learnt = read_learnt(codebooks, digest_of(model)) if codebooks else {}
+        tables = {(*place,): book for place, book in learnt.items()}
         manifest = run(
             model,
             bundle,
@@ -141,7 +144,7 @@ def export(
             precisions=precisions,
             calibration=data,
             codecs=codecs,
-            codebooks=codebooks,
+            tables=tables,
             seal=seal,
             report=report,
             force=force,

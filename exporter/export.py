@@ -12,13 +12,12 @@ import onnx
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.annotate import annotate, can_annotate, write_annotated
 from shoal.exporter.bundle import new_bundle, write_manifest
-from shoal.exporter.calibrate import calibrate
+from shoal.exporter.calibrate import Tables, calibrate
 from shoal.exporter.copies import choose_copies
 from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
 from shoal.exporter.data import read_data
 from shoal.exporter.graph import Graph, Nodes, each
-from shoal.exporter.learnt import read_learnt
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
 from shoal.exporter.precision import check_precisions, make_variant
@@ -64,7 +63,7 @@ def export(
     precisions: Sequence[str] = (),
     calibration: Path | None = None,
     codecs: Sequence[str] = (),
-    codebooks: Path | None = None,
+    tables: Tables | None = None,
     seal: Callable[[Path], None] | None = None,
     report: Report = silent,
     force: bool = False,
@@ -73,9 +72,9 @@ def export(
 
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
     real inputs, both guessed if missing.  `precisions` are those in which the segments are written
-    besides the one that they have.  `calibration` is a .npz file of data on which `codecs`, or standard ones,
-    are measured (see `calibrate`); `codebooks` is a file of
-    those that were learnt with the model.  `seal` is called with the folder when all else is in it, `report`
+    besides the one that they have.  `calibration` is a .npz file of data on which `codecs`, or standard
+    ones, are measured, with the codebooks in `tables` where it has them (see `calibrate`).  `seal` is
+    called with the folder when all else is in it, `report`
     with each of the steps as it begins.  Raises ModelError if the model cannot be exported or does not
     survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
     """
@@ -87,11 +86,9 @@ def export(
         with _about(model):
             work = _Export(source, light, folder, sizes or {}, sample, report)
             data = read_data(calibration, work.inputs) if calibration else None
-            learnt = read_learnt(codebooks, source.sha256) if codebooks else {}
             manifest = work.run(name, max_segments, asked)
         if data is not None:
             report(CALIBRATE)
-            tables = {(*place,): book for place, book in learnt.items()}
             manifest = calibrate(manifest, folder, data, codecs, report, tables)
         write_manifest(manifest, folder)
         if seal is not None:

@@ -13,10 +13,9 @@ from threadpoolctl import threadpool_limits
 from shoal.book import Floats
 from shoal.codec import Codec
 from shoal.errors import ModelError
+from shoal.exporter.recipes import ROWS_A_CODE
 from shoal.records import Array
 
-ROWS_A_CODE: Final = 4
-"""So many rows for each code there must be at least; of fewer, codes would be the rows themselves."""
 BATCH: Final = 2048
 ROUNDS: Final = 3
 """So many times codes that no row takes are put where rows are that none is near to."""
@@ -58,7 +57,7 @@ def _vectors(piece: Floats, codes: int, seed: int) -> Floats:
     different = np.unique(piece, axis=0)
     if len(different) <= codes:  # each has a code; what is left over repeats the last
         return np.concatenate((different, np.repeat(different[-1:], codes - len(different), axis=0)))
-    means = MiniBatchKMeans(codes, batch_size=BATCH, n_init=1, max_iter=30, random_state=seed)
+    means = MiniBatchKMeans(codes, batch_size=BATCH, n_init=1, max_iter=12, random_state=seed)
     with threadpool_limits(1), warnings.catch_warnings():  # steps are so short that threads cost more
         warnings.simplefilter("ignore", ConvergenceWarning)  # dead codes are looked for below
         vectors = np.asarray(means.fit(piece).cluster_centers_, np.float32)

@@ -4,6 +4,7 @@ It is a .npz: for each codebook an array float32 [stages, groups, codes, width],
 `SHARDING/TAG/CODEC/TENSOR` (see `shoal.measured.Codebook`), and the digest of the model in `source`.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Mapping
@@ -70,6 +71,14 @@ def read_learnt(path: Path, source: Sha256) -> dict[Place, NDArray[np.float32]]:
                 f"{path}: codebook {place.codec} of {place.tensor}: expected finite float32, got {book.dtype}"
             )
     return books
+
+
+def digest_of(path: Path) -> Sha256:
+    """Return the SHA-256 of a file.  Raises ConfigError if it cannot be read."""
+    try:
+        return Sha256(hashlib.sha256(path.read_bytes()).hexdigest())
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable file, got {error.strerror}") from error
 
 
 def write_file(path: Path, content: bytes) -> None:

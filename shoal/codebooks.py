@@ -11,7 +11,7 @@ from shoal.errors import ModelError
 from shoal.manifest import Manifest, Sharding
 from shoal.measured import Codebook
 from shoal.program import Collective, Program
-from shoal.records import Sha256
+from shoal.records import Blob, Sha256
 
 Wanted = Mapping[int, Mapping[str, Codebook]]
 """By the tag of the exchange and the tensor."""
@@ -57,6 +57,12 @@ def each(found: Iterable[Wanted]) -> dict[Sha256, Codebook]:
         for by_tensor in by_tag.values()
         for book in by_tensor.values()
     }
+
+
+def other_blobs(manifest: Manifest) -> list[Blob]:
+    """Return the bundle's blobs that are no codebooks: what a board needs to run all segments."""
+    books = {book.blob.sha256 for book in manifest.codebooks}
+    return [blob for digest, blob in manifest.blobs.items() if digest not in books]
 
 
 def held_bytes(books: Iterable[Codebook]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from shoal.errors import ConfigError, ModelError
+from shoal.errors import ModelError
 from shoal.exporter.learnt import write_file
 from shoal.records import Array, Sha256
 
@@ -39,14 +39,6 @@ def write_model(source: Path, weights: Mapping[str, Array], target: Path) -> Sha
     content = model.SerializeToString(deterministic=True)
     write_file(target, content)
     return Sha256(hashlib.sha256(content).hexdigest())
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file.  Raises ConfigError if it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a readable file, got {error.strerror}") from error
 
 
 def same_answers(before: Mapping[str, Array], after: Mapping[str, Array], limit: float) -> str:

@@ -16,7 +16,7 @@ from shoal.exporter.data import Data, read_data
 from shoal.exporter.export import export
 from shoal.exporter.judge import LABELS, metric_of
 from shoal.exporter.kmeans import table_of
-from shoal.exporter.learnt import Place, beside, write_learnt
+from shoal.exporter.learnt import Place, beside, digest_of, write_learnt
 from shoal.exporter.trial import Trial
 from shoal.manifest import WHOLE, Manifest, Sharding, file_of
 from shoal.records import Array
@@ -24,7 +24,7 @@ from shoal.session import Session, open_session
 from shoal.sharding import programs
 from shoal.sizes import resized, sizes_in
 from shoal.train.draws import Draw
-from shoal.train.files import digest_of, same_answers, write_model
+from shoal.train.files import same_answers, write_model
 from shoal.train.graph import read_graph
 from shoal.train.network import Network
 from shoal.train.recipe import Recipe

@@ -13,10 +13,10 @@ from shoal.cli import cli
 from shoal.codec import Codec, codec_of
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.export import export
-from shoal.exporter.learnt import beside, read_learnt
+from shoal.exporter.learnt import beside, digest_of, read_learnt
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
-from shoal.records import Array, BoardId, Sha256
+from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
 from tests import models
@@ -116,7 +116,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: Path, t
     for name, array in straight.items():
         np.testing.assert_array_equal(resumed[name], array)
     assert any(not np.array_equal(array, weights(MODEL)[name]) for name, array in straight.items())
-    sources = [onnx_digest(path) for path in (tmp_path / "straight.onnx", target)]
+    sources = [digest_of(path) for path in (tmp_path / "straight.onnx", target)]
     learnt = [
         read_learnt(beside(p), s) for p, s in zip((tmp_path / "straight.onnx", target), sources, strict=True)
     ]
@@ -124,12 +124,6 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: Path, t
     assert len(learnt[0]) == 12
     for place, book in learnt[0].items():
         np.testing.assert_array_equal(learnt[1][place], book)
-
-
-def onnx_digest(path: Path) -> Sha256:
-    from shoal.train.files import digest_of
-
-    return Sha256(digest_of(path))
 
 
 def test_without_labels_it_learns_to_answer_as_it_did(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Which recipes may be used for the accuracy that may be lost, and which of them the planner takes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from shoal.codec import PLAIN, codec_of
 from shoal.coordinator.accuracy import Recipe, allowed, recipes, share_of
+from shoal.coordinator.client import check_calibrated
 from shoal.coordinator.planner import Candidate, propose
 from shoal.coordinator.weigh import Question, describe, rank
+from shoal.encoding import to_json
 from shoal.errors import ConfigError
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Calibration, Outcome, recipe_of, recipe_words
@@ -121,6 +124,16 @@ def test_a_recipe_is_read_as_it_is_written() -> None:
     for wrong in ("2*i8", "9*i8", "x*i8,i8", "i8,i9,i8"):
         with pytest.raises(ValueError, match="expected"):
             recipe_of(wrong, 3)
+
+
+def test_a_loss_can_be_accepted_only_where_it_was_measured(tmp_path: Path) -> None:
+    accepting = replace(build.deployment(), max_accuracy_loss=0.01)
+    (tmp_path / "manifest.json").write_bytes(to_json(TOKENS))
+    check_calibrated(tmp_path, build.deployment())
+    with pytest.raises(ConfigError, match="expected a bundle with measured accuracy"):
+        check_calibrated(tmp_path, accepting)
+    (tmp_path / "manifest.json").write_bytes(to_json(MEASURED))
+    check_calibrated(tmp_path, accepting)
 
 
 @pytest.mark.parametrize("text", ["", "%", "-1%", "101%", "nan", "half"])

@@ -8,7 +8,7 @@ import pytest
 
 from shoal.agent.sessions import Sessions
 from shoal.book import held_book_bytes
-from shoal.codebooks import each, needed_bytes, read_book, wanted
+from shoal.codebooks import each, needed_bytes, other_blobs, read_book, wanted
 from shoal.codec import Codec, codec_of
 from shoal.coordinator.cost import needed_bytes as all_bytes
 from shoal.errors import BoardError, ModelError
@@ -45,6 +45,7 @@ def test_a_program_needs_the_book_of_each_tensor_that_crosses_as_codes() -> None
     assert wanted(manifest, told(manifest, codec)) == {2: {"k.part": record}}
     assert each([wanted(manifest, told(manifest, codec))] * 2) == {record.blob.sha256: record}
     assert record.blob.sha256 in manifest.blobs
+    assert other_blobs(manifest) == list(build.sharded().blobs.values())
 
 
 def test_the_memory_of_books_is_counted_once() -> None:

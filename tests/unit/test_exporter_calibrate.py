@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 
+from shoal.cli import cli
 from shoal.codebooks import read_book
 from shoal.codec import codec_of
 from shoal.errors import ConfigError, ModelError
@@ -17,7 +19,7 @@ from shoal.exporter.data import read_data
 from shoal.exporter.export import export
 from shoal.exporter.judge import Judge, metric_of
 from shoal.exporter.kmeans import table_of
-from shoal.exporter.learnt import Place, beside, write_learnt
+from shoal.exporter.learnt import Place, write_learnt
 from shoal.exporter.recipes import ladder, mixed, pieces, standard
 from shoal.exporter.render import details
 from shoal.exporter.trial import Trial
@@ -131,21 +133,23 @@ def test_codebooks_that_were_learnt_with_the_model_take_the_place_of_made_ones(
     bundle: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     folder, manifest = bundle
-    model, learnt = tmp_path / "bert.onnx", beside(tmp_path / "bert.onnx")
-    model.write_bytes((folder.parent / "bert.onnx").read_bytes())
+    model = folder.parent / "bert.onnx"
+    learnt = tmp_path / "learnt.npz"
     one = next(book for book in manifest.codebooks if book.codec == "vq4x16")
     table = np.random.default_rng(9).standard_normal((1, 4, 16, 8)).astype(np.float32)
     place = Place(one.sharding, one.tag, one.tensor, one.codec)
     write_learnt(learnt, manifest.source_sha256, {place: table})
-    data, words = saved(tmp_path, inputs()), ["vq4x16"]
-    found = export(model, tmp_path / "b", calibration=data, codecs=words, codebooks=learnt)
+    words = ["export", str(model), "-o", str(tmp_path / "b"), "--calibrate", str(saved(tmp_path, inputs()))]
+    words += ["--codec", "vq4x16", "--codebooks", str(learnt)]
+    said = CliRunner().invoke(cli, words)
+    assert said.exit_code == 0, said.output
+    found = read_manifest(tmp_path / "b")
     same = next(b for b in found.codebooks if (b.sharding, b.tag, b.tensor) == place[:3])
-    content = (tmp_path / "b" / "blobs" / same.blob.sha256).read_bytes()
-    assert content == table.tobytes()
-    assert found.codebooks != manifest.codebooks
+    assert (tmp_path / "b" / "blobs" / same.blob.sha256).read_bytes() == table.tobytes()
     write_learnt(learnt, Sha256("b" * 64), {place: table})
-    with pytest.raises(ModelError, match=r"bert.codebooks.npz: expected codebooks of model"):
-        export(model, tmp_path / "c", calibration=data, codecs=words, codebooks=learnt)
+    words[3] = str(tmp_path / "c")
+    with pytest.raises(ModelError, match=r"learnt.npz: expected codebooks of model"):
+        CliRunner().invoke(cli, words, catch_exceptions=False)
     assert not (tmp_path / "c").exists()
 
 
@@ -306,8 +310,10 @@ def test_exchanges_that_tolerate_more_are_compressed_more() -> None:
 
 def test_standard_codecs_fit_any_width() -> None:
     for widths in ([64], [384, 384], [768, 192], [30]):
-        for codec in standard(widths):
+        for codec in standard(widths, 5000):
             assert all(width % (codec.groups or 1) == 0 for width in widths)
+        assert max(codec.codes for codec in standard(widths, 5000)) == 1024
+        assert max(codec.codes for codec in standard(widths, 4000)) == 256, "too few rows for more"
     assert pieces(7, 4) == 1
 
 

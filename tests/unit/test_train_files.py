@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from shoal.errors import ConfigError, ModelError
-from shoal.exporter.learnt import Place, beside, read_learnt, write_learnt
+from shoal.exporter.learnt import Place, beside, digest_of, read_learnt, write_learnt
 from shoal.records import Sha256
-from shoal.train.files import digest_of, same_answers, write_model
+from shoal.train.files import same_answers, write_model
 from shoal.train.graph import read_graph, trained
 from tests import models
 from tests.models import Builder
