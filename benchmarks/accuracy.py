@@ -231,7 +231,9 @@ def train(steps: int, batch: int, learning_rate: float, more: tuple[str, ...]) -
 
 @main.command()
 @click.option("--samples", default=10_000, help="Pictures to judge by.")
-@click.option("--only", default="", help="Rows of which 'MODEL PARTS CODEC' has this regular expression.")
+@click.option(
+    "--only", default="", help="Rows of which 'MODEL plain|trained PARTS CODEC' has this regular expression."
+)
 def measure(samples: int, only: str) -> None:
     """Measure all that was not measured yet, or on fewer pictures."""
     file = RESULTS / "accuracy.json"
@@ -241,6 +243,7 @@ def measure(samples: int, only: str) -> None:
     for make in (*subjects, texts):
         try:
             subject = make()
+            state = "trained" if subject.finetuned else "plain"
             cells = _cells(subject)
             for point, parts, shares, word in cells:
                 row = {
@@ -253,7 +256,7 @@ def measure(samples: int, only: str) -> None:
                 }
                 enough = min(samples, subject.samples)
                 known = done.get(_key(row), {"samples": 0})["samples"] >= enough
-                if not known and re.search(only, f"{subject.name} {parts} {word}"):
+                if not known and re.search(only, f"{subject.name} {state} {parts} {word}"):
                     done[_key(row)] = row | measured(subject, point, shares, parts, word)
                     print(json.dumps(done[_key(row)]), flush=True)
                     write("accuracy", list(done.values()))
