@@ -139,11 +139,11 @@ class Attempt:
         step = waits.step
         name = f"{step.kind} {step.tag}"
         wanted = messages(step, self.board, waits.mine)
-        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted])
+        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
         for made in makes(step):
             del awaited[made]
         handed: dict[BoardId, list[Sequence[Array]]] = {}
-        for (giver, _), arrived in zip(wanted, came, strict=True):
+        for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
         try:
             with self._noting("code", name):
@@ -153,17 +153,22 @@ class Attempt:
 
     def _received(self, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
-        (came,) = self._take(f"send {step.tag}", [(step.tag, step.peer, 0)])
+        (came,) = self._take(f"send {step.tag}", [(step.tag, step.peer, 0)]).values()
         if len(came.arrays) != len(step.tensors):
             why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(came.arrays)}"
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, came.arrays, strict=True))
 
-    def _take(self, name: str, keys: Sequence[Key]) -> list[Arrived]:
+    def _take(self, name: str, keys: Sequence[Key], no_longer_than_s: float = 0.0) -> Mapping[Key, Arrived]:
+        """Return all of the messages `keys`; if a time is given, those that come within it."""
         with self._noting("wait", name):
-            came = self.inbox.take(keys, self.deadline_s)
+            if no_longer_than_s:
+                until_s = min(self.deadline_s, time.monotonic() + no_longer_than_s)
+                came = self.inbox.take_in_time(keys, until_s)
+            else:
+                came = dict(zip(keys, self.inbox.take(keys, self.deadline_s), strict=True))
         if self.notes is not None:
-            for (_, giver, chunk), one in zip(keys, came, strict=True):
+            for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
                 self.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
         return came

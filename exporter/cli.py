@@ -69,6 +69,12 @@ from shoal.manifest import Manifest, Precision
     "ones.  May be given again.",
 )
 @click.option(
+    "--codebooks",
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="With --calibrate: codebooks that `shoal train` learnt with this model; others are made of data.",
+)
+@click.option(
     "--sign",
     "key",
     metavar="KEY.pem",
@@ -88,6 +94,7 @@ def export(
     precisions: Sequence[str],
     data: Path | None,
     codecs: Sequence[str],
+    codebooks: Path | None,
     key: Path | None,
     *,
     force: bool,
@@ -108,9 +115,11 @@ def export(
         ) from error
     from shoal.exporter.export import STEPS
     from shoal.exporter.export import export as run
+    from shoal.exporter.learnt import digest_of, read_learnt
 
-    if codecs and data is None:
-        raise ConfigError("--codec: expected --calibrate DATA.npz with it, got none")
+    for word, given in (("--codec", codecs), ("--codebooks", codebooks)):
+        if given and data is None:
+            raise ConfigError(f"{word}: expected --calibrate DATA.npz with it, got none")
 
     if (model is None) == (source is None):
         raise ConfigError("export: expected either MODEL.onnx or --from-hf CONFIG_OR_DIR")
@@ -123,6 +132,8 @@ def export(
             report("export to ONNX")
             model = stack.enter_context(_from_transformers(source, bundle))
         assert model is not None
+        learnt = read_learnt(codebooks, digest_of(model)) if codebooks else {}
+        tables = {(*place,): book for place, book in learnt.items()}
         manifest = run(
             model,
             bundle,
@@ -133,6 +144,7 @@ def export(
             precisions=precisions,
             calibration=data,
             codecs=codecs,
+            tables=tables,
             seal=seal,
             report=report,
             force=force,

@@ -20,11 +20,17 @@ class Runs(Protocol):
 
 
 Opened = Callable[[Run], Runs]
-_Mail = dict[tuple[int, BoardId, BoardId], Sequence[Array]]
+_Mail = dict[tuple[int, BoardId, BoardId], Sequence[Array] | None]
+"""What a board handed another in an exchange; None: it does not come in time."""
 
 
 def _unwatched(_step: Collective, _tensors: Mapping[str, Array]) -> None:
     """Look at nothing."""
+
+
+def _in_time(_step: Collective, _giver: BoardId, _taker: BoardId) -> bool:
+    """Say that nothing is late."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class Manner:
     """Is told of each collective and of the tensors at hand when a board begins it."""
     alone: bool = False
     """Where all would gather from all, each board goes on with its own rows only."""
+    late: Callable[[Collective, BoardId, BoardId], bool] = _in_time
+    """Says of an exchange with a deadline whether what a board hands another does not come in time."""
 
 
 PLAINLY: Final = Manner()
@@ -95,11 +103,13 @@ def _play(
                 continue
             books = manner.books.get(step.tag, NO_BOOKS)
             for peer, arrays in handed_out(step, board, tensors, books).items():
-                mail[step.tag, board, peer] = arrays
+                late = step.deadline_s > 0 and manner.late(step, board, peer)
+                mail[step.tag, board, peer] = None if late else arrays
             givers = waited_for(step, board, tensors)
             while any((step.tag, giver, board) not in mail for giver in givers):
                 yield False
-            handed = {giver: [mail.pop((step.tag, giver, board))] for giver in givers}
+            came = ((giver, mail.pop((step.tag, giver, board))) for giver in givers)
+            handed = {giver: [arrays] for giver, arrays in came if arrays is not None}
             tensors |= made_of(step, board, tensors, handed, books)
         else:
             raise ModelError(f"expected runs and collectives, got {step}")

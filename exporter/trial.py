@@ -1,6 +1,6 @@
 """Tries a sharding on data: boards in one process, which exchange their rows by a recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -22,6 +22,8 @@ from shoal.program import Collective, Program, bounds
 from shoal.records import Array, BoardId
 from shoal.sharding import programs
 
+Parts = int | Sequence[float]
+"""So many boards with equal shares, or the shares of each."""
 BookKey = tuple[int, str, str]
 """The tag of an exchange, a tensor of it, and the word for the codes."""
 ALONE = Codec(rate=2.0)
@@ -57,12 +59,12 @@ class Trial:
 
     def answers(
         self,
-        parts: int,
+        parts: Parts,
         codecs: Codec | Sequence[Codec],
         batches: Sequence[Sample],
         books: Mapping[BookKey, Book],
     ) -> list[Answer]:
-        """Return what boards with equal shares answer, batch by batch.
+        """Return what boards answer, batch by batch.
 
         Raises PlanError if the model cannot be divided so, ModelError if a codec does not take its rows.
         """
@@ -74,7 +76,7 @@ class Trial:
                 by_tag[step.tag] = {key[1]: books[key] for key in keys if key in books}
         return self._played(told, batches, Manner(books=by_tag))
 
-    def alone(self, parts: int, batches: Sequence[Sample]) -> list[Answer]:
+    def alone(self, parts: Parts, batches: Sequence[Sample]) -> list[Answer]:
         """Return what they answer if they exchange nothing in between: each has its own rows only.
 
         Raises PlanError if the model cannot do without the others' rows.
@@ -82,6 +84,16 @@ class Trial:
         if self.coded != self.exchanges:
             raise PlanError(f"{self.sharding.name}: not all that is exchanged are rows that can be left out")
         return self._played(self._told(parts, ALONE), batches, Manner(alone=True))
+
+    def hurried(
+        self, parts: Parts, batches: Sequence[Sample], late: Callable[[Collective, BoardId, BoardId], bool]
+    ) -> list[Answer]:
+        """Return what they answer if they go on without rows that are `late`; see `Manner`.
+
+        Raises PlanError if the model cannot do without them.
+        """
+        told = self._told(parts, PLAIN, deadline_s=1.0)
+        return self._played(told, batches, Manner(late=late))
 
     def handed(self, batches: Sequence[Sample], most: int, seed: int) -> tuple[list[Rows], int]:
         """Return rows of each tensor that boards gather, about `most` of each, and how many tokens there are.
@@ -111,9 +123,9 @@ class Trial:
         ]
         return gathered, max(tokens, default=0)
 
-    def bytes_per_token(self, parts: int, codecs: Sequence[Codec], tokens: int) -> float:
+    def bytes_per_token(self, parts: Parts, codecs: Sequence[Codec], tokens: int) -> float:
         """Return what the rows of one token take on the wire in one exchange, on average over boards."""
-        edges = bounds(tokens, (1 / parts,) * parts)
+        edges = bounds(tokens, shares_of(parts))
         total = 0
         for tag, codec in zip(self.exchanges, codecs, strict=True):
             step = self._meeting(tag)
@@ -144,9 +156,12 @@ class Trial:
     def _floats(self, tag: int) -> bool:
         return all(spec.dtype.startswith("float") for spec in self._meeting(tag).tensors)
 
-    def _told(self, parts: int, codecs: Codec | Sequence[Codec]) -> dict[BoardId, Program]:
-        boards = [BoardId(f"board-{index}") for index in range(parts)]
-        return programs(self.sharding, boards, boards[0], (1 / parts,) * parts, codecs)
+    def _told(
+        self, parts: Parts, codecs: Codec | Sequence[Codec], deadline_s: float = 0.0
+    ) -> dict[BoardId, Program]:
+        shares = shares_of(parts)
+        boards = [BoardId(f"board-{index}") for index in range(len(shares))]
+        return programs(self.sharding, boards, boards[0], shares, codecs, deadline_s=deadline_s)
 
     def _played(
         self, told: Mapping[BoardId, Program], batches: Sequence[Sample], manner: Manner
@@ -157,6 +172,11 @@ class Trial:
             tensors = play(told, lead, batch, self._opened, manner)
             found.append({name: tensors[name] for name in self._outputs})
         return found
+
+
+def shares_of(parts: Parts) -> Sequence[float]:
+    """Return the share of each board."""
+    return (1 / parts,) * parts if isinstance(parts, int) else parts
 
 
 def in_rows(array: Array, axis: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ codebooks of the step's tensors are handed in.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Final
 
@@ -41,7 +41,7 @@ class MisfitError(WireError):
 
 def needs(step: Collective) -> tuple[str, ...]:
     """Return the tensors that a board must have to take part."""
-    ranged = step.rows or step.codec.rate > 1 or step.codec.keeps or step.chunks > 1
+    ranged = step.rows or step.counted or step.codec.keeps or step.chunks > 1
     return (*step.tensors, BOUNDS) if ranged else step.tensors
 
 
@@ -49,7 +49,7 @@ def makes(step: Collective) -> tuple[str, ...]:
     """Return the tensors of which a collective makes at least some boards' own."""
     if step.kind == "scatter":
         return (*step.made, RANGE, BOUNDS)
-    return (*step.made, LOG_COUNTS, COLUMNS) if step.codec.rate > 1 else step.made
+    return (*step.made, LOG_COUNTS, COLUMNS) if step.counted else step.made
 
 
 def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[BoardId, ...]:
@@ -102,7 +102,8 @@ def made_of(
 ) -> dict[str, Array]:
     """Return the tensors that `board` has after the step, given what the others handed it.
 
-    Raises MisfitError, which names the giver, if that does not fit.
+    Where the step has a deadline, some of those who were waited for may be missing.  Raises MisfitError,
+    which names the giver, if that does not fit.
     """
     if step.kind in ("broadcast", "scatter"):
         names = step.made if step.kind == "broadcast" else (*step.made, RANGE, BOUNDS)
@@ -126,7 +127,7 @@ def made_of(
         return _reduced(step, board, mine or (), givers, handed)
     heads = {giver: _head(step, giver, tensors) if step.codec.keeps else 0 for giver in givers}
     made = _gathered(step, board, mine, heads, handed, books)
-    return made | (_what_means_stand_for(step, board, tensors) if step.codec.rate > 1 else {})
+    return made | (_what_columns_stand_for(step, board, tensors, givers) if step.counted else {})
 
 
 def _reduced(
@@ -208,13 +209,17 @@ def _head(step: Collective, giver: BoardId, tensors: Tensors) -> int:
     return step.codec.split(stop - start, start)[0]
 
 
-def _what_means_stand_for(step: Collective, board: BoardId, tensors: Tensors) -> dict[str, Array]:
-    """Return LOG_COUNTS and COLUMNS of what `board` gathered."""
+def _what_columns_stand_for(
+    step: Collective, board: BoardId, tensors: Tensors, givers: Sequence[BoardId]
+) -> dict[str, Array]:
+    """Return LOG_COUNTS and COLUMNS of what `board` gathered of `givers`."""
     edges = tensors[BOUNDS].tolist()
-    own = step.boards.index(board)
-    seen = list(pairwise(edges))[: own + 1 if step.causal else None]
-    chunks = [tuple((a + begin, b - a) for a, b in ranges(end - begin, step.chunks)) for begin, end in seen]
-    log_counts, columns = _stood_for(step.codec, tuple(chunks), own)
+    chunks = []
+    for giver in givers:
+        index = step.boards.index(giver)
+        begin, end = edges[index], edges[index + 1]
+        chunks.append(tuple((a + begin, b - a) for a, b in ranges(end - begin, step.chunks)))
+    log_counts, columns = _stood_for(step.codec, tuple(chunks), givers.index(board))
     return {LOG_COUNTS: log_counts, COLUMNS: columns}
 
 
@@ -223,13 +228,14 @@ def _stood_for(
     codec: Codec, chunks: tuple[tuple[tuple[int, int], ...], ...], own: int
 ) -> tuple[Array, Array]:
     """Return the columns for each board's chunks, of which the first row and the number of rows are given."""
-    stood = [
-        count
-        for index, each in enumerate(chunks)
-        for start, rows in each
-        for count in ([1] * rows if index == own else counts(codec, rows, start))
-    ]
-    return np.log(np.array(stood, np.float32)), np.array([0, *accumulate(stood[:-1])], np.int64)
+    stood: list[int] = []
+    columns: list[int] = []
+    for index, each in enumerate(chunks):
+        for start, rows in each:
+            found = [1] * rows if index == own else counts(codec, rows, start)
+            stood += found
+            columns += accumulate(found[:-1], initial=start) if found else ()
+    return np.log(np.array(stood, np.float32)), np.array(columns, np.int64)
 
 
 def _encoded(step: Collective, mine: Sequence[Array], books: Books, start: int) -> list[Array]:

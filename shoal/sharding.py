@@ -17,13 +17,15 @@ def programs(
     shares: Sequence[float],
     codec: Codec | Sequence[Codec] = PLAIN,
     chunks: int = 1,
+    deadline_s: float = 0.0,
 ) -> dict[BoardId, Program]:
     """Return what each of `boards` does when it has `shares` of the units, in that order.
 
     The lead is one of the boards.  `codec` is how rows cross the wire where all boards wait for one
     another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
-    `chunks`, so that the rows of one travel while those of the next are computed.  Raises PlanError
-    if a board would have none of a segment's units, or if the model does not take means there.
+    `chunks`, so that the rows of one travel while those of the next are computed.  With a
+    `deadline_s` boards go on without rows that do not come in time.  Raises PlanError if a board would have
+    none of a segment's units, or if the model does not take means, or fewer rows, there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():
@@ -54,10 +56,15 @@ def programs(
                     steps[board].append(Run(segment=segment, part=part, chunks=many))
         else:
             chosen = codecs[tag]
-            if chosen.rate > 1:
-                means |= {spec.name for spec in step.made}
             many = _chunks(sharding, tag - 1, whole_rows, chunks, codecs) if tag else 1
-            meeting = replace(_collective(sharding, step, tag, boards, lead, shares, chosen), chunks=many)
+            hurried = step.kind == "gather" and step.among_all and _floats(step)
+            meeting = replace(
+                _collective(sharding, step, tag, boards, lead, shares, chosen),
+                chunks=many,
+                deadline_s=deadline_s if hurried else 0.0,
+            )
+            if meeting.counted:
+                means |= {spec.name for spec in step.made}
             for board in boards:
                 steps[board].append(meeting)
     return {board: Program(steps=tuple(found)) for board, found in steps.items()}
@@ -70,9 +77,12 @@ def _by_tag(sharding: Sharding, each: Sequence[Codec]) -> dict[int, Codec]:
     for tag, step in enumerate(sharding.steps):
         if isinstance(step, ShardCollective):
             chosen = next(left) if step.among_all else PLAIN
-            floats = all(spec.dtype.startswith("float") for spec in step.tensors)
-            found[tag] = chosen if floats else PLAIN  # ids cross as they are
+            found[tag] = chosen if _floats(step) else PLAIN  # ids cross as they are
     return found
+
+
+def _floats(step: ShardCollective) -> bool:
+    return all(spec.dtype.startswith("float") for spec in step.tensors)
 
 
 def _row_by_row(segment: Segment) -> bool:

@@ -547,6 +547,8 @@ def _collectives(draw: st.DrawFn) -> Collective:
     codec = draw(codecs()) if among_all and kind == "gather" else PLAIN
     if among_all and kind == "reduce":
         codec = Codec(number=draw(st.sampled_from(["f32", "f16", "i8", "i4"])))
+    chunks = draw(st.integers(1, 3)) if among_all and kind == "gather" and not codec.keeps else 1
+    hurried = among_all and kind == "gather" and chunks == 1
     return Collective(
         kind=kind,
         tag=draw(st.integers(0, 65535)),
@@ -559,7 +561,8 @@ def _collectives(draw: st.DrawFn) -> Collective:
         causal=draw(st.booleans()),
         rows=rows,
         codec=codec,
-        chunks=draw(st.integers(1, 3)) if among_all and kind == "gather" and not codec.keeps else 1,
+        chunks=chunks,
+        deadline_s=draw(st.sampled_from([0.0, 0.05])) if hurried else 0.0,
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.book import book_of
 from shoal.codec import Codec, codec_of
-from shoal.collective import BOUNDS, NO_BOOKS, Books, MisfitError, handed_out, made_of, messages
+from shoal.collective import BOUNDS, NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages
 from shoal.errors import ModelError
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds, ranges
 from shoal.records import Array, BoardId
@@ -302,3 +302,35 @@ def test_bounds_are_as_near_to_the_shares_as_can_be(shares: Sequence[float], uni
     assert min(counts) >= (1 if units >= len(shares) else 0)
     for got, share in zip(counts, shares, strict=True):
         assert abs(got - share * units) <= len(shares)
+
+
+@given(shares=shares_of, units=st.integers(4, 30), missing=st.sets(st.integers(0, 3)), causal=st.booleans())
+def test_rows_that_did_not_come_are_left_out(
+    shares: Sequence[float], units: int, missing: set[int], causal: bool
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    step = collective("gather", boards, deadline_s=0.1, causal=causal)
+    edges = bounds(units, shares)
+    for index, board in enumerate(boards):
+        came = [
+            giver
+            for place, giver in enumerate(boards)
+            if place == index or (place not in missing and (not causal or place < index))
+        ]
+        handed = {g: [handed_out(step, g, own[g])[board]] for g in came if g != board}
+        made = made_of(step, board, own[board], handed)
+        rows = [row for g in came for row in range(edges[boards.index(g)], edges[boards.index(g) + 1])]
+        assert set(made) <= set(makes(step))
+        assert np.array_equal(made["y"], x[:, rows])
+        assert made[COLUMNS].tolist() == rows
+        assert made[LOG_COUNTS].tolist() == [0] * len(rows)
+
+
+def test_only_a_gather_among_all_has_a_deadline() -> None:
+    for kind, more in (("reduce", {}), ("gather", {"root": BOARDS[0]}), ("gather", {"chunks": 2})):
+        with pytest.raises(ValueError, match="expected a deadline of a gather among all in one chunk"):
+            collective(kind, BOARDS, deadline_s=0.1, **more)
+    with pytest.raises(ValueError, match="expected a deadline of 0 s or more"):
+        collective("gather", BOARDS, deadline_s=-1.0)

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 
+from shoal.cli import cli
 from shoal.codebooks import read_book
 from shoal.codec import codec_of
 from shoal.errors import ConfigError, ModelError
@@ -17,12 +19,13 @@ from shoal.exporter.data import read_data
 from shoal.exporter.export import export
 from shoal.exporter.judge import Judge, metric_of
 from shoal.exporter.kmeans import table_of
+from shoal.exporter.learnt import Place, write_learnt
 from shoal.exporter.recipes import ladder, mixed, pieces, standard
 from shoal.exporter.render import details
 from shoal.exporter.trial import Trial
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Outcome
-from shoal.records import Array
+from shoal.records import Array, Sha256
 from tests import models
 
 ROWS, TOKENS = 24, 12
@@ -124,6 +127,30 @@ def test_codebooks_are_blobs_of_the_bundle(bundle: tuple[Path, Manifest]) -> Non
     with pytest.raises(ModelError, match="expected SHA-256"):
         check_bundle(folder)
     spoilt.write_bytes(whole)
+
+
+def test_codebooks_that_were_learnt_with_the_model_take_the_place_of_made_ones(
+    bundle: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    folder, manifest = bundle
+    model = folder.parent / "bert.onnx"
+    learnt = tmp_path / "learnt.npz"
+    one = next(book for book in manifest.codebooks if book.codec == "vq4x16")
+    table = np.random.default_rng(9).standard_normal((1, 4, 16, 8)).astype(np.float32)
+    place = Place(one.sharding, one.tag, one.tensor, one.codec)
+    write_learnt(learnt, manifest.source_sha256, {place: table})
+    words = ["export", str(model), "-o", str(tmp_path / "b"), "--calibrate", str(saved(tmp_path, inputs()))]
+    words += ["--codec", "vq4x16", "--codebooks", str(learnt)]
+    said = CliRunner().invoke(cli, words)
+    assert said.exit_code == 0, said.output
+    found = read_manifest(tmp_path / "b")
+    same = next(b for b in found.codebooks if (b.sharding, b.tag, b.tensor) == place[:3])
+    assert (tmp_path / "b" / "blobs" / same.blob.sha256).read_bytes() == table.tobytes()
+    write_learnt(learnt, Sha256("b" * 64), {place: table})
+    words[3] = str(tmp_path / "c")
+    with pytest.raises(ModelError, match=r"learnt.npz: expected codebooks of model"):
+        CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert not (tmp_path / "c").exists()
 
 
 def again(bundle: tuple[Path, Manifest], data: Path, codecs: Sequence[str] = ("i8",)) -> Manifest:
@@ -301,3 +328,19 @@ def test_boards_on_their_own_know_nothing_of_the_others(bundle: tuple[Path, Mani
     (after,) = trial.alone(2, [asked])
     assert np.array_equal(before[name][:, : TOKENS // 2], after[name][:, : TOKENS // 2])
     assert not np.array_equal(before[name], after[name])
+
+
+def test_boards_go_on_without_rows_that_are_late(bundle: tuple[Path, Manifest]) -> None:
+    folder, manifest = bundle
+    trial = Trial(manifest, folder, next(s for s in manifest.shardings if s.name == "sequence"))
+    asked = [inputs(3)]
+    shares = (0.5, 0.2, 0.3)
+    whole = trial.answers(shares, codec_of("f32"), asked, {})[0]["last_hidden_state"]
+    in_time = trial.hurried(shares, asked, lambda *_: False)[0]["last_hidden_state"]
+    np.testing.assert_allclose(in_time, whole, atol=1e-5)
+    alone = trial.alone(shares, asked)[0]["last_hidden_state"]
+    never = trial.hurried(shares, asked, lambda *_: True)[0]["last_hidden_state"]
+    np.testing.assert_array_equal(never, alone)
+    of_one = trial.hurried(shares, asked, lambda _step, giver, _taker: giver == "board-1")
+    assert not np.allclose(of_one[0]["last_hidden_state"], whole, atol=1e-3)
+    assert np.abs(of_one[0]["last_hidden_state"] - whole).mean() < np.abs(alone - whole).mean()
