@@ -220,7 +220,6 @@ def status(broker: str, cluster: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.command()
 @click.argument("inputs", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @cluster_options
 @click.option(

@@ -335,12 +335,14 @@ def test_boards_go_on_without_rows_that_are_late(bundle: tuple[Path, Manifest]) 
     trial = Trial(manifest, folder, next(s for s in manifest.shardings if s.name == "sequence"))
     asked = [inputs(3)]
     shares = (0.5, 0.2, 0.3)
-    whole = trial.answers(shares, codec_of("f32"), asked, {})[0]["last_hidden_state"]
-    in_time = trial.hurried(shares, asked, lambda *_: False)[0]["last_hidden_state"]
-    np.testing.assert_allclose(in_time, whole, atol=1e-5)
-    alone = trial.alone(shares, asked)[0]["last_hidden_state"]
+    whole: Array = trial.answers(shares, codec_of("f32"), asked, {})[0]["last_hidden_state"]
+    in_time: Array = trial.hurried(shares, asked, lambda *_: False)[0]["last_hidden_state"]
+    assert np.allclose(in_time, whole, atol=1e-5)
+    alone: Array = trial.alone(shares, asked)[0]["last_hidden_state"]
     never = trial.hurried(shares, asked, lambda *_: True)[0]["last_hidden_state"]
     np.testing.assert_array_equal(never, alone)
-    of_one = trial.hurried(shares, asked, lambda _step, giver, _taker: giver == "board-1")
-    assert not np.allclose(of_one[0]["last_hidden_state"], whole, atol=1e-3)
-    assert np.abs(of_one[0]["last_hidden_state"] - whole).mean() < np.abs(alone - whole).mean()
+    of_one: Array = trial.hurried(shares, asked, lambda _step, giver, _taker: giver == "board-1")[0][
+        "last_hidden_state"
+    ]
+    assert not np.allclose(of_one, whole, atol=1e-3)
+    assert np.abs(np.subtract(of_one, whole)).mean() < np.abs(np.subtract(alone, whole)).mean()
