@@ -244,7 +244,12 @@ class Cluster:
             name=self._setting.manifest.name, manifest=self._setting.digest, url="http://desk:1"
         )
         deployment = Deployment(
-            bundle=source, objective=self._scenario.objective, limits=NO_LIMITS, max_boards=max_boards
+            bundle=source,
+            objective=self._scenario.objective,
+            limits=NO_LIMITS,
+            max_boards=max_boards,
+            max_error=self._scenario.max_error,
+            max_accuracy_loss=self._scenario.max_accuracy_loss,
         )
         self._state = controller.deployed(self._state, deployment, self._timeline.now_s)
         self._state = replace(self._state, manifest=self._setting.manifest)
