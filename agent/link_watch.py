@@ -171,10 +171,10 @@ class LinkWatch:
                 transfer = Transfer(size_bytes=heard.size_bytes, seconds=seconds)
             slower = transfer.rate < link.found.goodput_bytes_per_s
             bound = info is not None and receiver_bound(before, info)
-            if slower and info is not None and (info.app_limited or bound):
-                # There was no more to send, or nobody to take it: the link can do more.
+            if slower and info is not None and (info.app_limited or bound):  # the link can do more
                 if not bound and _suspicious(link, transfer.rate):
                     link.due_s = min(link.due_s, now_s)
+                    link.transfers.clear()  # else the probe would take their word
                 return
             if link.best is None or transfer.rate > link.best.rate:
                 link.best = transfer

@@ -212,6 +212,7 @@ def test_what_had_no_more_to_send_does_not_make_a_link_slow(net: Net) -> None:
 
 def test_transfers_that_are_much_slower_though_there_was_no_more_to_send_ask_for_one_probe(net: Net) -> None:
     net.watch.probe(B)
+    net.load(B, 3.0)
     net.info_now = replace(PLAIN, app_limited=True)
     due_s = net.watch._links[B].due_s
     net.rate = 5e6
