@@ -38,7 +38,9 @@ GRACE_S: Final = 5.0
 """Requests of a plan that is no longer wanted get so long to end."""
 PROOF_S: Final = 3.0
 PROOF_TIMES: Final = 8.0
-"""The golden request may take so many times what is predicted, and so much more."""
+"""The golden request may take so many times what is predicted, and so much more, ..."""
+PROOF_TRIES: Final = 2
+"""... and if no answer comes, it is asked once more."""
 RETRY_S: Final = 2.0
 """What cannot be done now is tried again after so long."""
 
@@ -295,10 +297,13 @@ class Reconciler:
     async def _prove(self, plan: Plan, source: BundleSource | None) -> None:
         """Lead the golden request through every lane of a plan for which all boards are ready."""
         self._say(f"proving epoch {plan.epoch}")
-        try:
-            why = await self._why_wrong(plan, source)
-        except (BoardError, ModelError) as error:
-            why = str(error)
+        why = ""
+        for _ in range(PROOF_TRIES):
+            try:
+                why = await self._why_wrong(plan, source)
+                break
+            except (BoardError, ModelError) as error:
+                why = str(error)
         if why:
             log.warning("epoch %d is not proven: %s", plan.epoch, why)
             self._set(plan.epoch, "failed", f"not proven: {why}")

@@ -452,3 +452,30 @@ def test_overload_is_refused_at_once_and_says_when_to_come_again() -> None:
         await asyncio.gather(*busy, *waits)
 
     run(work)
+
+
+def test_a_request_that_waits_until_its_client_gives_up_does_not_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    asked = Dispatcher._latest_s
+
+    def counted(self: Dispatcher, *args: object) -> float:
+        nonlocal looks
+        looks += 1
+        return asked(self, *args)  # type: ignore[arg-type]
+
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(), manifest(batch=None))
+        fake.act = lambda _epoch, _lane: time.sleep(0.2)
+        await dispatcher.infer(question())  # now it is known what a request takes
+        go, busy = full(dispatcher, fake)
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr(Dispatcher, "_latest_s", counted)
+        with pytest.raises(ExpiredError):
+            await dispatcher.infer(question(within_s=0.25))
+        assert looks < 10
+        go.set()
+        await asyncio.gather(*busy)
+
+    run(work)
