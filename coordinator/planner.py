@@ -202,7 +202,9 @@ def _replicate(
     if wide and all(board in goal.powers for board in able):
         orders.append(sorted(able, key=lambda b: (goal.powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
     batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
-    for lead, order, size in product(able[:_LEADS], orders, _sizes(limit) if wide or batched else (limit,)):
+    sizes = _sizes(limit) if wide or batched else [limit]
+    leads = [(order, lead) for order in orders for lead in order[: _FEW_LEADS if wide else _LEADS]]
+    for (order, lead), size in product(leads, sizes):
         rates = _rates(manifest, profiles, barred, lead, order, size)
         if len(rates) > 1:
             total = sum(rates.values())
@@ -218,7 +220,7 @@ def _replicate(
             )
 
 
-_LEADS = 8
+_LEADS, _FEW_LEADS = 8, 3
 
 
 def _sizes(limit: int) -> list[int]:
@@ -315,7 +317,15 @@ def _sharded(
                 (candidate, division)
                 for latency in measures
                 for division in sharded.divisions(
-                    manifest, profiles, barred, cells, sharding, codec, limit, latency=latency, wide=wide
+                    manifest,
+                    profiles,
+                    barred,
+                    cells,
+                    sharding,
+                    codec,
+                    limit,
+                    latency=latency,
+                    wide=wide and latency,
                 )
                 if (candidate := priced(division)) is not None
             ]
