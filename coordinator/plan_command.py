@@ -136,9 +136,7 @@ def _front(asked: _Asked, limits: "Limits", max_boards: int, plot: Path | None, 
     from shoal.coordinator.front import front
     from shoal.coordinator.planner import explore
 
-    found = explore(
-        asked.manifest, asked.profiles, frozenset(), max_boards, allowed(1.0), limits, asked.powers
-    )
+    found = explore(asked.manifest, asked.profiles, frozenset(), max_boards, allowed(1.0), asked.powers)
     if not found:
         raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
     points = front(found, limits)

@@ -126,11 +126,10 @@ def explore(
     barred: Barred,
     max_boards: int,
     codecs: Sequence[Codec],
-    limits: Limits = NO_LIMITS,
     powers: Powers = UNTOLD,
 ) -> list[Candidate]:
-    """Return all plans that are looked at when anything may count, whether they keep to the limits or not."""
-    goal = Goal(objective="latency", limits=limits, powers=powers)
+    """Return all plans that are looked at when anything may count."""
+    goal = Goal(objective="latency", powers=powers)
     limit = max_boards or len(profiles)
     return list(_found(manifest, profiles, barred, cells_of(profiles), goal, limit, codecs, wide=True))
 
