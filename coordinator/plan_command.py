@@ -136,7 +136,7 @@ def _front(asked: _Asked, limits: "Limits", max_boards: int, plot: Path | None, 
     from shoal.coordinator.planner import explore
 
     offered = recipes(asked.manifest, 1.0, 1.0)
-    found = explore(asked.manifest, asked.profiles, frozenset(), max_boards, offered, limits, asked.powers)
+    found = explore(asked.manifest, asked.profiles, frozenset(), max_boards, offered, asked.powers)
     if not found:
         raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
     points = front(found, limits)

@@ -129,11 +129,10 @@ def explore(
     barred: Barred,
     max_boards: int,
     recipes: Sequence[Recipe],
-    limits: Limits = NO_LIMITS,
     powers: Powers = UNTOLD,
 ) -> list[Candidate]:
-    """Return all plans that are looked at when anything may count, whether they keep to the limits or not."""
-    goal = Goal(objective="latency", limits=limits, powers=powers)
+    """Return all plans that are looked at when anything may count."""
+    goal = Goal(objective="latency", powers=powers)
     limit = max_boards or len(profiles)
     return list(_found(manifest, profiles, barred, cells_of(profiles), goal, limit, recipes, wide=True))
 
@@ -205,7 +204,9 @@ def _replicate(
     if wide and all(board in goal.powers for board in able):
         orders.append(sorted(able, key=lambda b: (goal.powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
     batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
-    for lead, order, size in product(able[:_LEADS], orders, _sizes(limit) if wide or batched else (limit,)):
+    sizes = _sizes(limit) if wide or batched else [limit]
+    leads = [(order, lead) for order in orders for lead in order[: _FEW_LEADS if wide else _LEADS]]
+    for (order, lead), size in product(leads, sizes):
         rates = _rates(manifest, profiles, barred, lead, order, size)
         if len(rates) > 1:
             total = sum(rates.values())
@@ -221,7 +222,7 @@ def _replicate(
             )
 
 
-_LEADS = 8
+_LEADS, _FEW_LEADS = 8, 3
 
 
 def _sizes(limit: int) -> list[int]:
@@ -334,7 +335,7 @@ def _sharded(
                     recipe.codecs,
                     most,
                     latency=latency,
-                    wide=wide,
+                    wide=wide and latency,
                 )
                 if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
             ]

@@ -62,7 +62,7 @@ def divisions(
 ) -> Iterator[Division]:
     """Yield the most promising ways to divide a request among two to `limit` boards.
 
-    `wide`: at least one for each number of boards.
+    `wide`: at least one for each small number of boards.
     """
     if sharding.units < 2:
         return

@@ -205,6 +205,12 @@ def test_a_rate_that_one_board_does_not_carry_takes_more() -> None:
         best("p95", limits(rate_per_s=20.0))
 
 
+def test_a_rate_that_no_pipeline_carries_is_the_limit_and_not_the_memory() -> None:
+    tight = {name: replace(profile, memory_bytes=150) for name, profile in BOTH.items()}
+    with pytest.raises(UnmetError, match="no plan carries --rate 20: pipeline on a, b does the most, 10 req"):
+        propose(PAIR, tight, NONE, "p95", limits=limits(rate_per_s=20.0))
+
+
 def test_a_power_cap_leaves_boards_out() -> None:
     """At full load a alone takes 22 W with b idling, both at work 24 W, b alone 4 W."""
     assert best("throughput", limits(max_power_w=25.0)).strategy == "replicate"
