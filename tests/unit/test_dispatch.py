@@ -131,6 +131,7 @@ def test_a_request_waits_for_a_plan_and_is_answered() -> None:
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.failed, report.retried) == (1, 0, 0)
+        assert report.lanes == (1,)
 
     run(work)
 
@@ -349,6 +350,7 @@ def test_only_requests_of_the_usual_size_with_the_cluster_to_themselves_prove_a_
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.alone) == (4, 1)
+        assert sum(report.lanes) >= 4, "a batch that was divided counts for each lane"
         assert 0.02 <= report.alone_median_s < 0.2
         asking = asyncio.ensure_future(dispatcher.infer(question(usual)))
         await asyncio.sleep(0.005)
@@ -357,6 +359,7 @@ def test_only_requests_of_the_usual_size_with_the_cluster_to_themselves_prove_a_
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.alone) == (1, 0), "which plan it shows is not known"
+        assert report.lanes == (0, 0), "of the lanes of the plan in force"
 
     run(work)
 
