@@ -369,7 +369,7 @@ def _decision(state: State, ranking: Ranking, epochs: tuple[int, int], reason: s
     return Decision(
         epoch=epochs[0],
         wanted=epochs[1],
-        objective=ranking.question.objective,
+        objective=state.deployment.objective if state.deployment else ranking.question.objective,
         reason=reason,
         alternatives=alternatives(ranking),
         waiting_for=(),
