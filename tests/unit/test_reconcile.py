@@ -14,7 +14,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
-from shoal.agent.room import Room
+from shoal.agent.room import FullError, Room
 from shoal.agent.sessions import Sessions
 from shoal.encoding import to_json
 from shoal.errors import BoardError
@@ -43,6 +43,8 @@ class Boards:
         self.known: Mapping[BoardId, Address] = {}
         self.room = True
         self.fetched: list[str] = []
+        self.full: set[Sha256] = set()
+        """Blobs for which there is no room."""
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
         self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
         self.reconciler = Reconciler(
@@ -66,6 +68,8 @@ class Boards:
     ) -> None:
         if self.away:
             raise BoardError("coordinator: no answer")
+        if self.full & {blob.sha256 for blob in blobs}:
+            raise FullError("disk full")
         self.fetched += [f"{'gently ' if gently else ''}{blob.sha256}" for blob in blobs]
 
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
@@ -312,3 +316,19 @@ def test_where_the_disk_is_too_small_for_the_bundle_one_segment_of_each_kind_com
     boards.reconciler._room = Room(boards.store, 10_000)
     asyncio.run(boards.reconciler.fetch_all(source, boards.manifest))
     assert set(boards.fetched) == set(boards.manifest.blobs)
+
+
+def test_what_has_no_room_is_passed_over_for_what_is_less_likely(boards: Boards) -> None:
+    first, second = (boards.manifest.by_name[name] for name in ("s00", "s01"))
+    boards.full = {blob.sha256 for blob in first.weights}
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        ahead = (Run(segment="s00"), Run(segment="s01"))
+        boards.reconciler.wish(boards.desired(ahead=ahead))
+        wanted = tuple(sorted(blob.sha256 for blob in (second.model, *second.weights)))
+        while boards.reconciler._room.ahead != wanted:
+            await asyncio.sleep(0.001)
+        becoming.cancel()
+
+    run(work)
