@@ -16,7 +16,7 @@ from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
-from shoal.agent.room import Needs, Room
+from shoal.agent.room import FullError, Needs, Room
 from shoal.agent.sessions import Sessions
 from shoal.codebooks import Wanted, each, other_blobs, wanted
 from shoal.errors import BoardError, ModelError
@@ -210,10 +210,14 @@ class Reconciler:
             held: list[str] = []
             for run in desired.ahead:
                 needs = Needs.of({run: manifest.by_name[run.segment]})
-                held += sorted(needs.names.difference(held))
+                more = sorted(needs.names.difference(held))
+                try:
+                    await self._fetcher.fetch(source.url, needs.blobs, [*held, *more], gently=True)
+                    await self._fetcher.fetch_pieces(source.url, needs.pieces, [*held, *more], gently=True)
+                except FullError:
+                    continue  # what is less likely may be smaller
+                held += more
                 self._room.ahead = (*held, *(name for name in self._room.ahead if name not in held))
-                await self._fetcher.fetch(source.url, needs.blobs, held, gently=True)
-                await self._fetcher.fetch_pieces(source.url, needs.pieces, held, gently=True)
             self._room.ahead = tuple(held)
         except (BoardError, ModelError, KeyError) as error:
             log.info("not placed beforehand: %s", error)

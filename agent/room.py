@@ -19,6 +19,10 @@ SPARE_BYTES: Final = 16 << 20
 """Left free on the disk."""
 
 
+class FullError(BoardError):
+    """There is no room for files, even if all went that nobody needs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """Files that runs of segments need."""
@@ -79,7 +83,7 @@ class Room:
     def make(self, size_bytes: int, keep: Collection[str]) -> None:
         """Drop files until `size_bytes` more have room, none that is needed and none of `keep`.
 
-        Those that are held for no plan to come go first, the oldest of them before all.  Raises BoardError
+        Those that are held for no plan to come go first, the oldest of them before all.  Raises FullError
         if there is not room enough for all that; then nothing is dropped.
         """
         if not size_bytes:
@@ -94,7 +98,7 @@ class Room:
         loose.sort(key=lambda name: (rank.get(name, 0), files[name].changed_s, name))
         if lacking > sum(files[name].size_bytes for name in loose):
             free_bytes = max(0, limit_bytes - used_bytes)
-            raise BoardError(
+            raise FullError(
                 f"{self._store.root}: disk full: {size_bytes / 1e6:.0f} MB to fetch, {free_bytes / 1e6:.0f} "
                 f"MB free; make room, allow more with --disk, or use another --state-dir"
             )

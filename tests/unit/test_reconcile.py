@@ -14,7 +14,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
-from shoal.agent.room import Room
+from shoal.agent.room import FullError, Room
 from shoal.agent.sessions import Sessions
 from shoal.book import Book, book_of
 from shoal.codec import codec_of
@@ -51,6 +51,8 @@ class Boards:
         self.known: Mapping[BoardId, Address] = {}
         self.room = True
         self.fetched: list[str] = []
+        self.full: set[Sha256] = set()
+        """Blobs for which there is no room."""
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
         self.executor.connect(cast(Peers, self))
         self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
@@ -75,6 +77,8 @@ class Boards:
     ) -> None:
         if self.away:
             raise BoardError("coordinator: no answer")
+        if self.full & {blob.sha256 for blob in blobs}:
+            raise FullError("disk full")
         self.fetched += [f"{'gently ' if gently else ''}{blob.sha256}" for blob in blobs]
 
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
@@ -364,5 +368,21 @@ def test_a_board_is_ready_for_codes_once_it_has_their_books(boards: Boards) -> N
         assert {step: dict(books) for step, books in held.books.items()} == {(0, 2): {"k.part": _BOOK}}
         await boards.reconciler.act(boards.desired())
         assert record.blob.sha256 not in boards.books_kept
+
+    run(work)
+
+
+def test_what_has_no_room_is_passed_over_for_what_is_less_likely(boards: Boards) -> None:
+    first, second = (boards.manifest.by_name[name] for name in ("s00", "s01"))
+    boards.full = {blob.sha256 for blob in first.weights}
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        ahead = (Run(segment="s00"), Run(segment="s01"))
+        boards.reconciler.wish(boards.desired(ahead=ahead))
+        wanted = tuple(sorted(blob.sha256 for blob in (second.model, *second.weights)))
+        while boards.reconciler._room.ahead != wanted:
+            await asyncio.sleep(0.001)
+        becoming.cancel()
 
     run(work)
