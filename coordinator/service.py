@@ -101,6 +101,8 @@ class Service:
         """What an earlier coordinator decided last."""
         self._obeyed = 0
         """The newest coordinator that a board has heard of: a clock that was set back must not silence us."""
+        self._rival: Coordinator | None = None
+        """One that leads in our place, by the last that was heard of it."""
         self._contradicted = False
         """Someone who has not heard yet that we lead has put its word in the place of ours."""
         self._answer: asyncio.Future[None] | None = None
@@ -158,16 +160,18 @@ class Service:
             if isinstance(event, Down):
                 log.warning("broker %s: %s", self._mqtt.url, event.reason)
                 self._ready_s, self._remembered, self._deployment_came = None, False, False
+                self._rival = None
                 self._state = replace(self._state, connected=False)
             elif isinstance(event, Up):
                 self._listen_anew()
-                self._introduce()
+                self._introduce() if self._rival is None else self._yield(self._rival)
             elif event is not None:
                 self._hear(event)
                 told = event.message if isinstance(event.message, Telemetry) else None
             if self._stop.is_set():
                 return
-            if self._contradicted and self._ready_s is not None and self._mqtt.events.empty():
+            contradicted = self._contradicted and self._rival is None
+            if contradicted and self._ready_s is not None and self._mqtt.events.empty():
                 self._say_again()
             if self._attentive(came=event is not None):
                 self._decide()
@@ -183,6 +187,9 @@ class Service:
         if self._answer is not None and self._answer.done() and self._mqtt.events.empty():
             self._answer = None
             self._attention, late = standing.answered(self._attention, now_s)
+            if self._rival is not None:
+                self._yield(self._rival)
+                return False
             if late:
                 self._listen_anew()
         self._attention, ask = standing.looked(self._attention, now_s, came=came)
@@ -269,15 +276,27 @@ class Service:
         return replace(deployment, bundle=replace(deployment.bundle, url=self._me.url))
 
     def _hear_coordinator(self, other: Coordinator) -> None:
+        if self._rival is not None:
+            self._rival = standing.follow(self._rival, other)
+            if self._rival is None:
+                self._outbid(other.incarnation)
+            return
         verdict = standing.verdict(self._me, other, begun=self._begun)
         if verdict == "yield":
-            who = f"another coordinator of {self._settings.cluster}, {other.url},"
-            self._refusal = ConfigError(f"{who} has taken over")
-            self._stop.set()
+            self._rival = other
+            if self._answer is not None:
+                self._answer.cancel()
+            self._attention = standing.doubting(self._attention, time.monotonic())
+            self._answer = self._mqtt.ask()
         elif verdict == "outbid":  # an earlier one whose clock was ahead of ours, or one that has gone since
             self._outbid(other.incarnation)
         elif verdict == "say again":
             self._contradicted = True
+
+    def _yield(self, other: Coordinator) -> None:
+        who = f"another coordinator of {self._settings.cluster}, {other.url}"
+        self._refusal = ConfigError(f"{who}, has taken over")
+        self._stop.set()
 
     def _outbid(self, incarnation: int) -> None:
         """Be newer than `incarnation`, and say so unless that is still to be done."""

@@ -267,6 +267,28 @@ def test_two_that_were_cut_off_from_each_other_end_as_one(trial: Torn, relay: Re
     unharmed(trial.under_load(trouble))
 
 
+def test_frozen_while_another_came_and_went_it_leads_again(trial: Torn) -> None:
+    async def trouble(watch: Watch) -> None:
+        await watch.until("a coordinator", another(watch, None))
+        first, known = trial.cluster.coordinator, watch.view.coordinator
+        first.freeze()
+        trial.cluster.start_coordinator()
+        await watch.until("another coordinator", another(watch, known))
+        second = watch.view.coordinator
+        assert second is not None
+        await watch.until("all boards to obey it", lambda: obeyed(watch) == {second.incarnation})
+        trial.cluster.coordinator.kill()
+        trial.cluster.coordinator = first
+        first.thaw()
+        await watch.until("the first one", another(watch, second))
+        assert known is not None
+        assert watch.view.coordinator is not None
+        assert watch.view.coordinator.url == known.url
+        await recovered(trial, watch, await trial.deploy_other(watch))
+
+    unharmed(trial.under_load(trouble))
+
+
 def test_a_clock_that_was_set_back_silences_no_coordinator(
     tmp_path: Path, undivided: Path, pictures: Pictures
 ) -> None:
