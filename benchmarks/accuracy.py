@@ -51,7 +51,7 @@ CODECS = (
 FIRST = (NONE, "means3", "means10", "vq8x256", "i8", "i4", "vq16x256")
 """Measured before the others."""
 HIDDEN = ("i8", "i4", "means3", "means10", "vq8x256")
-FOR_TEXT = (NONE, "f32", "f16", "i8", "i4", "means3", "means10", "vq24x256", "vq48x256", "vq96x256")
+FOR_TEXT = (NONE, "f16", "i8", "i4", "means3", "means10", "vq48x256", "vq96x256")
 CODED = 12_000
 """Rows at each exchange from which codebooks are made, about."""
 BATCH = 250

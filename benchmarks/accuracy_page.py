@@ -55,12 +55,18 @@ def main() -> None:
 def of_model(model: str, rows: Sequence[Row]) -> list[str]:
     """Return the tables of one model: equal shares among 2, 4 and 8 boards, then all other ones."""
     lines = [f"## {model}", ""]
+    plain = next((value(row["metric"], row["unsplit"]) for row in rows if not row["finetuned"]), "")
     for finetuned in (False, True):
         some = [row for row in rows if row["finetuned"] is finetuned]
         if some:
             unsplit = value(some[0]["metric"], some[0]["unsplit"])
-            title = "trained for it" if finetuned else "as it is"
-            lines += [f"### {title}: {unsplit} unsplit, {some[0]['samples']} inputs", ""]
+            title = (
+                f"trained for it: {unsplit} unsplit, {plain} before"
+                if finetuned
+                else f"as it is: {unsplit} unsplit"
+            )
+            samples = sorted({row["samples"] for row in some})
+            lines += [f"### {title}", "", f"Judged by {' or '.join(map(str, samples))} inputs.", ""]
             lines += _equal(some) + _others(some)
     return lines
 
@@ -164,7 +170,9 @@ def draw(rows: Sequence[Row], file: Path) -> None:
             for part, points, _ in crossing:
                 if not part:
                     axes.axhline(points, color=color, linestyle=":" if parts == 2 else "-.", linewidth=1)
-                    axes.text(1, points, f"no exchange, {parts} boards", color=color, ha="right", fontsize=7)
+                    axes.text(
+                        3e-4, points, f"no exchange, {parts} boards", color=color, va="bottom", fontsize=7
+                    )
     for points_of, color, label in (
         (ASTRA, "#c0392b", "ASTRA, ViT-B on CIFAR-100, 4 boards, trained"),
         (PRISM, "#d08a1c", "PRISM, ViT on CIFAR-10, 2 boards"),
@@ -177,9 +185,13 @@ def draw(rows: Sequence[Row], file: Path) -> None:
             axes.annotate(point.name, point[:2], xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1.0)
+    ticks = (0, 0.5, 1, 2, 5, 10, 20, 50)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(-0.9, 70)
+    axes.set_xlim(2.5e-4, 1.3)
     axes.set_xlabel("bytes that cross, as a part of those of float32 rows")
     axes.set_ylabel("points of accuracy lost")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", frameon=False, fontsize=8)
+    axes.legend(loc="lower left", frameon=False, fontsize=8)
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file)

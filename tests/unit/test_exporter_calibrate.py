@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from shoal.cli import cli
@@ -333,16 +334,14 @@ def test_boards_on_their_own_know_nothing_of_the_others(bundle: tuple[Path, Mani
 def test_boards_go_on_without_rows_that_are_late(bundle: tuple[Path, Manifest]) -> None:
     folder, manifest = bundle
     trial = Trial(manifest, folder, next(s for s in manifest.shardings if s.name == "sequence"))
-    asked = [inputs(3)]
-    shares = (0.5, 0.2, 0.3)
-    whole: Array = trial.answers(shares, codec_of("f32"), asked, {})[0]["last_hidden_state"]
-    in_time: Array = trial.hurried(shares, asked, lambda *_: False)[0]["last_hidden_state"]
-    assert np.allclose(in_time, whole, atol=1e-5)
-    alone: Array = trial.alone(shares, asked)[0]["last_hidden_state"]
-    never = trial.hurried(shares, asked, lambda *_: True)[0]["last_hidden_state"]
-    np.testing.assert_array_equal(never, alone)
-    of_one: Array = trial.hurried(shares, asked, lambda _step, giver, _taker: giver == "board-1")[0][
-        "last_hidden_state"
-    ]
-    assert not np.allclose(of_one, whole, atol=1e-3)
-    assert np.abs(np.subtract(of_one, whole)).mean() < np.abs(np.subtract(alone, whole)).mean()
+    asked, shares = [inputs(3)], (0.5, 0.2, 0.3)
+
+    def hidden(answers: Sequence[Mapping[str, Array]]) -> NDArray[np.float64]:
+        return np.asarray(answers[0]["last_hidden_state"], np.float64)
+
+    whole = hidden(trial.answers(shares, codec_of("f32"), asked, {}))
+    alone = hidden(trial.alone(shares, asked))
+    np.testing.assert_allclose(hidden(trial.hurried(shares, asked, lambda *_: False)), whole, atol=1e-5)
+    np.testing.assert_array_equal(hidden(trial.hurried(shares, asked, lambda *_: True)), alone)
+    of_one = hidden(trial.hurried(shares, asked, lambda _step, giver, _taker: giver == "board-1"))
+    assert 1e-3 < np.abs(of_one - whole).mean() < np.abs(alone - whole).mean()
