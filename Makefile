@@ -65,8 +65,15 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# These start real processes, and wait more than they compute: two files at once.
+WAITING := tests/contract tests/real
+# These go by the real clock: nothing beside them.
+TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py measure.py narrow.py quota.py session.py)
+
 test: lint
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(addprefix --ignore=,$(WAITING) $(TIMED))
+	$(BIN)/python -m pytest -q -rs $(TIMED)
+	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile $(WAITING)
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
 	SHOAL_OPTIMUM=build/optimum $(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
