@@ -68,11 +68,14 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# These wait for real processes and for time to pass more than they compute: two files at once.
-WAITING := tests/contract tests/real $(addprefix tests/unit/test_,emulation.py loopback.py narrow.py)
+# These start real processes, and wait more than they compute: two files at once.
+WAITING := tests/contract tests/real
+# These go by the real clock: nothing beside them.
+TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py measure.py narrow.py quota.py session.py)
 
 test: lint
-	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(WAITING:%=--ignore=%)
+	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(addprefix --ignore=,$(WAITING) $(TIMED))
+	$(BIN)/python -m pytest -q -rs $(TIMED)
 	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile $(WAITING)
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
