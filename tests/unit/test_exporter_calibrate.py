@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from shoal.codebooks import read_book
+from shoal.codebooks import read_book, wanted
 from shoal.codec import codec_of
+from shoal.coordinator.accuracy import recipes
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.bundle import check_bundle, read_manifest
 from shoal.exporter.calibrate import calibrate
@@ -22,7 +23,9 @@ from shoal.exporter.render import details
 from shoal.exporter.trial import Trial
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Outcome
-from shoal.records import Array
+from shoal.program import Collective
+from shoal.records import Array, BoardId
+from shoal.sharding import programs
 from tests import models
 
 ROWS, TOKENS = 24, 12
@@ -301,3 +304,18 @@ def test_boards_on_their_own_know_nothing_of_the_others(bundle: tuple[Path, Mani
     (after,) = trial.alone(2, [asked])
     assert np.array_equal(before[name][:, : TOKENS // 2], after[name][:, : TOKENS // 2])
     assert not np.array_equal(before[name], after[name])
+
+
+def test_every_measured_recipe_can_be_planned_and_has_its_books(bundle: tuple[Path, Manifest]) -> None:
+    _, manifest = bundle
+    boards = [BoardId(name) for name in ("a", "b", "c", "d")]
+    found = [recipe for recipe in recipes(manifest, 0.0, 1.0) if recipe.sharding]
+    assert {recipe.sharding for recipe in found} == {"sequence", "sequence-hidden"}
+    assert any("vq" in recipe.words for recipe in found)
+    for recipe in found:
+        sharding = next(each for each in manifest.shardings if each.name == recipe.sharding)
+        told = programs(sharding, boards, boards[0], (0.25,) * 4, recipe.codecs)
+        for program in told.values():
+            books = wanted(manifest, program)
+            coded = [s for s in program.steps if isinstance(s, Collective) and s.codec.groups]
+            assert {step.tag: set(step.tensors) for step in coded} == {t: set(b) for t, b in books.items()}
