@@ -153,8 +153,8 @@ async def upload(http: aiohttp.ClientSession, url: str, bundle: Path) -> BundleS
     slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     async def send(sha256: Sha256, file: Path) -> None:
-        async with slots:
-            await _put(http, f"{url}/blobs/{sha256}", _read(file), file)
+        async with slots:  # a large file may take longer to read than the broker waits for a word from us
+            await _put(http, f"{url}/blobs/{sha256}", await asyncio.to_thread(_read, file), file)
 
     await asyncio.gather(*(send(sha256, file) for sha256, file in files.items()))
     digest = Sha256(hashlib.sha256(text).hexdigest())
