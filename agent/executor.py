@@ -19,6 +19,7 @@ import numpy as np
 
 from shoal import frames
 from shoal.agent.connection import Buffers
+from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
@@ -88,12 +89,12 @@ class Executor:
     def __init__(
         self,
         board: BoardId,
-        on_run: Callable[[str, int, float], None],
+        on_run: Callable[[Run, Shapes, float], None],
         on_failure: Callable[[int, ExchangeError], None],
     ) -> None:
         """Run for `board`.
 
-        `on_run` hears of every run of a segment, the bytes of its inputs and the seconds it took;
+        `on_run` hears of every run of a segment, the shapes of its inputs and the seconds it took;
         `on_failure` of every exchange of ours that failed, and the epoch.
         """
         self.alone = threading.Lock()
@@ -304,12 +305,12 @@ class Executor:
 
     def _compute(self, part: _Attempt, step: Run, tensors: Mapping[str, Array]) -> dict[str, Array]:
         session = part.held.sessions[step]
-        size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
+        shapes = {name: tensors[name].shape for name in session.inputs if name in tensors}
         with self.alone, part.noting("run", step.segment):
             begun_s = time.perf_counter()
             made = session.run(tensors)
             took_s = time.perf_counter() - begun_s
-        self._on_run(step.segment, size_bytes, took_s)
+        self._on_run(step, shapes, took_s)
         return made
 
     def _in_chunks(
