@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.program import MAX_EPOCH, Plan
-from shoal.records import Address, BoardId, Profile, Sha256, check_name, check_not_negative
+from shoal.records import LONGEST_S, Address, BoardId, Profile, Sha256, check_name, check_not_negative
 
 HEARTBEAT_S: Final = 0.25
 """Agents send a heartbeat so often."""
@@ -126,6 +126,15 @@ class Telemetry:
     """Of those answered, how many were of about the sample's size and had the cluster to themselves."""
     alone_median_s: float = 0.0
     """Of these; what the plan predicts of one request."""
+
+    def __post_init__(self) -> None:
+        for name in ("answered", "failed", "retried", "alone"):
+            check_not_negative(f"telemetry {name}", getattr(self, name))
+        for name in ("latency_median_s", "latency_p95_s", "alone_median_s"):
+            if not 0 <= getattr(self, name) <= LONGEST_S:
+                raise ValueError(
+                    f"telemetry {name}: expected 0 to {LONGEST_S} s, got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

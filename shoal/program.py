@@ -246,6 +246,10 @@ class Prediction:
     waits: float = 0.0
     """How many times the lead stands still for other boards in one request."""
 
+    def __post_init__(self) -> None:
+        check_positive("prediction latency_s", self.latency_s)
+        check_positive("prediction throughput_per_s", self.throughput_per_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

@@ -46,6 +46,7 @@ from shoal.messages import (
     Presence,
     Readiness,
     Reported,
+    Telemetry,
 )
 from shoal.program import MAX_EPOCH, Collective, Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import (
@@ -383,7 +384,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Timing, "median_s"): _times_s,
     (Timing, "spread_s"): st.floats(0, 1e9),
     (Timing, "runs"): st.integers(1, 99),
-    (Law, "base_s"): st.floats(0, 1e6),
+    (Law, "base_s"): st.floats(1e-9, 1e6),
     (Law, "row_s"): st.floats(0, 1e6),
     (Law, "pair_s"): st.floats(0, 1e6),
     (Law, "column_s"): st.floats(0, 1e6),
@@ -391,6 +392,16 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Law, "points"): st.integers(1, 99),
     (LinkProfile, "rtt_s"): _times_s,
     (LinkProfile, "goodput_bytes_per_s"): st.floats(1.0, 1e13),
+    (LinkProfile, "rtt_p95_s"): st.none() | _times_s,
+    (Prediction, "latency_s"): _positive,
+    (Prediction, "throughput_per_s"): _positive,
+    (Telemetry, "answered"): _natural,
+    (Telemetry, "failed"): _natural,
+    (Telemetry, "retried"): _natural,
+    (Telemetry, "alone"): _natural,
+    (Telemetry, "latency_median_s"): st.floats(0, 1e6),
+    (Telemetry, "latency_p95_s"): st.floats(0, 1e6),
+    (Telemetry, "alone_median_s"): st.floats(0, 1e6),
     (Health, "capacity"): st.floats(0.01, 1.0),
     (Readiness, "epoch"): _epochs,
     (Profile, "memory_bytes"): _natural,
