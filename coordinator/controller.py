@@ -201,6 +201,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
+    question = ranking.question if ranking is not None else question
     if ranking is not None:
         known = experience.ordered(ranking.candidates, question.objective, state.experience, now_s)
         ranking = replace(ranking, candidates=known)
@@ -210,7 +211,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     broken = why_unfit(state, old, now_s) if old is not None else ""
     serves = old is not None and not broken
     pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
-    tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
+    tried_s = [_given_up_s(state, c) for c in ranking.candidates]
     open_to_us = [
         (at_s, c) for at_s, c in zip(tried_s, ranking.candidates, strict=True) if now_s - at_s >= pause_s
     ]
@@ -281,6 +282,11 @@ def _beside(question: Question, plan: Plan, others: tuple[Plan, ...]) -> bool:
 def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:
     """Return what `Plan.shape` would be for this candidate."""
     return shape_of(state.bundle, candidate.strategy, candidate.lead, candidate.lanes)
+
+
+def _given_up_s(state: State, candidate: Candidate) -> float:
+    """Return when such a plan could not be prepared last; minus infinity if never."""
+    return state.given_up.get(_shape(state, candidate), -math.inf) if state.given_up else -math.inf
 
 
 def _decision(ranking: Ranking, epoch: int, wanted: int, reason: str) -> Decision:

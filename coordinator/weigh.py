@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from shoal.codec import PLAIN, Codec
@@ -56,6 +56,8 @@ class Question:
     codecs: tuple[Codec, ...] = (PLAIN,)
     margin: float = 0.0
     """Several boards must be better than one by this share."""
+    priced: dict[int, tuple[Plan, Prediction]] = field(default_factory=dict, compare=False, repr=False)
+    """What plans in force cost, by epoch, as far as it has been worked out: it is asked again and again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,7 @@ def reason_to_stay(
     stay as they are, loss in seconds of service that the switch costs.
     """
     try:
-        cells = cells_of(question.profiles)
-        kept = predict(question.manifest, question.profiles, question.barred, old.lead, old.lanes, cells)
+        kept = _price(question, old)
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     old_factor, new_factor = known
@@ -121,6 +122,17 @@ def reason_to_stay(
     if won_s < 2 * lost_s:
         return f"kept: {better}, but the switch costs {lost_s:.1f} s of service and wins {won_s:.1f} s"
     return ""
+
+
+def _price(question: Question, plan: Plan) -> Prediction:
+    """Return what `plan` costs now; errors as `predict`."""
+    known = question.priced.get(plan.epoch)
+    if known is not None and known[0] is plan:
+        return known[1]
+    cells = cells_of(question.profiles)
+    found = predict(question.manifest, question.profiles, question.barred, plan.lead, plan.lanes, cells)
+    question.priced[plan.epoch] = (plan, found)
+    return found
 
 
 def fits_beside(question: Question, lanes: tuple[Lane, ...], *plans: Plan) -> bool:
