@@ -23,16 +23,14 @@ F = TypeVar("F", bound=Callable[..., object])
 Objective = Literal["latency", "throughput"]
 
 
+_broker_option = click.option(
+    "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
+)
+
+
 def _cluster_options(command: F) -> F:
     """Add the options that say which cluster is meant."""
-    for option in (
-        click.option("--cluster", default="default", show_default=True),
-        click.option(
-            "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
-        ),
-    ):
-        command = option(command)
-    return command
+    return _broker_option(click.option("--cluster", default="default", show_default=True)(command))
 
 
 def _check_cluster(cluster: str) -> None:
@@ -43,7 +41,15 @@ def _check_cluster(cluster: str) -> None:
 
 
 @click.command()
-@_cluster_options
+@_broker_option
+@click.option(
+    "--cluster",
+    "clusters",
+    multiple=True,
+    default=("default",),
+    show_default=True,
+    help="May be given several times: one process can coordinate hundreds of clusters.",
+)
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
 @click.option(
     "--http-port",
@@ -66,7 +72,7 @@ def _check_cluster(cluster: str) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def coordinator(
     broker: str,
-    cluster: str,
+    clusters: tuple[str, ...],
     host: str | None,
     http_port: int,
     state_dir: Path | None,
@@ -74,25 +80,29 @@ def coordinator(
     dwell: float,
     verbose: bool,
 ) -> None:
-    """Plan for a cluster, and plan anew whenever its profiles change.
+    """Plan for a cluster, or for several, and plan anew whenever their profiles change.
 
     All it knows it can read again from the broker: stop and start it at any time; the boards go on.
     """
-    from shoal.coordinator import service
+    from shoal.coordinator import clusters as processes
     from shoal.coordinator.weigh import Settings
     from shoal.mqtt import address_towards
 
-    _check_cluster(cluster)
+    for cluster in clusters:
+        _check_cluster(cluster)
+    if len(set(clusters)) < len(clusters):
+        raise ConfigError(f"--cluster: expected each name once, got {', '.join(clusters)}")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s coordinator %(levelname)s %(message)s",
     )
-    logging.getLogger("shoal.coordinator.service").setLevel(logging.INFO)  # where it is, and each plan
+    for module in ("clusters", "service"):  # where it is, and each plan
+        logging.getLogger(f"shoal.coordinator.{module}").setLevel(logging.INFO)
     asyncio.run(
-        service.run(
-            service.Settings(
+        processes.run(
+            processes.Settings(
                 broker=broker,
-                cluster=cluster,
+                clusters=clusters,
                 host=host or address_towards(broker),
                 http_port=http_port,
                 state_dir=state_dir or Path.home() / ".local" / "state" / "shoal" / "coordinator",
