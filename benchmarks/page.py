@@ -251,6 +251,62 @@ def collective(found: dict[str, Any]) -> list[str]:
     return lines + table(("exchange", "bytes to each peer", "processor ms", "least"), body)
 
 
+def scale(found: dict[str, Any]) -> list[str]:
+    rows = found["rows"]
+    calm = next(row for row in rows if row["what"] == "nothing happens")
+    lines = ["## Many clusters", "", where(found), ""]
+    lines += [
+        f"One `shoal coordinator`, one mosquitto and {calm['boards']} boards that are not there, in "
+        f"{calm['clusters']} clusters,",
+        "all on this machine. The boards say what agents say, as often, and are ready at once for what is",
+        f"desired. While nothing happens they send {calm['messages_per_s']['sent']:.0f} messages a second.",
+        "",
+    ]
+    body = [
+        (who, number(calm["cores"][who], 2), number(calm["resident_bytes"][who] / 1e6, 0))
+        for who in calm["cores"]
+    ]
+    lines += table(("process", "cores", "resident MB"), body)
+    body = [
+        (row["what"], f"{row['replanned']} of {row['events']}", *(number(row[k], 2) for k in KEYS))
+        for row in rows
+        if "replanned" in row
+    ]
+    lines += table(("what happens", "planned anew", "p50 s", "p95", "slowest"), body)
+    alone = next(row for row in rows if row["what"] == "planning one cluster")
+    lines += [
+        f"Planning one of these clusters takes {1e3 * alone['seconds']['median']:.0f} ms, in which the "
+        "coordinator does nothing else.",
+        "",
+    ]
+    return lines
+
+
+KEYS = ("p50_s", "p95_s", "max_s")
+
+
+def steady(found: dict[str, Any]) -> list[str]:
+    lines = ["## When nothing happens", "", where(found), ""]
+    lines += [
+        "Clusters in the lab that are asked all the time; whatever their boards correct is a false alarm.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['scenario']}: {r['plan']}",
+            number(r["minutes"], 0),
+            str(r["requests"]),
+            str(r["failed_or_wrong"]),
+            ", ".join(f"{count} x {what}" for what, count in r["corrections"].items() if count) or "none",
+            str(len(r["switches"])),
+        )
+        for r in found["rows"]
+    ]
+    return lines + table(
+        ("cluster", "minutes", "requests", "failed or wrong", "corrections", "switches"), body
+    )
+
+
 def others() -> list[str]:
     lines = []
     planner, overhead = read("planner"), read("overhead")
@@ -303,6 +359,11 @@ def main() -> None:
     baseline = read("peers")
     if baseline is not None:
         lines += peers(baseline)
+    many, calm = read("scale"), read("steady")
+    if many is not None:
+        lines += scale(many)
+    if calm is not None:
+        lines += steady(calm)
     lines += others()
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
