@@ -19,6 +19,7 @@ from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.emulation import Emulation
 from shoal.agent.executor import Executor
+from shoal.agent.expected import Shapes
 from shoal.agent.fence import Fence
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
@@ -358,10 +359,10 @@ class Agent:
             self._board,
         )
 
-    def _ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+    def _ran(self, run: Run, shapes: Shapes, took_s: float) -> None:
         self._progress.ran()
         self._watch.ran(took_s)
-        self._measurer.ran(segment, size_bytes, took_s)
+        self._measurer.ran(run, shapes, took_s)
 
     def _airtime(self, message: Airtime) -> bool:
         return self._mqtt.publish(message, self._board)

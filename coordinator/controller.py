@@ -272,6 +272,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
+    question = ranking.question if ranking is not None else question
     if ranking is not None:
         state = replace(state, crowd=crowd.judged(state.crowd, ranking.candidates, now_s))
     memory = experience.Memory.of(state.experience, state.record, old, now_s)
@@ -290,7 +291,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if ranking.refusal and (serves or fresh):  # a limit begins no service that breaks it, and ends none
         return replace(state, decision=_waiting(state, (*unprofiled, ranking.refusal)))
     pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
-    tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
+    tried_s = [_given_up_s(state, c) for c in ranking.candidates]
     open_to_us = [
         (at_s, c) for at_s, c in zip(tried_s, ranking.candidates, strict=True) if now_s - at_s >= pause_s
     ]
@@ -301,7 +302,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     best = open_to_us[0][1]
     if old is not None and serves:
         if (best.strategy, best.lead, best.lanes) == (old.strategy, old.lead, old.lanes):
-            return replace(state, decision=_decision(ranking, old.epoch, 0, old.reason))
+            return replace(state, decision=_decision(state, ranking, (old.epoch, 0), old.reason, now_s))
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
@@ -362,6 +363,11 @@ def _beside(question: Question, plan: Plan, others: tuple[Plan, ...]) -> bool:
 def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:
     """Return what `Plan.shape` would be for this candidate."""
     return shape_of(state.bundle, candidate.strategy, candidate.lead, candidate.lanes)
+
+
+def _given_up_s(state: State, candidate: Candidate) -> float:
+    """Return when such a plan could not be prepared last; minus infinity if never."""
+    return state.given_up.get(_shape(state, candidate), -math.inf) if state.given_up else -math.inf
 
 
 def _decision(state: State, ranking: Ranking, epochs: tuple[int, int], reason: str, now_s: float) -> Decision:
