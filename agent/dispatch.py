@@ -210,7 +210,7 @@ class Dispatcher:
                     f"{self._board}: {MAX_INSIDE} requests wait already; try again later",
                     self.retry_after_s(),
                 )
-            if serving is not None and self._line_is_for(serving, question):
+            if serving is not None and self._is_ours(serving, question):
                 given = question.deadline_s is not None
                 waiting.admit(self._line, serving.pace, turn, now_s, deadline=given)
         except (OverloadedError, LateError):
@@ -218,8 +218,8 @@ class Dispatcher:
             raise
         return turn
 
-    def _line_is_for(self, serving: Serving, question: Question) -> bool:
-        """Say whether the pace of the plan in force tells when this request would be answered."""
+    def _is_ours(self, serving: Serving, question: Question) -> bool:
+        """Say whether this board leads the plan in force, and that is of the request's bundle."""
         return (serving.plan.lead, serving.plan.bundle) == (self._board, question.bundle)
 
     async def _divided(self, question: Question, turn: Turn) -> dict[str, Array]:
@@ -323,7 +323,7 @@ class Dispatcher:
                         raise ExpiredError(f"{self._board} is stopping")
                     until_s = self._latest_s(question, turn, last, now_s)
                     if serving is not None:
-                        if not self._line_is_for(serving, question):
+                        if not self._is_ours(serving, question):
                             raise MovedError(f"{serving.plan.lead} is the lead of {serving.plan.model}")
                         lanes = serving.lanes(question.whole)
                         if (last is None and not lanes) or (last is not None and now_s >= resort_s):
@@ -357,4 +357,6 @@ class Dispatcher:
             raise LateError(f"{waiting.too_short(question.deadline_s - now_s, alone_s)}{why}")
         if now_s >= question.patience_s:
             raise ExpiredError(f"no answer in time: {last or 'no plan is in force'}")
+        if question.deadline_s is None:
+            return question.patience_s
         return min(question.patience_s, waiting.latest_s(pace, turn, now_s))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from shoal import frames
@@ -21,6 +22,7 @@ from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
+from shoal.collective import Books
 from shoal.encoding import to_json
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import TRACED, Header, Kind
@@ -46,6 +48,8 @@ class Held:
     sessions: Mapping[Run, Session]
     last_uses: Mapping[int, Mapping[str, int]]
     """By lane, see `attempt.last_uses_in`."""
+    books: Mapping[tuple[int, int], Books]
+    """By lane and tag: the codebooks of exchanges."""
     active: int = 0
     """Attempts under way."""
     closing: bool = False
@@ -86,15 +90,20 @@ class Executor:
         self.peers = peers
         peers.on_notes = self._traces.take
 
-    def hold(self, plan: Plan, sessions: Mapping[Run, Session]) -> None:
-        """Be ready for `plan` from now on."""
+    def hold(
+        self,
+        plan: Plan,
+        sessions: Mapping[Run, Session],
+        books: Mapping[tuple[int, int], Books] = MappingProxyType({}),
+    ) -> None:
+        """Be ready for `plan` from now on; `books` are the codebooks by lane and tag of the exchange."""
         last_uses = {
             number: last_uses_in(lane.programs[self._board], sessions)
             for number, lane in enumerate(plan.lanes)
             if self._board in lane.programs
         }
         with self._lock:
-            self._held[plan.epoch] = Held(plan=plan, sessions=sessions, last_uses=last_uses)
+            self._held[plan.epoch] = Held(plan=plan, sessions=sessions, last_uses=last_uses, books=books)
 
     def drop(self, epoch: int) -> bool:
         """Take no new attempt under `epoch`; return True once none is under way and it is dropped."""
@@ -192,6 +201,7 @@ class Executor:
             program=held.plan.lanes[header.lane].programs[self._board],
             sessions=held.sessions,
             last_uses=held.last_uses[header.lane],
+            books={tag: books for (lane, tag), books in held.books.items() if lane == header.lane},
             header=header,
             inbox=inbox,
             deadline_s=deadline_s,

@@ -76,17 +76,28 @@ class Inbox:
         Raises what `end` was told, or BoardError at `deadline_s` (of time.monotonic): that is no proof
         against the link, which ends its connection if it is at fault.
         """
+        found = self.take_in_time(keys, deadline_s)
+        if late := [key for key in keys if key not in found]:
+            tag, giver, _ = min(late)
+            raise BoardError(f"nothing came from {giver} for step {tag} in time")
+        return [found[key] for key in keys]
+
+    def take_in_time(self, keys: Sequence[Key], until_s: float) -> dict[Key, Arrived]:
+        """Return those of the messages `keys` that are here: once all are, or at `until_s` (time.monotonic).
+
+        Raises what `end` was told.
+        """
         with self._changed:
             self._missing = {key for key in keys if key not in self._arrived}
             while self._missing:
                 if self._over is not None:
                     raise self._over()
-                left_s = deadline_s - time.monotonic()
+                left_s = until_s - time.monotonic()
                 if left_s <= 0 or not self._changed.wait(left_s):
-                    tag, late, _ = min(self._missing)
-                    raise BoardError(f"nothing came from {late} for step {tag} in time")
-            found = [self._arrived.pop(key) for key in keys]
-            self._size_bytes -= sum(arrived.size_bytes for arrived in found)
+                    break
+            self._missing = set()
+            found = {key: self._arrived.pop(key) for key in keys if key in self._arrived}
+            self._size_bytes -= sum(arrived.size_bytes for arrived in found.values())
             return found
 
 

@@ -25,7 +25,7 @@ from shoal.profiler.changes import Watched, seen
 from shoal.profiler.dozing import Trips, dozes
 from shoal.profiler.goodput import Transfer, goodput, shared
 from shoal.profiler.statistics import differs
-from shoal.profiler.tcp_info import TcpInfo
+from shoal.profiler.tcp_info import TcpInfo, receiver_bound
 from shoal.records import BoardId, LinkProfile
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ ENOUGH: Final = 5
 """So many transfers tell as much as a probe ..."""
 NEWEST: Final = 3
 """... and so many are what is known at once when the link has changed."""
+SUSPICION: Final = 3.0
+"""Transfers that are slower by this factor are looked into, whatever the reason may be."""
 LEAST_TRIP_S: Final = 3e-4
 """Round trips that differ by less are the same."""
 GLANCE_BYTES: Final = 64 * 1024
@@ -84,8 +86,6 @@ HELD_S: Final = 0.5
 be as many messages as there are links, times the boards."""
 TURN_S: Final = 5.0
 """Whoever waits for its turn for longer tries again later."""
-RECEIVER_BOUND: Final = 0.5
-"""If a connection has waited for the receiver's program for more of the time, that was not the link."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +108,10 @@ class _Link:
     """The fastest of its transfers: whatever else a machine does, it only makes them slower."""
     judged: int | None = None
     """After so many alarms it was last judged whether both ways share one medium."""
+    suspects: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST))
+    """Bytes a second of slower transfers of which the kernel says that there was no more to send."""
+    doubted: float = math.inf
+    """A probe was asked for when such transfers were as slow as this."""
     slow_trips: int = 0
     """Looks one after the other at which round trips were longer than is known."""
 
@@ -171,8 +175,12 @@ class LinkWatch:
                 seconds = heard.size_bytes / (info.delivery_rate or 1)
                 transfer = Transfer(size_bytes=heard.size_bytes, seconds=seconds)
             slower = transfer.rate < link.found.goodput_bytes_per_s
-            if slower and info is not None and (info.app_limited or _receiver_bound(before, info)):
-                return  # there was no more to send, or nobody to take it: the link can do more
+            bound = info is not None and receiver_bound(before, info)
+            if slower and info is not None and (info.app_limited or bound):  # the link can do more
+                if not bound and _suspicious(link, transfer.rate):
+                    link.due_s = min(link.due_s, now_s)
+                    link.transfers.clear()  # else the probe would take their word
+                return
             if link.best is None or transfer.rate > link.best.rate:
                 link.best = transfer
             if now_s - link.window_s < WINDOW_S - 1e-6:
@@ -312,11 +320,13 @@ class LinkWatch:
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
             else:
                 found = replace(found, dozing=_dozes(link, old))
+                other = old is None or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
+                link.doubted = math.inf if other else link.doubted
                 changed = (
                     old is None
                     or (old.dozing, old.shared) != (found.dozing, found.shared)
                     or _slower_trips(old.rtt_s, found.rtt_s)
-                    or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
+                    or other
                 )
                 if changed or old is None:
                     link.found = found
@@ -389,12 +399,15 @@ def _slower_trips(old_s: float, new_s: float) -> bool:
     return differs(old_s, new_s, BAND) and abs(new_s - old_s) > LEAST_TRIP_S
 
 
-def _receiver_bound(before: TcpInfo | None, now: TcpInfo) -> bool:
-    """Say whether the connection has mostly waited for the receiver's program since `before`."""
-    if before is None:
+def _suspicious(link: _Link, rate: float) -> bool:
+    """Say whether the last transfers that had no more to send are so slow that a probe should tell.
+
+    One that has found the link as it was is asked for again only when they are that much slower still.
+    """
+    link.suspects.append(rate)
+    known = min(link.doubted, link.found.goodput_bytes_per_s if link.found is not None else math.inf)
+    if len(link.suspects) < NEWEST or max(link.suspects) > known / SUSPICION:
         return False
-    figures = (before.busy_us, now.busy_us, before.rwnd_limited_us, now.rwnd_limited_us)
-    if any(figure is None for figure in figures):
-        return False
-    busy_before, busy, limited_before, limited = (figure or 0 for figure in figures)
-    return busy > busy_before and (limited - limited_before) / (busy - busy_before) > RECEIVER_BOUND
+    link.doubted = max(link.suspects)
+    link.suspects.clear()
+    return True

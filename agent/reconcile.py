@@ -16,10 +16,11 @@ from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
-from shoal.agent.room import Needs, Room
+from shoal.agent.room import FullError, Needs, Room
 from shoal.agent.sessions import Sessions
+from shoal.codebooks import Wanted, each, other_blobs, wanted
 from shoal.errors import BoardError, ModelError
-from shoal.golden import EXACT, ROUNDED, unpack, why_wrong
+from shoal.golden import CODED, EXACT, ROUNDED, unpack, why_wrong
 from shoal.manifest import Manifest
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
@@ -37,7 +38,9 @@ GRACE_S: Final = 5.0
 """Requests of a plan that is no longer wanted get so long to end."""
 PROOF_S: Final = 3.0
 PROOF_TIMES: Final = 8.0
-"""The golden request may take so many times what is predicted, and so much more."""
+"""The golden request may take so many times what is predicted, and so much more, ..."""
+PROOF_TRIES: Final = 2
+"""... and if no answer comes, it is asked once more."""
 RETRY_S: Final = 2.0
 """What cannot be done now is tried again after so long."""
 
@@ -153,11 +156,14 @@ class Reconciler:
         for plan in (*desired.plans, *self._executor.epochs().values()):
             needed.add(plan.bundle)
             if self._store.has(plan.bundle):
-                segments = self._store.manifest(plan.bundle).by_name
+                manifest = self._store.manifest(plan.bundle)
+                segments = manifest.by_name
                 runs = {
                     run: segments[run.segment] for run in plan.runs_of(self._board) if run.segment in segments
                 }
                 needed |= Needs.of(runs).names
+                with contextlib.suppress(ModelError):  # said when it is prepared
+                    needed |= each(self._codebooks(plan, manifest).values()).keys()
         return frozenset(needed)
 
     async def manifest(self, source: BundleSource) -> Manifest:
@@ -166,11 +172,12 @@ class Reconciler:
         return self._store.manifest(source.manifest)
 
     async def fetch_all(self, source: BundleSource, manifest: Manifest) -> None:
-        """Return once the bundle is here, or where the disk is too small what tells most of it.
+        """Return once the bundle is here but for codebooks.
 
-        That is one segment of each kind, which is enough to time them all.  Errors as `manifest`.
+        Where the disk is too small, one segment of each kind is enough to time them all.  Errors as
+        `manifest`.
         """
-        wanted = set(manifest.blobs.values())
+        wanted = set(other_blobs(manifest))
         if not self._room.fits(wanted):
             wanted, kinds = set(), set[str]()
             for segment in timed(manifest):
@@ -183,8 +190,11 @@ class Reconciler:
 
     async def _count(self, manifest: Manifest) -> None:
         """Count what of the bundle is not here."""
-        blobs = manifest.blobs.values()
-        missing = [blob for blob in blobs if not await asyncio.to_thread(self._store.has, blob.sha256)]
+        missing = [
+            blob
+            for blob in other_blobs(manifest)
+            if not await asyncio.to_thread(self._store.has, blob.sha256)
+        ]
         missing_bytes = sum(blob.size_bytes for blob in missing)
         if missing_bytes != self.missing_bytes:
             self.missing_bytes = missing_bytes
@@ -200,10 +210,14 @@ class Reconciler:
             held: list[str] = []
             for run in desired.ahead:
                 needs = Needs.of({run: manifest.by_name[run.segment]})
-                held += sorted(needs.names.difference(held))
+                more = sorted(needs.names.difference(held))
+                try:
+                    await self._fetcher.fetch(source.url, needs.blobs, [*held, *more], gently=True)
+                    await self._fetcher.fetch_pieces(source.url, needs.pieces, [*held, *more], gently=True)
+                except FullError:
+                    continue  # what is less likely may be smaller
+                held += more
                 self._room.ahead = (*held, *(name for name in self._room.ahead if name not in held))
-                await self._fetcher.fetch(source.url, needs.blobs, held, gently=True)
-                await self._fetcher.fetch_pieces(source.url, needs.pieces, held, gently=True)
             self._room.ahead = tuple(held)
         except (BoardError, ModelError, KeyError) as error:
             log.info("not placed beforehand: %s", error)
@@ -235,11 +249,18 @@ class Reconciler:
             self._changed()
 
     def _unload(self) -> None:
+        plans = self._executor.epochs().values()
         self._sessions.keep(
             (self._store.manifest(plan.bundle).by_name[run.segment], run)
-            for plan in self._executor.epochs().values()
+            for plan in plans
             for run in plan.runs_of(self._board)
         )
+        needed = (
+            codebooks
+            for plan in plans
+            for codebooks in self._codebooks(plan, self._store.manifest(plan.bundle)).values()
+        )
+        self._sessions.keep_books(each(needed))
         shrink()
         give_back()
 
@@ -253,11 +274,13 @@ class Reconciler:
             else:
                 manifest = await self.manifest(source)
             runs = {run: manifest.by_name[run.segment] for run in plan.runs_of(self._board)}
-            needs = Needs.of(runs)
+            codebooks = self._codebooks(plan, manifest)
+            needs = Needs.of(runs).and_blobs(book.blob for book in each(codebooks.values()).values())
             self._room.needed |= needs.names
             if source is not None:
                 await self._fetcher.fetch(source.url, needs.blobs)
                 await self._fetcher.fetch_pieces(source.url, needs.pieces)
+            books = await _in_thread(lambda: self._sessions.open_books(each(codebooks.values())))
             sessions = await _in_thread(lambda: self._sessions.open(runs))
             await _in_thread(lambda: self._warm(manifest, sessions))
         except (BoardError, ModelError) as error:
@@ -267,16 +290,24 @@ class Reconciler:
         except KeyError as error:
             self._set(plan.epoch, "failed", f"the bundle has no segment {error}")
             return
-        self._executor.hold(plan, sessions)
+        by_step = {
+            (lane, tag): {tensor: books[one.blob.sha256] for tensor, one in by_tensor.items()}
+            for lane, by_tag in codebooks.items()
+            for tag, by_tensor in by_tag.items()
+        }
+        self._executor.hold(plan, sessions, by_step)
         self._set(plan.epoch, "ready", "")
 
     async def _prove(self, plan: Plan, source: BundleSource | None) -> None:
         """Lead the golden request through every lane of a plan for which all boards are ready."""
         self._say(f"proving epoch {plan.epoch}")
-        try:
-            why = await self._why_wrong(plan, source)
-        except (BoardError, ModelError) as error:
-            why = str(error)
+        why = ""
+        for _ in range(PROOF_TRIES):
+            try:
+                why = await self._why_wrong(plan, source)
+                break
+            except (BoardError, ModelError) as error:
+                why = str(error)
         if why:
             log.warning("epoch %d is not proven: %s", plan.epoch, why)
             self._set(plan.epoch, "failed", f"not proven: {why}")
@@ -313,10 +344,17 @@ class Reconciler:
             )
         )
         found = (
-            why_wrong(golden, answer, EXACT if is_exact(lane) else ROUNDED)
-            for lane, answer in zip(plan.lanes, answers, strict=True)
+            why_wrong(golden, answer, allowed(lane)) for lane, answer in zip(plan.lanes, answers, strict=True)
         )
         return next(filter(None, found), "")
+
+    def _codebooks(self, plan: Plan, manifest: Manifest) -> dict[int, Wanted]:
+        """Return the codebooks that this board needs for each lane of `plan`."""
+        return {
+            number: wanted(manifest, lane.programs[self._board])
+            for number, lane in enumerate(plan.lanes)
+            if self._board in lane.programs
+        }
 
     def _warm(self, manifest: Manifest, sessions: Mapping[Run, Session]) -> None:
         """Run each segment once, so that the first request does not pay for its set-up."""
@@ -337,10 +375,13 @@ class Reconciler:
             self._changed()
 
 
-def is_exact(lane: Lane) -> bool:
-    """Say whether boards hand one another numbers as they are."""
+def allowed(lane: Lane) -> float:
+    """Return by how much the answer of a lane may be off, as a share of its largest number."""
     steps = (step for program in lane.programs.values() for step in program.steps)
-    return all(step.codec.exact for step in steps if isinstance(step, Collective))
+    codecs = {step.codec for step in steps if isinstance(step, Collective)}
+    if all(codec.exact for codec in codecs):
+        return EXACT
+    return ROUNDED if all(codec.rate == 1 and codec.number != "vq" for codec in codecs) else CODED
 
 
 T = TypeVar("T")

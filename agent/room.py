@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shoal.errors import BoardError
@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 
 SPARE_BYTES: Final = 16 << 20
 """Left free on the disk."""
+
+
+class FullError(BoardError):
+    """There is no room for files, even if all went that nobody needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,10 @@ class Needs:
             blobs += [segment.model, *(blob for blob in segment.weights if blob not in sliced)]
             wanted += pieces(segment, run.part) if run.part else ()
         return cls(blobs=tuple(dict.fromkeys(blobs)), pieces=tuple(dict.fromkeys(wanted)))
+
+    def and_blobs(self, blobs: Iterable[Blob]) -> "Needs":
+        """Return these needs and some blobs besides."""
+        return replace(self, blobs=tuple(dict.fromkeys((*self.blobs, *blobs))))
 
     @property
     def names(self) -> frozenset[str]:
@@ -75,7 +83,7 @@ class Room:
     def make(self, size_bytes: int, keep: Collection[str]) -> None:
         """Drop files until `size_bytes` more have room, none that is needed and none of `keep`.
 
-        Those that are held for no plan to come go first, the oldest of them before all.  Raises BoardError
+        Those that are held for no plan to come go first, the oldest of them before all.  Raises FullError
         if there is not room enough for all that; then nothing is dropped.
         """
         if not size_bytes:
@@ -90,7 +98,7 @@ class Room:
         loose.sort(key=lambda name: (rank.get(name, 0), files[name].changed_s, name))
         if lacking > sum(files[name].size_bytes for name in loose):
             free_bytes = max(0, limit_bytes - used_bytes)
-            raise BoardError(
+            raise FullError(
                 f"{self._store.root}: disk full: {size_bytes / 1e6:.0f} MB to fetch, {free_bytes / 1e6:.0f} "
                 f"MB free; make room, allow more with --disk, or use another --state-dir"
             )

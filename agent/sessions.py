@@ -1,12 +1,15 @@
-"""The segments that are loaded on this board, within its memory."""
+"""The segments and codebooks that are loaded on this board, within its memory."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from shoal.agent.room import Needs
+from shoal.book import Book
+from shoal.codebooks import held_bytes, read_book
 from shoal.errors import BoardError
 from shoal.firmware_configs.schema import Runtime
 from shoal.manifest import Segment
+from shoal.measured import Codebook
 from shoal.parts import range_of
 from shoal.profiler.staging import measure_staging
 from shoal.program import Run
@@ -35,6 +38,7 @@ class Sessions:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._opened: dict[_Held, tuple[Segment, Session]] = {}
+        self._books: dict[Sha256, tuple[Codebook, Book]] = {}
 
     def open(self, wanted: Mapping[Run, Segment]) -> dict[Run, Session]:
         """Return sessions for what is to be run, opening those that are not open.
@@ -48,6 +52,25 @@ class Sessions:
                 if held[run] not in self._opened:
                     self._opened[held[run]] = (segment, self._load(segment, run.part))
             return {run: self._opened[held[run]][1] for run in wanted}
+
+    def open_books(self, records: Mapping[Sha256, Codebook]) -> dict[Sha256, Book]:
+        """Return the codebooks with these digests, loading those that are not loaded.
+
+        Raises BoardError if they do not fit beside what is loaded, ModelError if one is not what it says.
+        """
+        with self._lock:
+            missing = {digest: one for digest, one in records.items() if digest not in self._books}
+            needed = self._needed({}) + held_bytes(missing.values())
+            if needed > self.memory_bytes:
+                raise self._no_room(f"{len(missing)} codebooks", needed)
+            for digest, record in missing.items():
+                self._books[digest] = (record, read_book(record, self._store.path(digest).read_bytes()))
+            return {digest: self._books[digest][1] for digest in records}
+
+    def keep_books(self, digests: Container[Sha256]) -> None:
+        """Forget every codebook but these."""
+        with self._lock:
+            self._books = {digest: held for digest, held in self._books.items() if digest in digests}
 
     def borrow(self, segment: Segment, part: tuple[int, ...] = ()) -> Session:
         """Return a session of one segment that is not kept beyond its use; BoardError as `open`."""
@@ -92,10 +115,13 @@ class Sessions:
 
     @property
     def room_bytes(self) -> int:
-        """Return the memory that weights of loaded segments leave."""
+        """Return the memory that weights of loaded segments and codebooks leave."""
         with self._lock:
             held = sum(segment.held_bytes(part) for (_, part), (segment, _) in self._opened.items())
-            return self.memory_bytes - held
+            return self.memory_bytes - held - self._book_bytes()
+
+    def _book_bytes(self) -> int:
+        return held_bytes(record for record, _ in self._books.values())
 
     def staging_s(self) -> float:
         """Measure what a byte takes to a device with memory of its own, or back, on average; 0: none has."""
@@ -108,17 +134,20 @@ class Sessions:
     def _needed(self, wanted: Mapping[_Held, Segment]) -> int:
         """Return the memory of what is loaded and wanted: each session has its own copy of its weights."""
         held = {key: segment for key, (segment, _) in self._opened.items()} | dict(wanted)
-        weights = sum(segment.held_bytes(part) for (_, part), segment in held.items())
+        weights = sum(segment.held_bytes(part) for (_, part), segment in held.items()) + self._book_bytes()
         return weights + max((segment.work_bytes for segment in held.values()), default=0)
 
     def _check(self, wanted: Mapping[_Held, Segment]) -> None:
         needed = self._needed(wanted)
         if needed > self.memory_bytes:
             names = ", ".join(sorted(segment.name for segment in wanted.values()))
-            raise BoardError(
-                f"{names}: {needed / 1e6:.1f} MB with what is loaded already, and the board offers "
-                f"{self.memory_bytes / 1e6:.1f} MB"
-            )
+            raise self._no_room(names, needed)
+
+    def _no_room(self, what: str, needed: int) -> BoardError:
+        return BoardError(
+            f"{what}: {needed / 1e6:.1f} MB with what is loaded already, and the board offers "
+            f"{self.memory_bytes / 1e6:.1f} MB"
+        )
 
 
 def _held(segment: Segment, part: tuple[int, ...]) -> _Held:

@@ -68,6 +68,10 @@ def grid() -> Iterator[Cell]:
                 )
 
 
+SHAPED_MBIT = 250.0
+"""More than this cannot be shaped here for each of four boards or more."""
+
+
 def sample() -> Iterator[Cell]:
     """Yield the cells that are measured: requests that take no longer than a run of some seconds allows."""
     asked = (("encoder", 1, 128), ("encoder-wide", 1, 128), ("encoder-long", 1, 256), ("encoder", 8, 64))
@@ -81,7 +85,7 @@ def sample() -> Iterator[Cell]:
                 model=model,
                 boards=boards,
                 speeds=speeds,
-                rate_mbit=rate_mbit,
+                rate_mbit=rate_mbit if boards < 4 else min(rate_mbit, SHAPED_MBIT),
                 rtt_ms=rtt_ms,
                 batch=batch,
                 tokens=tokens,

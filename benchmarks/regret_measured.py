@@ -33,7 +33,7 @@ from shoal.lab.standin import StandIn
 from shoal.lab.subject import Subject
 from shoal.manifest import Manifest
 from shoal.messages import NO_LIMITS, Birth, Decision, Deployment
-from shoal.program import Plan, shape_of
+from shoal.program import Plan, serving, shape_of
 from shoal.records import Address, BoardId, Profile
 from shoal.store import Store
 
@@ -215,18 +215,19 @@ def candidates(manifest: Manifest, profiles: Profiles, own: Plan) -> list[Candid
     every = explore(manifest, profiles, frozenset(), 0, CODECS)
     every.sort(key=lambda each: each.predicted.latency_s)
     local = next(each for each in every if each.strategy == "local")
-    found = {shape(chosen): chosen}
-    found.setdefault(shape(local), local)
+    found = {shape(manifest, chosen): chosen}
+    found.setdefault(shape(manifest, local), local)
     sorts = set()
     for each in every:
         sort = each.strategy, len(each.boards), each.chunks
         worth = each.predicted.latency_s <= WORTH * every[0].predicted.latency_s
         if worth and sort not in sorts and len(found) < MOST:
             sorts.add(sort)
-            found.setdefault(shape(each), each)
+            found.setdefault(shape(manifest, each), each)
     return list(found.values())
 
 
-def shape(candidate: Candidate) -> tuple[object, ...]:
+def shape(manifest: Manifest, candidate: Candidate) -> tuple[object, ...]:
     """Return what makes two plans the same for a request of the sample's size."""
-    return shape_of(None, candidate.strategy, candidate.lead, candidate.lanes[-1:])
+    lanes = [candidate.lanes[index] for index in serving(candidate.lanes, manifest.sample_sizes)]
+    return shape_of(None, candidate.strategy, candidate.lead, tuple(lanes))

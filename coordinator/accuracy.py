@@ -1,22 +1,149 @@
-"""Which codecs may be used where the operator accepts so much error.
+"""Which recipes may be used where the operator accepts so much error, or so much accuracy lost.
 
-Until a bundle is calibrated the error is that of the numbers that cross the wire, against the largest of
-their row; the answer's may be larger or smaller.
+Of a bundle that was not calibrated nothing is known but the error of the numbers that cross the wire, against
+the largest of their row; the answer's may be larger or smaller.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from shoal.codec import Codec, Number
+from shoal.codec import PLAIN, Codec, Number
+from shoal.coordinator.work import decode_s, encode_s
+from shoal.errors import ConfigError
+from shoal.manifest import Manifest
+from shoal.measured import NONE, recipe_of, within
+from shoal.sizes import row_values
 
-BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254}
-"""Half a step: of the 11 bits of a float16's fraction (IEEE 754), and of the 127 on either side of zero."""
+BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 16}
+"""Half a step: of the 11 bits of a float16's fraction (IEEE 754), of the 127 on either side of zero, of the
+16 from the largest to its negative."""
 
 
-def allowed(max_error: float) -> tuple[Codec, ...]:
-    """Return the codecs whose error is `max_error` at most, a share of the largest number.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Codecs for the exchanges of a sharding, and where they may be used."""
 
-    >>> [str(codec) for codec in allowed(0.001)]
+    words: str
+    codecs: Codec | tuple[Codec, ...]
+    """Of all exchanges of any sharding, or of each one of `sharding`."""
+    sharding: str = ""
+    """The sharding that it was measured with; empty: any will do."""
+    measured: tuple[tuple[int, float], ...] = ()
+    """Among how many boards it lost little enough, and what, fewest first; see `shoal.measured.within`."""
+    counts: tuple[int, ...] = ()
+    """Among how many it was measured at all."""
+
+    @property
+    def exact(self) -> bool:
+        """Say whether rows come out as they went in."""
+        return self.codecs == PLAIN
+
+    def serves(self, sharding: str) -> bool:
+        """Say whether it is for this sharding."""
+        return self.sharding in ("", sharding)
+
+    def most(self, limit: int) -> int:
+        """Return among how many boards it may be used at most, of `limit`."""
+        return min(limit, self.measured[-1][0]) if self.sharding else limit
+
+    def fits(self, boards: int) -> bool:
+        """Say whether it may be used among so many boards."""
+        return not self.sharding or self.lost_among(boards) is not None
+
+    def lost_among(self, boards: int) -> float | None:
+        """Return what it lost at the next measured count of boards; None: too much, or not measured."""
+        count = next((count for count in self.counts if count >= boards), None)
+        return next((lost for parts, lost in self.measured if parts == count), None)
+
+
+EXACT: Final[tuple[Recipe, ...]] = (Recipe(words=str(PLAIN), codecs=PLAIN),)
+
+
+def uniform(codec: Codec) -> Recipe:
+    """Return the recipe of one codec for all exchanges of any sharding."""
+    return Recipe(words=str(codec), codecs=codec)
+
+
+def allowed(max_error: float) -> tuple[Recipe, ...]:
+    """Return the recipes whose error is `max_error` at most, a share of the largest number.
+
+    >>> [recipe.words for recipe in allowed(0.001)]
     ['f32', 'f16']
     """
-    return tuple(Codec(number=number) for number, bound in BOUNDS.items() if bound <= max_error)
+    return tuple(uniform(Codec(number=number)) for number, bound in BOUNDS.items() if bound <= max_error)
+
+
+def share_of(option: str, text: str) -> float:
+    """Return the share that is written `0.5%` or `0.005`.  Raises ConfigError, which names the option.
+
+    >>> share_of("--max-accuracy-loss", "0.5%")
+    0.005
+    """
+    number, percent = (text[:-1], 100) if text.endswith("%") else (text, 1)
+    try:
+        share = float(number) / percent
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{option}: expected a share like 0.5% or 0.005, got {text!r}")
+    return share
+
+
+def recipes(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> tuple[Recipe, ...]:
+    """Return those of `allowed`, and of those that were measured all that lost little enough.
+
+    One that sends more than another, takes longer to code and leaves as much to compute is left out.
+    """
+    found = allowed(max_error)
+    if manifest.calibration is None or not max_accuracy_loss:
+        return found
+    known = {recipe.words for recipe in found}
+    measured = [one for one in _measured(manifest, max_accuracy_loss) if one[0].words not in known]
+    return (
+        *found,
+        *(one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)),
+    )
+
+
+_Price = tuple[float, ...]
+"""Bytes of a token, seconds to code it and to decode it, and the rows left of it; less is better."""
+
+
+def _measured(manifest: Manifest, max_accuracy_loss: float) -> Iterator[tuple[Recipe, _Price]]:
+    assert manifest.calibration is not None
+    outcomes = manifest.calibration.outcomes
+    values = {sharding.name: row_values(sharding) for sharding in manifest.shardings}
+    for name, words in dict.fromkeys((one.sharding, one.recipe) for one in outcomes):
+        fitting = within(outcomes, name, words, max_accuracy_loss)
+        if words == NONE or not fitting or name not in values:
+            continue
+        meetings = values[name]
+        codecs = recipe_of(words, len(meetings))
+        same = [one for one in outcomes if (one.sharding, one.recipe) == (name, words)]
+        recipe = Recipe(
+            words=words,
+            codecs=codecs,
+            sharding=name,
+            measured=fitting,
+            counts=tuple(sorted(one.parts for one in same)),
+        )
+        seconds = sum(
+            _coding_s(codec, width)
+            for codec, widths in zip(codecs, meetings, strict=True)
+            for width in widths
+        )
+        rows = sum(1 / codec.rate for codec in codecs)
+        yield recipe, (same[0].bytes_per_token, seconds, rows)
+
+
+def _coding_s(codec: Codec, values: int) -> float:
+    """Return what it takes to code a row of so many values, and to decode it."""
+    size_bytes = codec.row_bytes(values) / codec.rate
+    return encode_s(codec, 4.0 * values, size_bytes) + decode_s(codec, 4.0 * values)
+
+
+def _beats(one: Recipe, price: _Price, other: Recipe, other_price: _Price) -> bool:
+    """Say whether `one` can be used wherever `other` can, and is cheaper in some way and dearer in none."""
+    wider = one.sharding == other.sharding and {p for p, _ in one.measured} >= {p for p, _ in other.measured}
+    return wider and price != other_price and all(a <= b for a, b in zip(price, other_price, strict=True))

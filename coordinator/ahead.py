@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from shoal.coordinator.planner import Candidate
-from shoal.coordinator.weigh import Question, Ranking, rank, runs_by_board
+from shoal.coordinator.weigh import Question, Ranking, by_board, rank
 from shoal.manifest import Manifest
-from shoal.program import Lane, Plan, Run
+from shoal.program import Lane, Plan, Program, Run
 from shoal.records import Blob, BoardId, Sha256
 
 CALM_S: Final = 2.0
@@ -66,11 +66,15 @@ def wanted(outlook: Outlook, ranking: Ranking, lacking: Mapping[BoardId, int]) -
     likely = (*outlook.lanes, *(each.lanes for each in ranking.candidates[:NEXT]))
     found: dict[BoardId, dict[Run, None]] = {}
     for lanes in likely:
-        for board, runs in runs_by_board(lanes).items():
+        for board, programs in by_board(lanes).items():
             if lacking.get(board):
-                ordered = sorted(runs, key=lambda run: (run.segment, run.part))
+                ordered = sorted(_runs(programs), key=lambda run: (run.segment, run.part))
                 found.setdefault(board, {}).update(dict.fromkeys(replace(r, chunks=1) for r in ordered))
     return {board: tuple(runs) for board, runs in found.items()}
+
+
+def _runs(programs: Iterable[Program]) -> frozenset[Run]:
+    return frozenset[Run]().union(*(program.runs for program in programs))
 
 
 def able(
@@ -84,8 +88,8 @@ def able(
         candidate
         for candidate in candidates
         if all(
-            board not in disk_bytes or file_bytes(manifest, runs) <= disk_bytes[board]
-            for board, runs in runs_by_board(candidate.lanes).items()
+            board not in disk_bytes or file_bytes(manifest, _runs(programs)) <= disk_bytes[board]
+            for board, programs in by_board(candidate.lanes).items()
         )
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shoal.coordinator.cost import Barred, Profiles, held_bytes, link, predict, sharding_of
+from shoal.coordinator.cost import Barred, Profiles, link, needed_bytes, predict, sharding_of
 from shoal.coordinator.whole import ALONE, on
 from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import segment_s, timings_at
@@ -117,7 +117,7 @@ class _Prices:
         rates = {
             board: 1 / segment_s(self.profiles[board], WHOLE)
             for board, program in shared.programs.items()
-            if held_bytes(self.manifest, program.runs | ALONE.runs) <= self.profiles[board].memory_bytes
+            if needed_bytes(self.manifest, (program, ALONE)) <= self.profiles[board].memory_bytes
         }
         able = {board: rate for board, rate in rates.items() if rate > 0}
         total = sum(able.values())

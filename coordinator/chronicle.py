@@ -191,7 +191,8 @@ def describe(measured: Measured) -> str:
 def _changes(before: State, after: State, now_s: float) -> Iterable[Entry]:
     """Yield what happened, then what the controller made of it."""
     epoch = after.serving.epoch if after.serving else 0
-    if after.cause != before.cause and not after.cause.startswith("gave up"):
+    told_below = after.cause.startswith("gave up") or after.cause.endswith("slower than predicted")
+    if after.cause != before.cause and not told_below:
         yield _entry(after, now_s, "event", epoch, after.cause)
     yield from _learnt(before, after, now_s)
     old, new = before.serving, after.serving
@@ -238,8 +239,8 @@ def _decided(before: State, after: State, now_s: float) -> Iterable[Entry]:
 
 
 def _gist(*words: str) -> str:
-    """Return what a sentence says but for its figures."""
-    return re.sub(r"\d+(\.\d+)?", "#", "; ".join(words))
+    """Return what a sentence says but for its figures; those in names, such as `board-1`, stay."""
+    return re.sub(r"(?<![\w.-])-?\d+(\.\d+)?(?![\w.-])", "#", "; ".join(words))
 
 
 def _failed(state: State, old: Plan | None, new: Plan) -> bool:

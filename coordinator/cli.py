@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,16 @@ def coordinator(
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004.",
+    help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004, "
+    "i4 0.0625.",
+)
+@click.option(
+    "--max-accuracy-loss",
+    default="0",
+    show_default=True,
+    metavar="SHARE",
+    help="How much accuracy may be lost, as 0.5% or 0.005, by what `shoal export --calibrate` measured: of "
+    "labels a difference of the share that is right, of perplexity by what share it grows.",
 )
 @click.option(
     "--wait",
@@ -122,6 +132,7 @@ def deploy(
     max_power: float | None,
     max_boards: int,
     max_error: float,
+    max_accuracy_loss: str,
     wait: float,
 ) -> None:
     """Give BUNDLE to the cluster, to be served from now on.
@@ -134,24 +145,27 @@ def deploy(
     import aiohttp
 
     from shoal.coordinator import client
+    from shoal.coordinator.accuracy import share_of
     from shoal.coordinator.goals import words_of
     from shoal.messages import Deployment
 
     limits = limits_of(rate, max_latency, max_energy, max_power)
+    wanted = partial(
+        Deployment,
+        objective=objective,
+        limits=limits,
+        max_boards=max_boards,
+        max_error=max_error,
+        max_accuracy_loss=share_of("--max-accuracy-loss", max_accuracy_loss),
+    )
 
     async def run() -> None:
         async with client.Operator(broker, cluster) as operator:
             async with aiohttp.ClientSession() as http:
                 source = await client.upload(http, await client.find_coordinator(operator), bundle)
-            await operator.publish(
-                Deployment(
-                    bundle=source,
-                    objective=objective,
-                    limits=limits,
-                    max_boards=max_boards,
-                    max_error=max_error,
-                )
-            )
+            deployment = wanted(bundle=source)
+            client.check_calibrated(bundle, deployment)
+            await operator.publish(deployment)
             click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}{words_of(limits)}")
             if wait:
                 await _in_force(operator, source.manifest, objective, wait)

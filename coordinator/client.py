@@ -164,6 +164,16 @@ async def upload(http: aiohttp.ClientSession, url: str, bundle: Path) -> BundleS
     return BundleSource(name=manifest.name, manifest=digest, url=url)
 
 
+def check_calibrated(bundle: Path, deployment: Deployment) -> None:
+    """Raise ConfigError if accuracy may be lost but nothing says what would be: no calibration."""
+    path = bundle / "manifest.json"
+    if deployment.max_accuracy_loss and parse(_read(path), str(path)).calibration is None:
+        raise ConfigError(
+            f"{bundle}: --max-accuracy-loss: expected a bundle with measured accuracy; export it with "
+            f"--calibrate"
+        )
+
+
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()

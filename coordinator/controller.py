@@ -16,7 +16,7 @@ from typing import Final
 
 from shoal.coordinator import ahead, crowd, experience
 from shoal.coordinator import fleet as fleets
-from shoal.coordinator.accuracy import allowed
+from shoal.coordinator.accuracy import recipes
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
@@ -256,7 +256,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         barred=fleets.barred(state.fleet, now_s),
         objective=crowd.objective(state.crowd, deployment.objective),
         max_boards=deployment.max_boards,
-        codecs=allowed(deployment.max_error),
+        recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
         margin=state.settings.margin,
         limits=deployment.limits,
         powers=fleets.powers(state.fleet, now_s) if counts else {},
@@ -375,7 +375,7 @@ def _decision(state: State, ranking: Ranking, epochs: tuple[int, int], reason: s
     return Decision(
         epoch=epochs[0],
         wanted=epochs[1],
-        objective=ranking.question.objective,
+        objective=state.deployment.objective if state.deployment else ranking.question.objective,
         reason=reason,
         alternatives=alternatives(ranking),
         waiting_for=(),

@@ -11,16 +11,18 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Final
 
+from shoal import codebooks
 from shoal import manifest as manifests
+from shoal.codec import PLAIN, Codec
 from shoal.coordinator.play import Played, Words, play
 from shoal.coordinator.watts import UNTOLD, Powers, idle_w, request_j
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s, timings_at
 from shoal.errors import PlanError
 from shoal.manifest import Manifest, ShardCollective, Sharding
-from shoal.program import Collective, Exchange, Lane, Prediction, Run, rows_of, serving
+from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, rows_of, serving
 from shoal.records import BoardId, LinkProfile, Profile
-from shoal.sizes import in_chunks, resized, sizes_at
+from shoal.sizes import gathered_by, in_chunks, resized, sizes_at
 from shoal.traffic import Flow, flows
 
 Profiles = Mapping[BoardId, Profile]
@@ -45,6 +47,13 @@ def held_bytes(manifest: Manifest, runs: Iterable[Run]) -> int:
     held = [(manifest.by_name[name], part) for name, part in {(run.segment, run.part) for run in runs}]
     weights = sum(segment.held_bytes(part) for segment, part in held)
     return weights + max((segment.work_bytes for segment, _ in held), default=0)
+
+
+def needed_bytes(manifest: Manifest, programs: Iterable[Program]) -> int:
+    """Return what a board needs to hold and run some programs, the codebooks of their exchanges included."""
+    told = list(programs)
+    runs = frozenset[Run]().union(*(program.runs for program in told))
+    return held_bytes(manifest, runs) + codebooks.needed_bytes(manifest, told)
 
 
 def predict(
@@ -171,6 +180,7 @@ def _plain(manifest: Manifest, profiles: Profiles) -> Words:
         run_s=lambda board, run: (segment_s(profiles[board], run.segment),),
         sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
         flows=lambda _step: (),
+        floats=lambda _step: 1.0,
     )
 
 
@@ -194,31 +204,40 @@ def _staging_s(manifest: Manifest, profile: Profile, lead: BoardId, lane: Lane) 
     if not profile.staging_s:
         return 0.0
     sharding = sharding_of(manifest, lane)
-    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)[lead]
+    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)(PLAIN)[lead]
     segments = (manifest.by_name[s.segment] for s in lane.programs[lead].steps if isinstance(s, Run))
     specs = (spec for segment in segments for spec in (*segment.inputs, *segment.outputs))
     return profile.staging_s * sum(spec.size_bytes(sizes) for spec in specs)
 
 
-def _sizes_of(manifest: Manifest, sharding: Sharding, lane: Lane) -> Mapping[BoardId, Mapping[str, int]]:
-    """Return what each named dimension is at each board, as the lane's programs say."""
+_Sizes = Callable[[Codec], Mapping[BoardId, Mapping[str, int]]]
+"""What each named dimension is at each board where it runs what was gathered by a codec."""
+
+
+def _sizes_of(manifest: Manifest, sharding: Sharding, lane: Lane) -> _Sizes:
+    """Return what tells the sizes of the boards' tensors, as the lane's programs say."""
     steps = [step for program in lane.programs.values() for step in program.steps]
     meetings = [step for step in steps if isinstance(step, Collective)]
-    codec = next((step.codec for step in meetings if step.codec.rate > 1), meetings[0].codec)
     boards = meetings[0].boards
     scattered = next((step.shares for step in meetings if step.shares), None)
     shares = scattered or _shares_of(manifest, lane, boards)
     chunks = max(step.chunks for step in meetings)
-    return dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+
+    @cache
+    def sizes(codec: Codec) -> Mapping[BoardId, Mapping[str, int]]:
+        return dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+
+    return sizes
 
 
 def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
     """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
     sizes = _sizes_of(manifest, sharding, lane)
-    by_tag: dict[int, list[list[Flow]]] = {}
-    alike: dict[object, list[list[Flow]]] = {}
+    gathered = gathered_by(manifest, max(lane.programs.values(), key=lambda program: len(program.steps)))
+    by_tag: dict[int, _Crossing] = {}
+    alike: dict[object, _Crossing] = {}
 
-    def flows_of(step: Collective) -> list[list[Flow]]:
+    def crossing(step: Collective) -> _Crossing:
         if step.tag not in by_tag:
             told = sharding.steps[step.tag]
             assert isinstance(told, ShardCollective)
@@ -226,16 +245,35 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
             specs = tuple(replace(spec, name=name) for spec, name in zip(told.tensors, names, strict=True))
             nameless = replace(step, tag=0, tensors=names, made=names)
             if (nameless, specs) not in alike:
-                each = [sizes[board] for board in step.boards]
-                alike[nameless, specs] = [flows(nameless, specs, each, n) for n in range(step.chunks)]
+                each = [sizes(PLAIN)[board] for board in step.boards]
+                alike[nameless, specs] = _Crossing(
+                    [flows(nameless, specs, each, n) for n in range(step.chunks)],
+                    flows(replace(nameless, codec=PLAIN), specs, each),
+                )
             by_tag[step.tag] = alike[nameless, specs]
         return by_tag[step.tag]
 
     @cache
     def seconds(board: BoardId, run: Run) -> list[float]:
-        return [run_s(manifest, profiles[board], run, each) for each in in_chunks(sizes[board], run.chunks)]
+        each = sizes(gathered.get(run.segment, PLAIN))[board]
+        return [run_s(manifest, profiles[board], run, one) for one in in_chunks(each, run.chunks)]
 
-    return Words(inputs=cache(partial(_inputs, manifest)), run_s=seconds, sent_bytes=_none, flows=flows_of)
+    return Words(
+        inputs=cache(partial(_inputs, manifest)),
+        run_s=seconds,
+        sent_bytes=_none,
+        flows=lambda step: crossing(step).coded,
+        floats=lambda step: crossing(step).ratio,
+    )
+
+
+class _Crossing:
+    """What crosses the wire in a collective, chunk by chunk."""
+
+    def __init__(self, coded: list[list[Flow]], plain: Sequence[Flow]) -> None:
+        self.coded = coded
+        sent = sum(size for chunk in coded for _, _, size in chunk)
+        self.ratio = sum(size for _, _, size in plain) / sent if sent else 1.0
 
 
 def _none(step: Exchange) -> int:

@@ -59,9 +59,11 @@ def _many(
     not all such (those in a front's hollows are missed).
     """
     rate_per_s = goal.limits.rate_per_s
+    found: list[tuple[Stage, ...] | None] = []
     if rate_per_s is not None:
+        found.append(partition.widest(instance, most, 2))  # if no other carries so much, it says what can be
         instance = partition.within(instance, 1 / rate_per_s)
-    found: list[tuple[Stage, ...] | None] = [*partition.front(instance, most, 2)]
+    found += partition.front(instance, most, 2)
     found += partition.fastest_each(instance, most, 2)
     powers = [goal.powers.get(board) for board in boards]
     if goal.powers and all(power is not None for power in powers):

@@ -70,7 +70,7 @@ def plan(
     if pareto:
         _front(asked, goal.limits, max_boards, plot, as_json=as_json)
         return
-    from shoal.coordinator.accuracy import allowed
+    from shoal.coordinator.accuracy import recipes
 
     ranked = propose(
         asked.manifest,
@@ -78,7 +78,7 @@ def plan(
         frozenset(),
         goal.objective,
         max_boards,
-        allowed(asked.deployment.max_error),
+        recipes(asked.manifest, asked.deployment.max_error, asked.deployment.max_accuracy_loss),
         Settings().margin,
         goal.limits,
         asked.powers,
@@ -131,13 +131,12 @@ async def _look(broker: str, cluster: str, without: Sequence[str]) -> _Asked:
 def _front(asked: _Asked, limits: "Limits", max_boards: int, plot: Path | None, *, as_json: bool) -> None:
     """Print the front, and draw it if asked to.  Raises PlanError if there is no plan at all."""
     from shoal.coordinator import render
-    from shoal.coordinator.accuracy import allowed
+    from shoal.coordinator.accuracy import recipes
     from shoal.coordinator.front import front
     from shoal.coordinator.planner import explore
 
-    found = explore(
-        asked.manifest, asked.profiles, frozenset(), max_boards, allowed(1.0), limits, asked.powers
-    )
+    offered = recipes(asked.manifest, 1.0, 1.0)
+    found = explore(asked.manifest, asked.profiles, frozenset(), max_boards, offered, asked.powers)
     if not found:
         raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
     points = front(found, limits)

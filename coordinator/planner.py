@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from shoal.codec import PLAIN, Codec
 from shoal.coordinator import partition, sharded, whole
+from shoal.coordinator.accuracy import EXACT, Recipe
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
 from shoal.coordinator.goals import Goal, cost, why_unmet
@@ -40,6 +40,8 @@ class Candidate:
     lead: BoardId
     lanes: tuple[Lane, ...]
     predicted: Prediction
+    lost: float | None = None
+    """The accuracy that its recipe lost when it was measured; None: it was not, or nothing is lost."""
 
     @property
     def boards(self) -> tuple[BoardId, ...]:
@@ -63,17 +65,18 @@ def propose(
     barred: Barred,
     objective: Objective,
     max_boards: int = 0,
-    codecs: Sequence[Codec] = (PLAIN,),
+    recipes: Sequence[Recipe] = EXACT,
     margin: float = 0.0,
     limits: Limits = NO_LIMITS,
     powers: Powers = UNTOLD,
 ) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all; `codecs` are those that may be used where boards exchange rows; `powers` is what
-    boards take.  One of several boards that is not better than the best single board by the share `margin`
-    stands behind that: predictions err, and no plan is to be slower than one board.  Raises PlanError, which
-    names the limit that binds, if nothing fits, and UnmetError if what fits does not keep to `limits`.
+    `max_boards` 0 means all; `recipes` are those that may be used where boards exchange rows; `powers` is
+    what boards take.  One of several boards that is not better than the best single board by the share
+    `margin` stands behind that: predictions err, and no plan is to be slower than one board.  Raises
+    PlanError, which names the limit that binds, if nothing fits, and UnmetError if what fits does not keep
+    to `limits`.
     """
     goal = Goal(objective=objective, limits=limits, powers=powers)
     unknown = goal.why_not_known(profiles)
@@ -81,7 +84,7 @@ def propose(
         raise PlanError(f"{manifest.name}: {unknown}")
     cells = cells_of(profiles)
     limit = max_boards or len(profiles)
-    found = list(_found(manifest, profiles, barred, cells, goal, limit, codecs, wide=not goal.plain))
+    found = list(_found(manifest, profiles, barred, cells, goal, limit, recipes, wide=not goal.plain))
     if not found:
         raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
     right = [c for c in found if math.isfinite(goal.cost(c.predicted))]
@@ -125,14 +128,13 @@ def explore(
     profiles: Profiles,
     barred: Barred,
     max_boards: int,
-    codecs: Sequence[Codec],
-    limits: Limits = NO_LIMITS,
+    recipes: Sequence[Recipe],
     powers: Powers = UNTOLD,
 ) -> list[Candidate]:
-    """Return all plans that are looked at when anything may count, whether they keep to the limits or not."""
-    goal = Goal(objective="latency", limits=limits, powers=powers)
+    """Return all plans that are looked at when anything may count."""
+    goal = Goal(objective="latency", powers=powers)
     limit = max_boards or len(profiles)
-    return list(_found(manifest, profiles, barred, cells_of(profiles), goal, limit, codecs, wide=True))
+    return list(_found(manifest, profiles, barred, cells_of(profiles), goal, limit, recipes, wide=True))
 
 
 def _found(
@@ -142,7 +144,7 @@ def _found(
     cells: Cells,
     goal: Goal,
     limit: int,
-    codecs: Sequence[Codec],
+    recipes: Sequence[Recipe],
     *,
     wide: bool,
 ) -> Iterator[Candidate]:
@@ -151,7 +153,7 @@ def _found(
     if limit > 1:
         yield from _replicate(manifest, profiles, barred, cells, goal, limit, wide=wide)
         yield from _pipeline(manifest, profiles, barred, cells, goal, limit, wide=wide)
-        yield from _sharded(manifest, profiles, barred, cells, goal, limit, codecs, wide=wide)
+        yield from _sharded(manifest, profiles, barred, cells, goal, limit, recipes, wide=wide)
 
 
 def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
@@ -202,7 +204,9 @@ def _replicate(
     if wide and all(board in goal.powers for board in able):
         orders.append(sorted(able, key=lambda b: (goal.powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
     batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
-    for lead, order, size in product(able[:_LEADS], orders, _sizes(limit) if wide or batched else (limit,)):
+    sizes = _sizes(limit) if wide or batched else [limit]
+    leads = [(order, lead) for order in orders for lead in order[: _FEW_LEADS if wide else _LEADS]]
+    for (order, lead), size in product(leads, sizes):
         rates = _rates(manifest, profiles, barred, lead, order, size)
         if len(rates) > 1:
             total = sum(rates.values())
@@ -218,7 +222,7 @@ def _replicate(
             )
 
 
-_LEADS = 8
+_LEADS, _FEW_LEADS = 8, 3
 
 
 def _sizes(limit: int) -> list[int]:
@@ -287,17 +291,17 @@ def _sharded(
     cells: Cells,
     goal: Goal,
     limit: int,
-    codecs: Sequence[Codec],
+    recipes: Sequence[Recipe],
     *,
     wide: bool,
 ) -> Iterator[Candidate]:
-    """Yield the best way of each sharding and codec to divide a request, like `sequence i8`.
+    """Yield the best way of each sharding and recipe to divide a request, like `sequence i8`.
 
     `wide`: also those of other numbers of boards.
     """
     measures = (True, False) if wide else (goal.objective == "latency",)
 
-    def priced(division: Division, chunks: int = 1) -> Candidate | None:
+    def priced(division: Division, recipe: Recipe, chunks: int = 1) -> Candidate | None:
         lead, lane = division.boards[0], division.lane(chunks)
         name = division.sharding.name
         if lane.chunks != chunks:
@@ -306,24 +310,40 @@ def _sharded(
             predicted = predict(manifest, profiles, barred, lead, (lane,), cells, goal.powers)
         except PlanError:
             return None
-        strategy = name if division.codec.exact else f"{name} {division.codec}"
-        return Candidate(strategy=strategy, lead=lead, lanes=(lane,), predicted=predicted)
+        return Candidate(
+            strategy=name if recipe.exact else f"{name} {recipe.words}",
+            lead=lead,
+            lanes=(lane,),
+            predicted=predicted,
+            lost=recipe.lost_among(len(division.boards)),
+        )
 
     for sharding in manifest.shardings:
-        for codec in codecs if manifest.verified(sharding.name) else ():
+        for recipe in recipes if manifest.verified(sharding.name) else ():
+            if not recipe.serves(sharding.name):
+                continue
+            most = recipe.most(limit)
             found = [
                 (candidate, division)
                 for latency in measures
                 for division in sharded.divisions(
-                    manifest, profiles, barred, cells, sharding, codec, limit, latency=latency, wide=wide
+                    manifest,
+                    profiles,
+                    barred,
+                    cells,
+                    sharding,
+                    recipe.codecs,
+                    most,
+                    latency=latency,
+                    wide=wide and latency,
                 )
-                if (candidate := priced(division)) is not None
+                if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
             ]
             if not found:
                 continue
             best, division = min(found, key=lambda each: goal.cost(each[0].predicted))
             for chunks in range(2, MAX_CHUNKS + 1) if sharding.strategy == "sequence" else ():
-                finer = priced(division, chunks)
+                finer = priced(division, recipe, chunks)
                 if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break
                 best = finer

@@ -33,6 +33,8 @@ class Words:
     sent_bytes: Callable[[Exchange], int]
     flows: Callable[[Collective], Sequence[Sequence[Flow]]]
     """Of each chunk; the same list for collectives in which the same happens."""
+    floats: Callable[[Collective], float]
+    """For each byte that crosses the wire, of how many bytes of floats it was made."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -218,31 +220,38 @@ class _Stage:
         came: dict[int, list[int]] = {}
         for _, target, size_bytes in chain.from_iterable(chunks):
             came.setdefault(self._index[target], []).append(size_bytes)
-        coded = step.kind in ("gather", "reduce")
+        floats = self._words.floats(step) if step.kind in ("gather", "reduce") else 0.0
         return _Shape(
-            parcels=[self._parcels(step, flows, first=not number) for number, flows in enumerate(chunks)],
+            parcels=[
+                self._parcels(step, flows, floats, first=not number) for number, flows in enumerate(chunks)
+            ],
             end_s={
-                board: (len(sizes) - 1) * MESSAGE_S + (decode_s(step.codec, sum(sizes)) if coded else 0.0)
+                board: (len(sizes) - 1) * MESSAGE_S + decode_s(step.codec, floats * sum(sizes))
                 for board, sizes in came.items()
             },
             coming=[len(came.get(board, ())) for board in range(len(self._boards))],
         )
 
-    def _parcels(self, step: Collective, flows: Sequence[Flow], *, first: bool) -> dict[int, _Parcel]:
+    def _parcels(
+        self, step: Collective, flows: Sequence[Flow], floats: float, *, first: bool
+    ) -> dict[int, _Parcel]:
         """Return what each board sends in a chunk; one message of the first is free, see `MESSAGE_S`."""
         out: dict[int, list[tuple[int, int]]] = {}
         for source, target, size_bytes in flows:
             out.setdefault(self._index[source], []).append((self._index[target], size_bytes))
-        coded = step.kind in ("gather", "reduce")
         return {
             board: _Parcel(
                 targets=np.array([target for target, _ in sent]),
                 size_bytes=np.array([size for _, size in sent], float),
                 begin_s=(len(sent) - first) * MESSAGE_S
-                + (encode_s(step.codec, max(size for _, size in sent)) if coded else 0.0),
+                + _encode_s(step, floats, max(size for _, size in sent)),
             )
             for board, sent in out.items()
         }
+
+
+def _encode_s(step: Collective, floats: float, size_bytes: float) -> float:
+    return encode_s(step.codec, floats * size_bytes, size_bytes)
 
 
 def _script(

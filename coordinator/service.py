@@ -103,6 +103,8 @@ class Service:
         """What an earlier coordinator decided last."""
         self._obeyed = 0
         """The newest coordinator that a board has heard of: a clock that was set back must not silence us."""
+        self._rival: Coordinator | None = None
+        """One that leads in our place, by the last that was heard of it."""
         self._contradicted = False
         """Someone who has not heard yet that we lead has put its word in the place of ours."""
         self._answer: asyncio.Future[None] | None = None
@@ -169,10 +171,11 @@ class Service:
         if isinstance(event, Down):
             log.warning("%s: broker %s: %s", self._cluster, self._mqtt.url, event.reason)
             self._ready_s, self._remembered, self._deployment_came = None, False, False
+            self._rival = None
             self._state = replace(self._state, connected=False)
         elif isinstance(event, Up):
             self._listen_anew()
-            self._introduce()
+            self._introduce() if self._rival is None else self._yield(self._rival)
         else:
             self._hear(event)
         if not _of_no_interest(event):
@@ -194,6 +197,9 @@ class Service:
         if self._answer is not None and self._answer.done():
             self._answer = None
             self._attention, late = standing.answered(self._attention, now_s)
+            if self._rival is not None:
+                self._yield(self._rival)
+                return False
             if late:
                 self._listen_anew()
         self._attention, ask = standing.looked(self._attention, now_s, came=came)
@@ -280,15 +286,27 @@ class Service:
         return replace(deployment, bundle=replace(deployment.bundle, url=self._me.url))
 
     def _hear_coordinator(self, other: Coordinator) -> None:
+        if self._rival is not None:
+            self._rival = standing.follow(self._rival, other)
+            if self._rival is None:
+                self._outbid(other.incarnation)
+            return
         verdict = standing.verdict(self._me, other, begun=self._begun)
         if verdict == "yield":
-            who = f"another coordinator of {self._cluster}, {other.url},"
-            self._refusal = ConfigError(f"{who} has taken over")
-            self.stop()
+            self._rival = other
+            if self._answer is not None:
+                self._answer.cancel()
+            self._attention = standing.doubting(self._attention, time.monotonic())
+            self._answer = self._mqtt.ask()
         elif verdict == "outbid":  # an earlier one whose clock was ahead of ours, or one that has gone since
             self._outbid(other.incarnation)
         elif verdict == "say again":
             self._contradicted = True
+
+    def _yield(self, other: Coordinator) -> None:
+        who = f"another coordinator of {self._cluster}, {other.url}"
+        self._refusal = ConfigError(f"{who}, has taken over")
+        self.stop()
 
     def _outbid(self, incarnation: int) -> None:
         """Be newer than `incarnation`, and say so unless that is still to be done."""

@@ -1,4 +1,4 @@
-"""Ways to divide one request among boards: a sharding of the bundle, boards, shares and a codec.
+"""Ways to divide one request among boards: a sharding of the bundle, boards, shares and codecs.
 
 A sharding becomes a `Task` of plain numbers, for which `teams` finds boards and `shares` their units; what
 comes of it are divisions, whose lanes the planner prices like any other.
@@ -6,13 +6,13 @@ comes of it are divisions, whose lanes the planner prices like any other.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from shoal.codec import Codec
-from shoal.coordinator.cost import Barred, Profiles, held_bytes, link
+from shoal.codec import PLAIN, Codec
+from shoal.coordinator.cost import Barred, Profiles, link, needed_bytes
 from shoal.coordinator.shares import Load, water_fill
 from shoal.coordinator.teams import Task, best_teams
 from shoal.coordinator.wires import Cells
@@ -26,6 +26,8 @@ from shoal.sizes import counts_of, dims_of, sizes_at
 from shoal.traffic import flows
 
 MAX_BOARDS: Final = 64
+Codecs = Codec | tuple[Codec, ...]
+"""Of all exchanges, or of each one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Division:
     """Boards, the lead first, and how they share a request."""
 
     sharding: Sharding
-    codec: Codec
+    codecs: Codecs
     boards: Sequence[BoardId]
     shares: Sequence[float]
 
@@ -42,7 +44,7 @@ class Division:
 
         Raises PlanError if there are too few of some units for these shares.
         """
-        told = programs(self.sharding, self.boards, self.boards[0], self.shares, self.codec, chunks)
+        told = programs(self.sharding, self.boards, self.boards[0], self.shares, self.codecs, chunks)
         return Lane(programs=told, weight=1.0)
 
 
@@ -52,7 +54,7 @@ def divisions(
     barred: Barred,
     cells: Cells,
     sharding: Sharding,
-    codec: Codec,
+    codecs: Codecs,
     limit: int,
     *,
     latency: bool,
@@ -60,24 +62,24 @@ def divisions(
 ) -> Iterator[Division]:
     """Yield the most promising ways to divide a request among two to `limit` boards.
 
-    `wide`: at least one for each number of boards.
+    `wide`: at least one for each small number of boards.
     """
     if sharding.units < 2:
         return
     boards = _quickest(profiles)
-    task = _task(manifest, profiles, barred, cells, boards, sharding, codec)
+    task = _task(manifest, profiles, barred, cells, boards, sharding, codecs)
     for team in best_teams(task, limit, latency=latency, each_size=wide):
         counts = water_fill(team.loads, task.units, causal=task.causal)
         if counts is None:
             continue
         members = [boards[index] for index in team.members]
         shares = [count / task.units for count in counts]
-        found = Division(sharding=sharding, codec=codec, boards=members, shares=shares)
+        found = Division(sharding=sharding, codecs=codecs, boards=members, shares=shares)
         try:
             told = found.lane().programs
         except PlanError:
             continue
-        if all(held_bytes(manifest, told[board].runs) <= profiles[board].memory_bytes for board in members):
+        if all(needed_bytes(manifest, (told[board],)) <= profiles[board].memory_bytes for board in members):
             yield found
 
 
@@ -97,14 +99,14 @@ def _task(
     cells: Cells,
     boards: Sequence[BoardId],
     sharding: Sharding,
-    codec: Codec,
+    codecs: Codecs,
 ) -> Task:
     units, exchanges = sharding.units, sharding.exchanges
-    crossing = _crossing(manifest, sharding, codec)
+    crossing = _crossing(manifest, sharding, codecs)
     parts = _parts(manifest, sharding)
     loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
-    sizes = sizes_at(manifest, sharding, _halves(sharding), codec)[0]
-    joining_s = encode_s(codec, crossing.board_bytes) + decode_s(codec, crossing.unit_bytes * units)
+    sizes = sizes_at(manifest, sharding, _halves(sharding))[0]
+    joining_s = crossing.board_encode_s + crossing.unit_decode_s * units
     rate = np.zeros((len(boards), len(boards)))
     half_rtt_s = np.zeros_like(rate)
     for i, source in enumerate(boards):
@@ -121,7 +123,7 @@ def _task(
         causal=sharding.causal,
         fixed_s=np.array([load.fixed_s for load in loads]) + joining_s,
         column_s=np.array([load.column_s for load in loads]),
-        unit_s=np.array([load.unit_s for load in loads]) + encode_s(codec, crossing.unit_bytes),
+        unit_s=np.array([load.unit_s for load in loads]) + crossing.unit_encode_s,
         pair_s=np.array([load.pair_s for load in loads]),
         most=np.array([load.most for load in loads], np.int64),
         lead_s=np.array([_lead_s(manifest, profiles[board], sharding, sizes) for board in boards]),
@@ -138,12 +140,15 @@ def _task(
 
 @dataclass(slots=True)
 class _Crossing:
-    """Bytes from one board to another, see `Task`."""
+    """Bytes from one board to another, see `Task`, and what their coding takes."""
 
     edge_bytes: float = 0.0
     unit_edge_bytes: float = 0.0
     unit_bytes: float = 0.0
     board_bytes: float = 0.0
+    unit_encode_s: float = 0.0
+    unit_decode_s: float = 0.0
+    board_encode_s: float = 0.0
 
 
 def _halves(sharding: Sharding) -> tuple[float, float]:
@@ -152,19 +157,21 @@ def _halves(sharding: Sharding) -> tuple[float, float]:
     return half / sharding.units, 1 - half / sharding.units
 
 
-def _crossing(manifest: Manifest, sharding: Sharding, codec: Codec) -> _Crossing:
+def _crossing(manifest: Manifest, sharding: Sharding, codecs: Codecs) -> _Crossing:
     """Return what crosses between two boards that have half of the units each."""
     lead, other = BoardId("a"), BoardId("b")
     shares = _halves(sharding)
-    sizes = sizes_at(manifest, sharding, shares, codec)
+    sizes = sizes_at(manifest, sharding, shares)
     found = _Crossing()
-    for step in programs(sharding, (lead, other), lead, shares, codec)[lead].steps:
+    for step in programs(sharding, (lead, other), lead, shares, codecs)[lead].steps:
         if not isinstance(step, Collective):
             continue
         meeting = sharding.steps[step.tag]
         assert isinstance(meeting, ShardCollective)
         by_unit = step.kind in ("scatter", "gather") and not step.rows
-        for source, _, size_bytes in flows(step, meeting.tensors, sizes):
+        plain = flows(replace(step, codec=PLAIN), meeting.tensors, sizes)
+        sent = flows(step, meeting.tensors, sizes)
+        for (source, _, size_bytes), (_, _, floats) in zip(sent, plain, strict=True):
             own = shares[0 if step.root is None else 1] * sharding.units
             if step.root is not None and by_unit:
                 found.unit_edge_bytes += size_bytes / own
@@ -172,8 +179,11 @@ def _crossing(manifest: Manifest, sharding: Sharding, codec: Codec) -> _Crossing
                 found.edge_bytes += size_bytes
             elif source == lead and by_unit:
                 found.unit_bytes += size_bytes / own
+                found.unit_encode_s += encode_s(step.codec, floats, size_bytes) / own
+                found.unit_decode_s += decode_s(step.codec, floats) / own
             elif source == lead:
                 found.board_bytes += size_bytes
+                found.board_encode_s += encode_s(step.codec, floats, size_bytes)
     return found
 
 

@@ -22,7 +22,8 @@ PATIENCE_S: Final = 2.0
 
 Verdict = Literal["go on", "say again", "outbid", "yield"]
 """`say again`: publish all that is ours once more, for another's word has taken its place at the broker;
-`outbid`: take a larger incarnation; `yield`: stop, another one leads."""
+`outbid`: take a larger incarnation; `yield`: another one leads, so stop, unless what the broker has for us
+besides says that it has gone since."""
 
 
 def verdict(me: Coordinator, other: Coordinator, *, begun: bool) -> Verdict:
@@ -39,6 +40,14 @@ def verdict(me: Coordinator, other: Coordinator, *, begun: bool) -> Verdict:
     if other.incarnation == me.incarnation and other.url > me.url:
         return "outbid"  # both began in the same millisecond
     return "yield"
+
+
+def follow(rival: Coordinator, other: Coordinator) -> Coordinator | None:
+    """Return who leads in our place after another word, where `rival` did before; None: it has gone."""
+    if other.state != "online":
+        gone = other.url == rival.url and other.incarnation >= rival.incarnation
+        return None if gone else rival
+    return other if other.incarnation > rival.incarnation else rival
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +73,7 @@ def looked(attention: Attention, now_s: float, *, came: bool) -> tuple[Attention
     if attention.doubt_s is None:
         if not (paused or silent):
             return attention, False
-        return replace(attention, doubt_s=now_s, asked_s=now_s), True
+        return doubting(attention, now_s), True
     if paused or now_s - attention.asked_s > PATIENCE_S:
         return replace(attention, asked_s=now_s), True
     return attention, False
@@ -80,6 +89,11 @@ def excused(attention: Attention, missed_s: float, now_s: float) -> Attention:
         return attention
     doubt_s, asked_s = (min(now_s, each_s + missed_s) for each_s in (attention.doubt_s, attention.asked_s))
     return replace(attention, doubt_s=doubt_s, asked_s=asked_s)
+
+
+def doubting(attention: Attention, now_s: float) -> Attention:
+    """Return the attention of one that asks the broker now, whatever it has heard."""
+    return replace(attention, doubt_s=now_s, asked_s=now_s)
 
 
 def answered(attention: Attention, now_s: float) -> tuple[Attention, bool]:

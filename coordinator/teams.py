@@ -21,6 +21,8 @@ EXACT: Final = 6
 KEPT: Final = 3
 NEAR: Final = 1.2
 """So many sets at most are worth playing, whose estimates are no more times that of the best."""
+FEW: Final = 8
+"""Boards, of which it may count how many they are: more take long to be played."""
 STEPS: Final = 8
 """So often at most one board is taken in or left out."""
 HALVINGS: Final = 40
@@ -82,7 +84,7 @@ def best_teams(task: Task, limit: int, *, latency: bool, each_size: bool = False
     """Return the most promising sets of two to `limit` boards, best first.
 
     `latency`: the time of one request is to be low, else that of the busiest board or link.  `each_size`:
-    the best of each size is among them.
+    the best of each size up to `FEW` is among them.
     """
     usable = np.flatnonzero((task.most > 0) & np.isfinite(task.fixed_s + task.unit_s))
     alone_s = task.fixed_s + task.lead_s + (task.unit_s + task.pair_s * task.units) * task.units
@@ -127,13 +129,14 @@ class _Known:
         return min(self._found, key=lambda team: self._found[team])
 
     def teams(self, *, each_size: bool) -> list[Team]:
-        """Return the best few, and if asked for the best of each size."""
+        """Return the best few, and if asked for the best of each small size."""
         possible = [team for team, seconds in self._found.items() if np.isfinite(seconds)]
         possible.sort(key=lambda team: self._found[team])
         near = [team for team in possible if self._found[team] <= NEAR * self._found[possible[0]]][:KEPT]
         sizes: dict[int, tuple[int, ...]] = {}
         for team in possible if each_size else ():
-            sizes.setdefault(len(team), team)
+            if len(team) <= FEW:
+                sizes.setdefault(len(team), team)
         return [self._team(team) for team in dict.fromkeys((*near, *sizes.values()))]
 
     def _estimate(self, teams: Sequence[tuple[int, ...]]) -> Floats:

@@ -1,12 +1,12 @@
 """Is another plan worth a switch?  The arithmetic of staying and leaving, and its words."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from shoal.codec import PLAIN, Codec
-from shoal.coordinator.cost import Barred, Profiles, held_bytes, predict
+from shoal.coordinator.accuracy import EXACT, Recipe
+from shoal.coordinator.cost import Barred, Profiles, needed_bytes, predict
 from shoal.coordinator.goals import Goal, energy_j
 from shoal.coordinator.planner import Candidate, UnmetError, propose
 from shoal.coordinator.watts import Powers
@@ -14,7 +14,7 @@ from shoal.coordinator.wires import cells_of
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.messages import NO_LIMITS, Alternative, Limits, Objective
-from shoal.program import Lane, Plan, Prediction, Run
+from shoal.program import Lane, Plan, Prediction, Program
 from shoal.records import BoardId
 
 TOLD: Final = 12
@@ -55,7 +55,7 @@ class Question:
     barred: Barred
     objective: Objective
     max_boards: int
-    codecs: tuple[Codec, ...] = (PLAIN,)
+    recipes: tuple[Recipe, ...] = EXACT
     margin: float = 0.0
     """Several boards must be better than one by this share."""
     limits: Limits = NO_LIMITS
@@ -98,7 +98,7 @@ def rank(question: Question) -> Ranking:
             question.barred,
             question.objective,
             question.max_boards,
-            question.codecs,
+            question.recipes,
             question.margin,
             question.limits,
             question.powers,
@@ -169,25 +169,26 @@ def _price(question: Question, plan: Plan) -> Prediction:
 
 def fits_beside(question: Question, lanes: tuple[Lane, ...], *plans: Plan) -> bool:
     """Say whether every board can hold its parts of `lanes` and of `plans` at once."""
-    for board, runs in runs_by_board(lanes).items():
-        held = runs.union(*(plan.runs_of(board) for plan in plans))
-        if held_bytes(question.manifest, held) > question.profiles[board].memory_bytes:
+    before = by_board([lane for plan in plans for lane in plan.lanes])
+    for board, programs in by_board(lanes).items():
+        held = [*programs, *before.get(board, ())]
+        if needed_bytes(question.manifest, held) > question.profiles[board].memory_bytes:
             return False
     return True
 
 
-def runs_by_board(lanes: tuple[Lane, ...]) -> Mapping[BoardId, frozenset[Run]]:
-    """Return what each board must be able to run for `lanes`."""
-    held: dict[BoardId, frozenset[Run]] = {}
+def by_board(lanes: Iterable[Lane]) -> Mapping[BoardId, list[Program]]:
+    """Return the programs of each board."""
+    found: dict[BoardId, list[Program]] = {}
     for lane in lanes:
         for board, program in lane.programs.items():
-            held[board] = held.get(board, frozenset()) | program.runs
-    return held
+            found.setdefault(board, []).append(program)
+    return found
 
 
 def load_bytes(manifest: Manifest, lanes: tuple[Lane, ...]) -> int:
     """Return the weights that the busiest loader of `lanes` loads."""
-    return max(held_bytes(manifest, runs) for runs in runs_by_board(lanes).values())
+    return max(needed_bytes(manifest, programs) for programs in by_board(lanes).values())
 
 
 def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
@@ -212,7 +213,7 @@ def alternatives(ranking: Ranking) -> tuple[Alternative, ...]:
             wait_s=wait_s(candidate.predicted),
             carried_bytes=candidate.predicted.carried_bytes,
             chunks=candidate.chunks,
-            note=_against(candidate, goal.cost(candidate.predicted) / lowest),
+            note=_against(candidate, goal.cost(candidate.predicted) / lowest) + _loss(candidate),
         )
         for candidate in told
     )
@@ -225,8 +226,13 @@ def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
     energy = "" if joules is None else f" for {joules:.2g} J"
     return (
         f"{candidate.strategy} on {', '.join(candidate.boards)}, {predicted.latency_s * 1e3:.0f} ms a "
-        f"request{energy} and {predicted.throughput_per_s:.1f} requests/s predicted"
+        f"request{energy} and {predicted.throughput_per_s:.1f} requests/s predicted{_loss(candidate)}"
     )
+
+
+def _loss(candidate: Candidate) -> str:
+    """Say what a candidate's recipe lost when it was measured, if it was."""
+    return "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
 
 
 def why_not_more(ranking: Ranking, chosen: Candidate) -> str:

@@ -54,9 +54,10 @@ def check_bundle(bundle: Path) -> Manifest:
 
 
 def _weights(manifest: Manifest) -> dict[Sha256, Blob]:
-    """Return the weights of all precisions by digest."""
+    """Return the weights of all precisions, and codebooks, by digest."""
     held = [segment.weights for segment in manifest.by_name.values()]
     held += [swap.weights for variant in manifest.variants for swap in variant.segments.values()]
+    held += [(book.blob,) for book in manifest.codebooks]
     return {blob.sha256: blob for weights in held for blob in weights}
 
 

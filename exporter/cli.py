@@ -52,6 +52,29 @@ from shoal.manifest import Manifest, Precision
     "int8 quantises the products too.  May be given again; fp32 is always there.",
 )
 @click.option(
+    "--calibrate",
+    "data",
+    metavar="DATA.npz",
+    type=click.Path(path_type=Path),
+    help="Measure on these inputs, stacked by name, what accuracy each codec costs, and make codebooks.  "
+    "Labels under `labels` (of rows, or the next tokens), or likenesses under `scores`, say what accuracy "
+    "is; without them it is the cosine of the answers to the unsplit model's.",
+)
+@click.option(
+    "--codec",
+    "codecs",
+    metavar="WORDS",
+    multiple=True,
+    help="With --calibrate: try this codec, like i4 or vq16x256 or means4-i8, in place of the standard "
+    "ones.  May be given again.",
+)
+@click.option(
+    "--codebooks",
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="With --calibrate: codebooks that `shoal train` learnt with this model; others are made of data.",
+)
+@click.option(
     "--sign",
     "key",
     metavar="KEY.pem",
@@ -69,6 +92,9 @@ def export(
     sample: Path | None,
     max_segments: int,
     precisions: Sequence[str],
+    data: Path | None,
+    codecs: Sequence[str],
+    codebooks: Path | None,
     key: Path | None,
     *,
     force: bool,
@@ -89,18 +115,25 @@ def export(
         ) from error
     from shoal.exporter.export import STEPS
     from shoal.exporter.export import export as run
+    from shoal.exporter.learnt import digest_of, read_learnt
+
+    for word, given in (("--codec", codecs), ("--codebooks", codebooks)):
+        if given and data is None:
+            raise ConfigError(f"{word}: expected --calibrate DATA.npz with it, got none")
 
     if (model is None) == (source is None):
         raise ConfigError("export: expected either MODEL.onnx or --from-hf CONFIG_OR_DIR")
     seal = _signing().signer(key) if key else None
     chosen = dict(_size(text) for text in sizes)
-    steps = len(STEPS) + len({*precisions} - {"fp32"}) + (source is not None)
+    steps = len(STEPS) + len({*precisions} - {"fp32"}) + (source is not None) + (data is not None)
     with progress.shown(sys.stderr, steps) as report, ExitStack() as stack:
         if source is not None:
             check_free(bundle, force=force)
             report("export to ONNX")
             model = stack.enter_context(_from_transformers(source, bundle))
         assert model is not None
+        learnt = read_learnt(codebooks, digest_of(model)) if codebooks else {}
+        tables = {(*place,): book for place, book in learnt.items()}
         manifest = run(
             model,
             bundle,
@@ -109,6 +142,9 @@ def export(
             sample=sample,
             max_segments=max_segments,
             precisions=precisions,
+            calibration=data,
+            codecs=codecs,
+            tables=tables,
             seal=seal,
             report=report,
             force=force,

@@ -12,9 +12,11 @@ import onnx
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.annotate import annotate, can_annotate, write_annotated
 from shoal.exporter.bundle import new_bundle, store, write_manifest
+from shoal.exporter.calibrate import Tables, calibrate
 from shoal.exporter.copies import choose_copies
 from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
+from shoal.exporter.data import read_data
 from shoal.exporter.graph import Graph, Nodes, each
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
@@ -45,6 +47,8 @@ LEAST_SIZE: Final = 8
 """Guessed sizes are halved down to this if the model does not take them."""
 STEPS: Final = ("read the model", "ask the original", "cut", "compare the segments", "divide")
 """What is reported; a step for each further precision comes behind these."""
+CALIBRATE: Final = "calibrate"
+"""The last step, if there is data for it."""
 ROWS: Final = 3
 """Rows of the batch that is compared with its rows one by one."""
 
@@ -58,6 +62,9 @@ def export(
     sample: Path | None = None,
     max_segments: int = MAX_SEGMENTS,
     precisions: Sequence[str] = (),
+    calibration: Path | None = None,
+    codecs: Sequence[str] = (),
+    tables: Tables | None = None,
     seal: Callable[[Path], None] | None = None,
     report: Report = silent,
     force: bool = False,
@@ -66,7 +73,9 @@ def export(
 
     `name` is the file's if empty; `sizes` are those of named dimensions, and `sample` is a .npz file of
     real inputs, both guessed if missing.  `precisions` are those in which the segments are written
-    besides the one that they have.  `seal` is called with the folder when all else is in it, `report`
+    besides the one that they have.  `calibration` is a .npz file of data on which `codecs`, or standard
+    ones, are measured, with the codebooks in `tables` where it has them (see `calibrate`).  `seal` is
+    called with the folder when all else is in it, `report`
     with each of the steps as it begins.  Raises ModelError if the model cannot be exported or does not
     survive it, ConfigError if an argument is wrong or the bundle cannot be written; then nothing is left.
     """
@@ -76,9 +85,12 @@ def export(
         report(STEPS[0])
         source, light = _load(model, folder)
         with _about(model):
-            manifest = _Export(source, light, folder, sizes or {}, sample, report).run(
-                name, max_segments, asked
-            )
+            work = _Export(source, light, folder, sizes or {}, sample, report)
+            data = read_data(calibration, work.inputs) if calibration else None
+            manifest = work.run(name, max_segments, asked)
+        if data is not None:
+            report(CALIBRATE)
+            manifest = calibrate(manifest, folder, data, codecs, report, tables)
         write_manifest(manifest, folder)
         if seal is not None:
             seal(folder)
@@ -101,11 +113,11 @@ class _Export:
         self._source, self._model, self._folder, self._asked = source, model, folder, asked
         self._uses = uses_of(model.graph)
         unify_sizes(model, folder, self._uses)
-        self._inputs = input_specs(model.graph)
-        given = read_sample(sample, self._inputs) if sample else None
-        self._sizes = choose_sizes(self._inputs, asked, given)
-        self._given = split_rows(given, self._inputs, self._sizes) if given else []
-        if self._given and (lead := lead_of(self._inputs)):
+        self.inputs = input_specs(model.graph)
+        given = read_sample(sample, self.inputs) if sample else None
+        self._sizes = choose_sizes(self.inputs, asked, given)
+        self._given = split_rows(given, self.inputs, self._sizes) if given else []
+        if self._given and (lead := lead_of(self.inputs)):
             self._sizes[lead] = 1
 
     def run(self, name: str, max_segments: int, precisions: Sequence[Precision]) -> Manifest:
@@ -152,7 +164,7 @@ class _Export:
     def _shard(self, samples: Sequence[Sample], wanted: Sequence[Answer], *, batched: bool) -> Shardings:
         """Return the ways to run the model on several boards at once, proved on a batch too if it has one."""
         questions, answers = list(samples), list(wanted)
-        lead = lead_of(self._inputs)
+        lead = lead_of(self.inputs)
         if batched and lead is not None:
             batch = stack(
                 [*self._given, *(self._random(seed, {**self._sizes, lead: 1}) for seed in range(ROWS))][:ROWS]
@@ -170,16 +182,16 @@ class _Export:
         if not can_annotate():
             return None
         made = {n: i for i, nodes in enumerate(stages) for node in each(nodes) for n in graph.makes[node]}
-        batch = lead_of(self._inputs)
+        batch = lead_of(self.inputs)
         return write_annotated(annotate(self._model, sharded.layouts, made, tensors, batch), self._folder)
 
     def _rows(self) -> list[Sample]:
         """Return the rows of the batch that is compared with its rows one by one."""
-        one_row = {**self._sizes, str(lead_of(self._inputs)): 1}
+        one_row = {**self._sizes, str(lead_of(self.inputs)): 1}
         return [*self._given, *(self._random(seed, one_row) for seed in range(ROWS))][:ROWS]
 
     def _random(self, seed: int, sizes: Mapping[str, int]) -> Sample:
-        return make_sample(self._inputs, self._uses, sizes, seed)
+        return make_sample(self.inputs, self._uses, sizes, seed)
 
     def _questions(self) -> tuple[list[Sample], list[Answer]]:
         """Return samples and what the file as it was answers; it is closed again, to have its memory back.

@@ -25,7 +25,8 @@ from shoal.exporter.segments import PRODUCER, check_file
 from shoal.exporter.together import play
 from shoal.exporter.verify import Answer, Run, compare, run_chain, run_file
 from shoal.exporter.weights import blob_of, is_external, weights_in
-from shoal.manifest import Deviation, Manifest, Precision, Segment, Sharding, Slice, Swap, Variant, file_of
+from shoal.manifest import Manifest, Precision, Segment, Sharding, Slice, Swap, Variant, file_of
+from shoal.measured import Deviation
 from shoal.memory import give_back
 from shoal.parts import range_of, write_part
 from shoal.program import Run as RunStep

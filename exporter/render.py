@@ -11,12 +11,13 @@ from shoal.text import table
 
 def summary(manifest: Manifest) -> str:
     """Return what the bundle is, what it takes and gives, and what was proved of it."""
-    return "\n".join([*_facts(manifest), "", *_proofs(manifest.verification), *_variants(manifest)])
+    proofs = [*_proofs(manifest.verification), *_variants(manifest), *_accuracy(manifest)]
+    return "\n".join([*_facts(manifest), "", *proofs])
 
 
 def details(manifest: Manifest) -> str:
     """Return the summary with a line for each segment."""
-    proofs = [*_proofs(manifest.verification), *_variants(manifest)]
+    proofs = [*_proofs(manifest.verification), *_variants(manifest), *_accuracy(manifest)]
     return "\n".join([*_facts(manifest), "", *_segments(manifest), "", *proofs])
 
 
@@ -143,6 +144,33 @@ def _variants(manifest: Manifest) -> Iterator[str]:
             reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
             yield f"as given: {', '.join(names)}: {reason}"
+
+
+def _accuracy(manifest: Manifest) -> Iterator[str]:
+    """Yield what was measured of the ways for rows to cross the wire, on the user's data."""
+    found = manifest.calibration
+    if found is None:
+        return
+    books = {book.blob.sha256: book.blob.size_bytes for book in manifest.codebooks}
+    yield ""
+    yield (
+        f"accuracy: {found.metric} {found.unsplit:.4f} unsplit, on {found.samples} inputs; "
+        f"{sum(books.values()) / 1e6:.1f} MB of codebooks"
+    )
+    rows = [
+        (
+            one.sharding,
+            one.recipe,
+            str(one.parts),
+            f"{one.bytes_per_token:.1f}",
+            f"{one.value:.4f}",
+            f"{one.lost:+.2%}",
+            "" if one.agreement is None else f"{one.agreement:.1%}",
+        )
+        for one in found.outcomes
+    ]
+    head = ("SHARDING", "RECIPE", "BOARDS", "BYTES/TOKEN", found.metric.upper(), "LOST", "SAME TOP-1")
+    yield table(head, rows, numbers_from=2)
 
 
 def _port(port: TensorSpec) -> str:

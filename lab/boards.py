@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.codebooks import needed_bytes, other_blobs
 from shoal.coordinator import fleet
 from shoal.coordinator.cost import memory_bytes
 from shoal.lab.calibration import Calibration
@@ -256,7 +257,7 @@ class Board:
     def _profile_s(self) -> float:
         """Return what fetching the bundle and profiling it takes."""
         setting = self._world.setting
-        size_bytes = sum(blob.size_bytes for blob in setting.manifest.blobs.values())
+        size_bytes = sum(blob.size_bytes for blob in other_blobs(setting.manifest))
         rate = self._world.traffic.wiring.rate(DESK, self.name) or UNSHAPED_BITS_PER_S
         return 8 * size_bytes / rate + World.profile_s(setting) / self.worker.speed
 
@@ -283,6 +284,8 @@ class Board:
         """Load a plan's segments and run each once."""
         manifest, runs = self._world.setting.manifest, plan.runs_of(self.name)
         weights = sum(manifest.by_name[run.segment].held_bytes(run.part) for run in runs)
+        own = (lane.programs[self.name] for lane in plan.lanes if self.name in lane.programs)
+        weights += needed_bytes(manifest, own)
         warm_s = sum(self.worker.seconds(run.segment) for run in runs)
         epoch = plan.epoch
         self._epochs[epoch] = Readiness(epoch=epoch, phase="preparing", detail="")

@@ -17,7 +17,7 @@ from shoal.lab.asks import Ask, Attempt, Part, Use
 from shoal.lab.calibration import Calibration
 from shoal.lab.report import Fate
 from shoal.lab.shaping import DESK
-from shoal.lab.steps import Await, Hand, Move, Work, moves_of
+from shoal.lab.steps import Await, Code, Hand, Move, Work, moves_of
 from shoal.lab.told import Told
 from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline, Worker
@@ -320,6 +320,10 @@ class Dispatcher:
         self._workers[board].run(move.segment, share, done)
         return False
 
+    def _code(self, attempt: Attempt, board: BoardId, move: Code) -> bool:
+        self._workers[board].spend(move.seconds * attempt.part.share, lambda: self._advance(attempt, board))
+        return False
+
     def _hand(self, attempt: Attempt, board: BoardId, move: Hand) -> bool:
         share, now_s = attempt.part.share, self._timeline.now_s
         for target, size_bytes in move.parcels:
@@ -357,4 +361,5 @@ _MOVES: Final[Mapping[type, Callable[..., bool]]] = {
     Work: Dispatcher._work,  # noqa: SLF001  the table of this very class
     Hand: Dispatcher._hand,  # noqa: SLF001
     Await: Dispatcher._await,  # noqa: SLF001
+    Code: Dispatcher._code,  # noqa: SLF001
 }

@@ -4,8 +4,7 @@ What decides is what decides in a real cluster: `controller.heard` and `controll
 cost model, the drift of a board's speed.  What is simulated is what those talk to: boards that boot, profile,
 prepare and run one segment at a time, links that carry one message at a time, clients, and events.
 
-Not simulated: a delay that varies, TCP's slow start and its time-outs, the coordinator's own processor time,
-what codecs take to encode.
+Not simulated: a delay that varies, TCP's slow start and its time-outs, the coordinator's own processor time.
 """
 
 import math
@@ -245,7 +244,12 @@ class Cluster:
             name=self._setting.manifest.name, manifest=self._setting.digest, url="http://desk:1"
         )
         deployment = Deployment(
-            bundle=source, objective=self._scenario.objective, limits=NO_LIMITS, max_boards=max_boards
+            bundle=source,
+            objective=self._scenario.objective,
+            limits=NO_LIMITS,
+            max_boards=max_boards,
+            max_error=self._scenario.max_error,
+            max_accuracy_loss=self._scenario.max_accuracy_loss,
         )
         self._state = controller.deployed(self._state, deployment, self._timeline.now_s)
         self._state = replace(self._state, manifest=self._setting.manifest)

@@ -1,14 +1,16 @@
-"""Programs as a simulation plays them: each kind of step becomes one or two plain moves."""
+"""Programs as a simulation plays them: each kind of step becomes a few plain moves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from shoal.codec import PLAIN
 from shoal.collective import BOUNDS
+from shoal.coordinator.work import decode_s, encode_s
 from shoal.lab.calibration import Calibration
 from shoal.manifest import Manifest, ShardCollective, Sharding
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId, TensorSpec
-from shoal.sizes import counts_of, in_chunks, sizes_at
+from shoal.sizes import counts_of, gathered_by, in_chunks, sizes_at
 from shoal.traffic import Flow, flows
 
 Flows = Mapping[int, Sequence[Sequence[Flow]]]
@@ -43,7 +45,14 @@ class Await:
     """Of each message its sender."""
 
 
-Move = Work | Hand | Await
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Make rows into what crosses the wire, or back: so long on any board, as the planner reckons."""
+
+    seconds: float
+
+
+Move = Work | Hand | Await | Code
 
 
 def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[BoardId, tuple[Move, ...]]:
@@ -52,52 +61,84 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
     meetings = {step.tag: step for step in steps if isinstance(step, Collective)}
     if not meetings:
         shares = dict.fromkeys((step for step in steps if isinstance(step, Run)), (1.0,))
-        return {b: _moves(manifest, b, program, shares, {}) for b, program in lane.programs.items()}
+        return {b: _moves(manifest, b, program, shares, {}, {}) for b, program in lane.programs.items()}
     sharding = _sharding_of(manifest, steps)
     boards = next(iter(meetings.values())).boards
-    codec = max((step.codec for step in meetings.values()), key=lambda codec: codec.rate)
-    sizes = sizes_at(manifest, sharding, _shares(manifest, lane, boards, meetings), codec, lane.chunks)
+    shares_of = _shares(manifest, lane, boards, meetings)
+    sizes = {
+        codec: sizes_at(manifest, sharding, shares_of, codec, lane.chunks)
+        for codec in {PLAIN, *(step.codec for step in meetings.values())}
+    }
     crossing = {
-        tag: [flows(step, _tensors(sharding, tag), sizes, chunk) for chunk in range(step.chunks)]
+        tag: [flows(step, _tensors(sharding, tag), sizes[PLAIN], chunk) for chunk in range(step.chunks)]
         for tag, step in meetings.items()
     }
+    floats = {
+        tag: _bytes(flows(replace(step, codec=PLAIN), _tensors(sharding, tag), sizes[PLAIN]))
+        / max(1, sum(map(_bytes, crossing[tag])))
+        for tag, step in meetings.items()
+        if not step.codec.exact
+    }
     found = {}
-    for board, each in zip(boards, sizes, strict=True):
+    for index, board in enumerate(boards):
         program = lane.programs[board]
-        runs = (step for step in program.steps if isinstance(step, Run))
+        gathered = gathered_by(manifest, program)
         work = {
-            run: [_share(manifest, calibration, run, chunk) for chunk in in_chunks(each, run.chunks)]
-            for run in runs
+            run: [
+                _share(manifest, calibration, run, chunk)
+                for chunk in in_chunks(sizes[gathered.get(run.segment, PLAIN)][index], run.chunks)
+            ]
+            for run in program.steps
+            if isinstance(run, Run)
         }
-        found[board] = _moves(manifest, board, program, work, crossing)
+        found[board] = _moves(manifest, board, program, work, crossing, floats)
     return found
 
 
+def _bytes(crossing: Sequence[Flow]) -> int:
+    return sum(size for _, _, size in crossing)
+
+
 def _moves(
-    manifest: Manifest, board: BoardId, program: Program, shares: Shares, crossing: Flows
+    manifest: Manifest,
+    board: BoardId,
+    program: Program,
+    shares: Shares,
+    crossing: Flows,
+    floats: Mapping[int, float],
 ) -> tuple[Move, ...]:
-    """Return the moves of one board; what a collective brings is awaited where it is needed first."""
+    """Return the moves of one board; what a collective brings is awaited where it is needed first.
+
+    `floats` says for each byte of a collective with a codec, of how many bytes of floats it was made.
+    """
     moves: list[Move] = []
-    coming: list[tuple[Await, frozenset[str]]] = []
+    coming: list[tuple[tuple[Move, ...], frozenset[str]]] = []
     for step, chunk in program.pieces():
         needed = _needs(manifest, step)
-        moves += [awaited for awaited, made in coming if made & needed]
+        moves += [move for awaited, made in coming if made & needed for move in awaited]
         coming = [(awaited, made) for awaited, made in coming if not made & needed]
         if isinstance(step, Run):
             moves += [Work(step.segment, share) for share in shares[step][chunk : chunk + 1]]
         elif isinstance(step, Collective):
             sent = crossing[step.tag]
             mine = tuple((target, size) for source, target, size in sent[chunk] if source == board)
+            if mine and step.tag in floats:
+                most = max(size for _, size in mine)
+                moves.append(Code(encode_s(step.codec, floats[step.tag] * most, most)))
             moves += [Hand(step.tag, mine)] if mine else []
             if chunk == step.chunks - 1:
-                givers = tuple(source for each in sent for source, target, _ in each if target == board)
-                coming += [(Await(step.tag, givers), _makes(step))] if givers else []
+                came = [(source, size) for each in sent for source, target, size in each if target == board]
+                awaited: tuple[Move, ...] = (Await(step.tag, tuple(source for source, _ in came)),)
+                if step.tag in floats:
+                    came_bytes = floats[step.tag] * sum(size for _, size in came)
+                    awaited += (Code(decode_s(step.codec, came_bytes)),)
+                coming += [(awaited, _makes(step))] if came else []
         elif step.kind == "send":
             size_bytes = sum(manifest.tensor_bytes[name] for name in step.tensors)
             moves.append(Hand(step.tag, ((step.peer, size_bytes),)))
         else:
             moves.append(Await(step.tag, (step.peer,)))
-    return (*moves, *(awaited for awaited, _ in coming))
+    return (*moves, *(move for awaited, _ in coming for move in awaited))
 
 
 def _needs(manifest: Manifest, step: Step) -> frozenset[str]:

@@ -61,4 +61,4 @@ class Told:
         if tally.nothing and not waiting:
             return None
         tally.waits(waiting, now_s)
-        return tally.telemetry(incarnation, epoch, now_s)
+        return tally.telemetry(incarnation, epoch, (), now_s)

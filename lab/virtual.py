@@ -60,6 +60,17 @@ class Worker:
         elif self.alive:
             self._begin(segment, share, done)
 
+    def spend(self, seconds: float, done: Callable[[], None]) -> None:
+        """Call `done` after so much processor time beside the runs."""
+        life = self._life
+
+        def end() -> None:
+            if life == self._life:
+                self.busy_s += seconds
+                done()
+
+        self._timeline.after(seconds, end)
+
     def die(self) -> None:
         """Lose all that was to be done."""
         self.alive = False

@@ -26,6 +26,8 @@ _OFFSETS: Final = {
     "bytes_retrans": (208, "<Q"),
 }
 _APP_LIMITED: Final = 7
+RECEIVER_BOUND: Final = 0.5
+"""If a connection has waited for the receiver's program for more of the time, that was not the link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +75,14 @@ def read(sock: socket.socket) -> TcpInfo | None:
         return parse(sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, MOST_BYTES))
     except OSError:
         return None
+
+
+def receiver_bound(before: TcpInfo | None, now: TcpInfo) -> bool:
+    """Say whether the connection has mostly waited for the receiver's program since `before`."""
+    if before is None:
+        return False
+    figures = (before.busy_us, now.busy_us, before.rwnd_limited_us, now.rwnd_limited_us)
+    if any(figure is None for figure in figures):
+        return False
+    busy_before, busy, limited_before, limited = (figure or 0 for figure in figures)
+    return busy > busy_before and (limited - limited_before) / (busy - busy_before) > RECEIVER_BOUND

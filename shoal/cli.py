@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "demo": "shoal.lab.demo:demo",
     "export": "shoal.exporter.cli:export",
     "inspect": "shoal.exporter.cli:inspect",
+    "train": "shoal.train.cli:train",
     "broker": "shoal.coordinator.broker:broker",
     "coordinator": "shoal.coordinator.cli:coordinator",
     "agent": "shoal.agent.cli:agent",

@@ -1,62 +1,171 @@
-"""Rows as they cross the wire, and back: what a codec does to tensors.  Pure."""
+"""Rows as they cross the wire, and back: what a codec does to tensors.  Pure.
+
+The parts of a tensor, in this order: the rows (i4 and vq: bytes [batch, rows, bytes of a row]), their scales
+(i8: float32 for each row, i4: float16 [batch, rows, groups]), and the rows that are kept (float16).
+"""
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shoal.codec import Codec, counts, folded
-from shoal.errors import WireError
+from shoal.book import Book, look_up, nearest, pack, unpack
+from shoal.codec import GROUP, Codec, by_row, counts, folded, parts_of
+from shoal.errors import ModelError, WireError
 from shoal.records import Array
 from shoal.session import cast
 
 LEAST_SCALE: Final = np.float32(np.finfo(np.float32).tiny)
 """The scale of a row of zeros: anything but zero."""
 MOST: Final = np.float32(np.finfo(np.float16).max)
+MIDDLE: Final = np.float32(7.5)
+"""i4: zero lies between the eighth and the ninth of the sixteen steps."""
 
 
-def encode(codec: Codec, array: Array, axis: int) -> list[Array]:
+def encode(codec: Codec, array: Array, axis: int, start: int = 0, book: Book | None = None) -> list[Array]:
     """Return the parts of `array` as they cross the wire; `decode` takes them.
 
-    What is not a float crosses as it is.
+    What is not a float crosses as it is.  `start` is which row of the request is the first of them; codes
+    are those of `book`.  Raises ModelError for NaN or infinity where a codec has no way to say it, and if the
+    book is missing or of other rows.
     """
     if codec.exact or array.dtype.kind != "f":
         return [array]
-    lead, rows, values = folded(array.shape, axis)
-    flat: Array = array.reshape(lead, rows, values)
-    if codec.rate > 1 and rows:
-        flat = _means(codec, flat)
-    sizes = (*array.shape[:axis], flat.shape[1], *array.shape[axis + 1 :])
+    kept: list[Array] = []
+    if codec.keeps:
+        head, body, _ = codec.split(array.shape[axis], start)
+        ends = (_cut(array, axis, 0, head), _cut(array, axis, head + body, array.shape[axis]))
+        kept = [_halved(np.concatenate(ends, axis))]
+        array = _cut(array, axis, head, head + body)
+    if codec.rate > 1 and array.shape[axis]:
+        array = _means(codec, array, axis)
+    return [*_numbers(codec, array, axis, book), *kept]
+
+
+def rows_of(codec: Codec, parts: Sequence[Array], axis: int, like: Array) -> int:
+    """Return how many rows `decode` makes of these parts of a tensor whose other sizes are those of `like`.
+
+    Raises WireError if they are of another tensor.
+    """
+    if len(parts) != parts_of(codec, like.dtype.name):
+        raise WireError(f"expected {parts_of(codec, like.dtype.name)} parts of rows, got {len(parts)}")
+    coded = like.dtype.kind == "f" and codec.number in ("i4", "vq")
+    rows = 0
+    for part in (*(() if coded else parts[:1]), *(parts[-1:] if codec.keeps else ())):
+        if not _fits(part.shape, like.shape, axis):
+            raise WireError(f"expected rows of {list(like.shape)}, got {list(part.shape)}")
+        rows += part.shape[axis]
+    if coded:
+        outer, _, values = by_row(like.shape, axis)
+        width = (values + 1) // 2 if codec.number == "i4" else codec.row_bytes(values)
+        first = parts[0]
+        if first.dtype != np.uint8 or first.ndim != 3 or (first.shape[0], first.shape[2]) != (outer, width):
+            raise WireError(
+                f"expected {codec} of {[outer, 'rows', width]} bytes, got {first.dtype}{list(first.shape)}"
+            )
+        rows += first.shape[1]
+    return rows
+
+
+def decode(
+    codec: Codec, parts: Sequence[Array], axis: int, out: Array, head: int = 0, book: Book | None = None
+) -> None:
+    """Write what came as `parts` to `out`, which has as many rows as `rows_of` says.
+
+    Of the rows that were kept, `head` stand in front of all others.  Raises WireError if the parts do not
+    fit one another or `out`, ModelError if the book is missing or of other rows.
+    """
+    rows = rows_of(codec, parts, axis, out)
+    if rows != out.shape[axis]:
+        raise WireError(f"exchange: expected rows of sizes {list(out.shape)}, got {rows}")
+    if not codec.keeps or out.dtype.kind != "f":
+        _restore(codec, parts, axis, out, book)
+        return
+    *coded, kept = parts
+    ends = kept.shape[axis]
+    if kept.dtype != np.float16 or head > ends:
+        raise WireError(f"exchange: expected float16 rows, {head} of them first, got {kept.dtype} {ends}")
+    tail = rows - (ends - head)
+    _copy(_cut(kept, axis, 0, head), _cut(out, axis, 0, head))
+    _restore(codec, coded, axis, _cut(out, axis, head, tail), book)
+    _copy(_cut(kept, axis, head, ends), _cut(out, axis, tail, rows))
+
+
+def _numbers(codec: Codec, array: Array, axis: int, book: Book | None) -> list[Array]:
+    """Return rows in the numbers of the codec."""
     if codec.number == "f32":
-        return [flat.reshape(sizes)]
+        return [array]
     if codec.number == "f16":
-        half = flat if flat.dtype == np.float16 else cast(np.clip(flat, -MOST, MOST), "float16")
-        return [half.reshape(sizes)]
+        return [_halved(array)]
+    if codec.number == "i8":
+        return _whole_numbers(array, axis)
+    rows = _in_rows(array, axis)
+    if codec.number == "i4":
+        return _nibbles(rows)
+    found = _book(codec, book, rows.shape[2])
+    if not np.isfinite(rows).all():
+        raise _not_finite(codec)
+    codes = nearest(found, rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]))
+    packed = pack(codes.reshape(len(codes), codec.stages * codec.groups), codec.code_bits)
+    return [packed.reshape(*rows.shape[:2], packed.shape[1])]
+
+
+def _restore(codec: Codec, parts: Sequence[Array], axis: int, out: Array, book: Book | None) -> None:
+    """Write rows that are in the numbers of the codec to `out`."""
+    if codec.number in ("f32", "f16") or out.dtype.kind != "f":
+        _copy(parts[0], out)
+    elif codec.number == "i8":
+        _from_whole_numbers(parts, axis, out)
+    elif codec.number == "i4":
+        _put(_from_nibbles(parts, by_row(out.shape, axis)[2]), axis, out)
+    else:
+        _from_codes(codec, parts[0], axis, out, book)
+
+
+def _from_codes(codec: Codec, packed: Array, axis: int, out: Array, book: Book | None) -> None:
+    outer, rows, values = by_row(out.shape, axis)
+    found = _book(codec, book, values)
+    many = codec.groups * codec.stages
+    flat = np.asarray(packed, np.uint8).reshape(outer * rows, packed.shape[2])
+    codes = unpack(flat, many, codec.code_bits).reshape(outer * rows, codec.stages, codec.groups)
+    shape = (outer * rows, codec.groups, values // codec.groups)
+    if axis < 2 and out.flags.c_contiguous and out.dtype == np.float32:
+        look_up(found, codes, np.asarray(out, np.float32).reshape(shape))  # the same memory
+        return
+    made = np.empty(shape, np.float32)
+    look_up(found, codes, made)
+    _put(made.reshape(outer, rows, values), axis, out)
+
+
+def _book(codec: Codec, book: Book | None, values: int) -> Book:
+    """Return the book if it is there and of such rows."""
+    if book is None:
+        raise ModelError(f"expected the codebook of {codec.book}, got none")
+    if book.codec.book != codec.book or book.values != values:
+        raise ModelError(
+            f"expected a codebook {codec.book} of {values} values, got {book.codec.book} of {book.values}"
+        )
+    return book
+
+
+def _whole_numbers(array: Array, axis: int) -> list[Array]:
+    flat: Array = array.reshape(folded(array.shape, axis))
     scale = np.maximum(flat.max(axis=2, initial=0), -flat.min(axis=2, initial=0)).astype(np.float32)
+    if not np.isfinite(scale).all():
+        raise _not_finite(Codec(number="i8"))
     scale /= 127
     np.maximum(scale, LEAST_SCALE, out=scale)
     steps = flat * (1 / scale)[:, :, None]
     whole = np.empty(steps.shape, np.int8)
     np.rint(steps, out=whole, casting="unsafe")
-    return [whole.reshape(sizes), scale]
+    return [whole.reshape(array.shape), scale]
 
 
-def decode(parts: Sequence[Array], axis: int, out: Array) -> None:
-    """Write what came as `parts` to `out`, whose sizes are those of the first of them.
-
-    Raises WireError if the parts do not fit one another or `out`.
-    """
-    first = parts[0]
-    if first.shape != out.shape:
-        raise WireError(f"exchange: expected rows of sizes {list(out.shape)}, got {list(first.shape)}")
-    if len(parts) == 1:
-        if first.dtype != out.dtype and not first.dtype.kind == out.dtype.kind == "f":
-            raise WireError(f"exchange: expected {out.dtype}, got {first.dtype}")
-        half = first.dtype == np.float16 and out.dtype == np.float32
-        np.copyto(out, cast(first, "float32") if half else first, casting="same_kind")
-        return
+def _from_whole_numbers(parts: Sequence[Array], axis: int, out: Array) -> None:
+    first, scale = parts
     lead, rows, _ = folded(first.shape, axis)
-    scale = parts[1]
     if first.dtype != np.int8 or scale.dtype != np.float32 or scale.shape != (lead, rows):
         raise WireError(
             f"exchange: expected i8 rows and a scale for each of {[lead, rows]}, got {first.dtype} and "
@@ -66,9 +175,55 @@ def decode(parts: Sequence[Array], axis: int, out: Array) -> None:
     np.multiply(first, wide, out=out, casting="same_kind")
 
 
-def _means(codec: Codec, flat: Array) -> Array:
-    """Return the means of rows, [lead, codec.rows(rows), values]."""
-    many = counts(codec, flat.shape[1])
+def _nibbles(rows: NDArray[np.float32]) -> list[Array]:
+    """Return rows as i4, and their scales: x ~ scale * (i - 7.5), i of 0 to 15.
+
+    The first half of a row is in the low bits of its bytes, the second half in the high ones.
+    """
+    outer, many, values = rows.shape
+    groups = ceil(values / GROUP)
+    short = groups * GROUP - values
+    padded = np.pad(rows, ((0, 0), (0, 0), (0, short))) if short else rows
+    sizes = np.abs(padded).reshape(outer * many * groups, GROUP)
+    sizes = np.maximum(sizes[:, : GROUP // 2], sizes[:, GROUP // 2 :])
+    largest = np.ascontiguousarray(sizes.T).max(axis=0)  # numpy is slow to reduce a few values in a row
+    if not np.isfinite(largest).all():
+        raise _not_finite(Codec(number="i4"))
+    scale = np.minimum(largest.reshape(outer, many, groups) / 8, MOST).astype(np.float16)
+    wide = scale.astype(np.float32)
+    inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
+    steps = padded.reshape(outer, many, groups, GROUP) * inverse[:, :, :, None]
+    steps += 8
+    np.clip(steps, 0, 15.5, out=steps)
+    whole = steps.astype(np.uint8).reshape(outer, many, groups * GROUP)
+    pairs = (values + 1) // 2
+    return [whole[:, :, :pairs] | whole[:, :, pairs : 2 * pairs] << 4, scale]
+
+
+def _from_nibbles(parts: Sequence[Array], values: int) -> NDArray[np.float32]:
+    """Return the rows [batch, rows, values]."""
+    packed, scale = parts
+    groups = ceil(values / GROUP)
+    if scale.dtype != np.float16 or scale.shape != (*packed.shape[:2], groups):
+        raise WireError(
+            f"exchange: expected a scale for each of {[*packed.shape[:2], groups]} groups, got "
+            f"{scale.dtype}{list(scale.shape)}"
+        )
+    whole = np.asarray(packed, np.uint8)
+    made = np.empty((*packed.shape[:2], groups * GROUP), np.float32)
+    pairs = packed.shape[2]
+    made[:, :, :pairs] = whole & 15
+    made[:, :, pairs : 2 * pairs] = whole >> 4
+    made -= MIDDLE
+    apart = made.reshape(*packed.shape[:2], groups, GROUP)
+    apart *= scale.astype(np.float32)[:, :, :, None]
+    return made[:, :, :values]
+
+
+def _means(codec: Codec, array: Array, axis: int) -> Array:
+    """Return the means of rows, codec.rows(rows) of them along the axis; none is kept."""
+    flat = array.reshape(folded(array.shape, axis))
+    many = counts(codec.plain, flat.shape[1])
     longer = many[0] * many.count(many[0])
     made = np.empty((flat.shape[0], len(many), flat.shape[2]), flat.dtype)
     for length, part, out in (
@@ -77,4 +232,44 @@ def _means(codec: Codec, flat: Array) -> Array:
     ):
         apart = part.reshape(part.shape[0], out.shape[1], length, part.shape[2])
         out[...] = apart.mean(axis=2, dtype=np.float32)
-    return made
+    return made.reshape(*array.shape[:axis], len(many), *array.shape[axis + 1 :])
+
+
+def _halved(array: Array) -> Array:
+    if array.dtype == np.float16 or not array.size:
+        return array.astype(np.float16, copy=False)
+    return cast(np.clip(array, -MOST, MOST), "float16")
+
+
+def _copy(given: Array, out: Array) -> None:
+    """Write rows that are numbers by themselves to `out`."""
+    if given.dtype != out.dtype and not given.dtype.kind == out.dtype.kind == "f":
+        raise WireError(f"exchange: expected {out.dtype}, got {given.dtype}")
+    half = given.dtype == np.float16 and out.dtype == np.float32 and given.size
+    np.copyto(out, cast(given, "float32") if half else given, casting="same_kind")
+
+
+def _in_rows(array: Array, axis: int) -> NDArray[np.float32]:
+    """Return [batch, rows, values]."""
+    moved = np.moveaxis(array, axis, min(axis, 1))
+    return moved.reshape(by_row(array.shape, axis)).astype(np.float32, copy=False)
+
+
+def _put(rows: Array, axis: int, out: Array) -> None:
+    """Write [batch, rows, values] to `out`, which has its rows along `axis`."""
+    place = np.moveaxis(out, axis, min(axis, 1))
+    place[...] = rows.reshape(place.shape)
+
+
+def _cut(array: Array, axis: int, start: int, stop: int) -> Array:
+    return array[(*(slice(None),) * axis, slice(start, stop))]
+
+
+def _fits(shape: Sequence[int], like: Sequence[int], axis: int) -> bool:
+    return len(shape) == len(like) > axis and all(
+        s == w for i, (s, w) in enumerate(zip(shape, like, strict=True)) if i != axis
+    )
+
+
+def _not_finite(codec: Codec) -> ModelError:
+    return ModelError(f"expected finite numbers to send as {codec}, got NaN or infinity")

@@ -1,17 +1,20 @@
 """The arithmetic of collectives: what a board hands to whom, from whom it waits, and what it makes.
 
 Whoever moves the bytes calls `handed_out` before and `made_of` after; both are pure.  What is handed over
-is encoded as the collective's codec says, `handed` is what came, as it came.
+is encoded as the collective's codec says, `handed` is what came, as it came.  Where it says codes, the
+codebooks of the step's tensors are handed in.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from shoal import coding
+from shoal.book import Book
 from shoal.codec import Codec, counts, parts_of
 from shoal.errors import ModelError, WireError
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds, ranges
@@ -23,6 +26,9 @@ BOUNDS: Final = "shoal.bounds"
 Tensors = Mapping[str, Array]
 Handed = Mapping[BoardId, Sequence[Sequence[Array]]]
 """What each board handed over, message by message."""
+Books = Mapping[str, Book]
+"""The codebooks of a step, by tensor."""
+NO_BOOKS: Final[Books] = MappingProxyType({})
 
 
 class MisfitError(WireError):
@@ -35,7 +41,7 @@ class MisfitError(WireError):
 
 def needs(step: Collective) -> tuple[str, ...]:
     """Return the tensors that a board must have to take part."""
-    ranged = step.rows or step.codec.rate > 1 or step.chunks > 1
+    ranged = step.rows or step.counted or step.codec.keeps or step.chunks > 1
     return (*step.tensors, BOUNDS) if ranged else step.tensors
 
 
@@ -43,7 +49,7 @@ def makes(step: Collective) -> tuple[str, ...]:
     """Return the tensors of which a collective makes at least some boards' own."""
     if step.kind == "scatter":
         return (*step.made, RANGE, BOUNDS)
-    return (*step.made, LOG_COUNTS, COLUMNS) if step.codec.rate > 1 else step.made
+    return (*step.made, LOG_COUNTS, COLUMNS) if step.counted else step.made
 
 
 def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[BoardId, ...]:
@@ -68,11 +74,13 @@ def messages(step: Collective, board: BoardId, tensors: Tensors) -> list[tuple[B
     return [(g, number) for g in givers for number in range(len(ranges(rows[g], step.chunks)))]
 
 
-def handed_out(step: Collective, board: BoardId, tensors: Tensors) -> dict[BoardId, list[Array]]:
+def handed_out(
+    step: Collective, board: BoardId, tensors: Tensors, books: Books = NO_BOOKS
+) -> dict[BoardId, list[Array]]:
     """Return what `board` sends to each other board; views where that is possible.
 
     Of a gather in chunks `tensors` are those of one chunk.  Raises ModelError if there are fewer units
-    than boards that should have some.
+    than boards that should have some, or, naming the tensor, if the codec does not take one.
     """
     if step.kind in ("broadcast", "scatter"):
         if board != step.root:
@@ -83,13 +91,19 @@ def handed_out(step: Collective, board: BoardId, tensors: Tensors) -> dict[Board
     takers = [step.root] if step.root is not None else step.boards
     peers = [peer for peer in takers if peer != board and _gives(step, board, peer)]
     mine = _mine(step, board, tensors) if peers else None
-    return {} if mine is None else dict.fromkeys(peers, _encoded(step, mine))
+    if mine is None:
+        return {}
+    start = _start(step, board, tensors) if step.codec.keeps else 0
+    return dict.fromkeys(peers, _encoded(step, mine, books, start))
 
 
-def made_of(step: Collective, board: BoardId, tensors: Tensors, handed: Handed) -> dict[str, Array]:
+def made_of(
+    step: Collective, board: BoardId, tensors: Tensors, handed: Handed, books: Books = NO_BOOKS
+) -> dict[str, Array]:
     """Return the tensors that `board` has after the step, given what the others handed it.
 
-    Raises MisfitError, which names the giver, if that does not fit.
+    Where the step has a deadline, some of those who were waited for may be missing.  Raises MisfitError,
+    which names the giver, if that does not fit.
     """
     if step.kind in ("broadcast", "scatter"):
         names = step.made if step.kind == "broadcast" else (*step.made, RANGE, BOUNDS)
@@ -111,15 +125,16 @@ def made_of(step: Collective, board: BoardId, tensors: Tensors, handed: Handed) 
     ]
     if step.kind == "reduce":
         return _reduced(step, board, mine or (), givers, handed)
-    made = _gathered(step, board, mine, givers, handed)
-    return made | (_what_means_stand_for(step, board, tensors) if step.codec.rate > 1 else {})
+    heads = {giver: _head(step, giver, tensors) if step.codec.keeps else 0 for giver in givers}
+    made = _gathered(step, board, mine, heads, handed, books)
+    return made | (_what_columns_stand_for(step, board, tensors, givers) if step.counted else {})
 
 
 def _reduced(
     step: Collective, board: BoardId, mine: Sequence[Array], givers: Sequence[BoardId], handed: Handed
 ) -> dict[str, Array]:
     """Add up in the order of the boards, each as it crosses the wire, so that all boards get the same."""
-    own = _encoded(step, mine)
+    own = _encoded(step, mine, NO_BOOKS, 0)
     came = {giver: own if giver == board else handed[giver][0] for giver in givers}
     parts = [_parts(step, giver, came[giver], mine) for giver in givers]
     made: dict[str, Array] = {}
@@ -127,9 +142,8 @@ def _reduced(
         total = np.empty_like(mine[index])
         part = np.empty_like(total)
         for giver, given in zip(givers, parts, strict=True):
-            _decode(
-                step, giver, given[index], _axis(step, index, total), part if giver != givers[0] else total
-            )
+            target = part if giver != givers[0] else total
+            _decode(step, giver, index, given[index], _axis(step, index, total), target)
             if giver != givers[0]:
                 np.add(total, part, out=total)
         made[name] = total
@@ -137,13 +151,18 @@ def _reduced(
 
 
 def _gathered(
-    step: Collective, board: BoardId, mine: Sequence[Array] | None, givers: Sequence[BoardId], handed: Handed
+    step: Collective,
+    board: BoardId,
+    mine: Sequence[Array] | None,
+    heads: Mapping[BoardId, int],
+    handed: Handed,
+    books: Books,
 ) -> dict[str, Array]:
-    """Write what each board gives to its place in the whole."""
-    if list(givers) == [board]:
+    """Write what each board gives to its place in the whole; of `heads` so many rows are kept in front."""
+    if list(heads) == [board]:
         return dict(zip(step.made, mine or (), strict=True))
     pieces: list[tuple[BoardId, list[Sequence[Array]]]] = []
-    for giver in givers:
+    for giver in heads:
         if giver == board:
             pieces.append((giver, [[array] for array in mine or ()]))
         else:
@@ -151,52 +170,83 @@ def _gathered(
     made: dict[str, Array] = {}
     for index, (name, axis) in enumerate(zip(step.made, step.axes, strict=True)):
         like = mine[index] if mine else pieces[0][1][index][0]
-        for giver, parts in pieces:
-            shape = parts[index][0].shape
-            if not _fits(shape, like.shape, axis):
-                why = f"{name}: expected rows of {list(like.shape)}, got {list(shape)}"
-                raise MisfitError(step, giver, why)
-        total = sum(parts[index][0].shape[axis] for _, parts in pieces)
-        made[name] = whole = np.empty((*like.shape[:axis], total, *like.shape[axis + 1 :]), like.dtype)
+        rows = [
+            parts[index][0].shape[axis]
+            if giver == board
+            else _rows_in(step, giver, index, parts[index], like)
+            for giver, parts in pieces
+        ]
+        whole = np.empty((*like.shape[:axis], sum(rows), *like.shape[axis + 1 :]), like.dtype)
         start = 0
-        for giver, parts in pieces:
-            rows = parts[index][0].shape[axis]
-            place = whole[_rows(axis, start, start + rows)]
+        for (giver, parts), many in zip(pieces, rows, strict=True):
+            place = whole[_rows(axis, start, start + many)]
             if giver == board:
                 place[...] = parts[index][0]
             else:
-                _decode(step, giver, parts[index], axis, place)
-            start += rows
+                book = books.get(step.tensors[index])
+                _decode(step, giver, index, parts[index], axis, place, heads[giver], book)
+            start += many
+        made[name] = whole
     return made
 
 
-def _what_means_stand_for(step: Collective, board: BoardId, tensors: Tensors) -> dict[str, Array]:
-    """Return LOG_COUNTS and COLUMNS of what `board` gathered."""
-    rows = np.diff(tensors[BOUNDS]).tolist()
-    own = step.boards.index(board)
-    seen = rows[: own + 1] if step.causal else rows
-    chunks = [tuple(stop - start for start, stop in ranges(each, step.chunks)) for each in seen]
-    log_counts, columns = _stood_for(step.codec, tuple(chunks), own)
+def _rows_in(step: Collective, giver: BoardId, index: int, parts: Sequence[Array], like: Array) -> int:
+    try:
+        return coding.rows_of(step.codec, parts, step.axes[index], like)
+    except WireError as error:
+        raise MisfitError(step, giver, f"{step.made[index]}: {error}") from error
+
+
+def _start(step: Collective, board: BoardId, tensors: Tensors) -> int:
+    """Return which row of the request is the first of a board's."""
+    return int(tensors[BOUNDS][step.boards.index(board)])
+
+
+def _head(step: Collective, giver: BoardId, tensors: Tensors) -> int:
+    """Return how many rows a board keeps in front of all its others."""
+    index = step.boards.index(giver)
+    start, stop = tensors[BOUNDS][index : index + 2].tolist()
+    return step.codec.split(stop - start, start)[0]
+
+
+def _what_columns_stand_for(
+    step: Collective, board: BoardId, tensors: Tensors, givers: Sequence[BoardId]
+) -> dict[str, Array]:
+    """Return LOG_COUNTS and COLUMNS of what `board` gathered of `givers`."""
+    edges = tensors[BOUNDS].tolist()
+    chunks = []
+    for giver in givers:
+        index = step.boards.index(giver)
+        begin, end = edges[index], edges[index + 1]
+        chunks.append(tuple((a + begin, b - a) for a, b in ranges(end - begin, step.chunks)))
+    log_counts, columns = _stood_for(step.codec, tuple(chunks), givers.index(board))
     return {LOG_COUNTS: log_counts, COLUMNS: columns}
 
 
 @lru_cache(maxsize=256)
-def _stood_for(codec: Codec, chunks: tuple[tuple[int, ...], ...], own: int) -> tuple[Array, Array]:
-    stood = [
-        count
-        for index, rows in enumerate(chunks)
-        for each in rows
-        for count in ([1] * each if index == own else counts(codec, each))
-    ]
-    return np.log(np.array(stood, np.float32)), np.array([0, *accumulate(stood[:-1])], np.int64)
+def _stood_for(
+    codec: Codec, chunks: tuple[tuple[tuple[int, int], ...], ...], own: int
+) -> tuple[Array, Array]:
+    """Return the columns for each board's chunks, of which the first row and the number of rows are given."""
+    stood: list[int] = []
+    columns: list[int] = []
+    for index, each in enumerate(chunks):
+        for start, rows in each:
+            found = [1] * rows if index == own else counts(codec, rows, start)
+            stood += found
+            columns += accumulate(found[:-1], initial=start) if found else ()
+    return np.log(np.array(stood, np.float32)), np.array(columns, np.int64)
 
 
-def _encoded(step: Collective, mine: Sequence[Array]) -> list[Array]:
-    return [
-        part
-        for index, array in enumerate(mine)
-        for part in coding.encode(step.codec, array, _axis(step, index, array))
-    ]
+def _encoded(step: Collective, mine: Sequence[Array], books: Books, start: int) -> list[Array]:
+    found: list[Array] = []
+    for index, (name, array) in enumerate(zip(step.tensors, mine, strict=True)):
+        axis = _axis(step, index, array)
+        try:
+            found += coding.encode(step.codec, array, axis, start, books.get(name))
+        except ModelError as error:
+            raise ModelError(f"step {step.tag}, {step.kind} of {name}: {error}") from error
+    return found
 
 
 def _axis(step: Collective, index: int, array: Array) -> int:
@@ -215,17 +265,22 @@ def _parts(
     return [given[end - count : end] for end, count in zip(ends, many, strict=True)]
 
 
-def _decode(step: Collective, giver: BoardId, parts: Sequence[Array], axis: int, out: Array) -> None:
+def _decode(
+    step: Collective,
+    giver: BoardId,
+    index: int,
+    parts: Sequence[Array],
+    axis: int,
+    out: Array,
+    head: int = 0,
+    book: Book | None = None,
+) -> None:
     try:
-        coding.decode(parts, axis, out)
+        coding.decode(step.codec, parts, axis, out, head, book)
     except WireError as error:
         raise MisfitError(step, giver, str(error)) from error
-
-
-def _fits(shape: Sequence[int], like: Sequence[int], axis: int) -> bool:
-    return len(shape) == len(like) > axis and all(
-        s == w for i, (s, w) in enumerate(zip(shape, like, strict=True)) if i != axis
-    )
+    except ModelError as error:
+        raise ModelError(f"step {step.tag}, {step.kind} of {step.tensors[index]}: {error}") from error
 
 
 def _gives(step: Collective, giver: BoardId, taker: BoardId) -> bool:

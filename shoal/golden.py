@@ -18,7 +18,9 @@ from shoal.records import Array
 EXACT: Final = 1e-3
 """An answer may be off by this share of its largest number: boards of several kinds round differently, ..."""
 ROUNDED: Final = 0.5
-"""... and by this where boards exchange rounded numbers, which shows only what is quite wrong."""
+"""... by this where boards exchange rounded numbers, which shows only what is quite wrong, ..."""
+CODED: Final = 10.0
+"""... and by this where they exchange means or codes, made for requests that may be quite unlike this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ A bundle is a folder:
     <name>.<precision>.onnx   the same sub-graphs over weights of another precision
     annotated.onnx    the whole model with ONNX's own device annotations; only people and tools read it
     manifest.sig      an Ed25519 signature of manifest.json, if it was signed
-    blobs/<sha256>    weights, each distinct tensor once
+    blobs/<sha256>    weights, each distinct tensor once, and codebooks
 
 Segments stand in execution order, and a cut lies before each of them but the first: cut i is the set
 of tensors that segments 0..i-1 and the inputs hand to segments i and later.
@@ -26,10 +26,11 @@ from typing import Literal
 
 from shoal.encoding import build
 from shoal.errors import ModelError, WireError
+from shoal.measured import Calibration, Codebook, Deviation
 from shoal.records import Blob, Sha256, TensorSpec, check_name
 
 FORMAT = "shoal-bundle"
-VERSION = 2
+VERSION = 3
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
 ROWS = "shoal.rows"
@@ -214,22 +215,6 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deviation:
-    """How far the answers in another precision are from the original model's, on the samples."""
-
-    strategy: str
-    """Or the name of a sharding, divided among two boards."""
-    max_abs_err: float
-    max_rel_err: float
-    """max |got - want| over max |want|."""
-    top1: float | None
-    """The part of all rows of the answers that have their largest number at the same place; None: no rows."""
-    samples: int
-    reason: str
-    """Why its answers cannot be used at all (NaN, a refusal of onnxruntime); empty if they can."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A bundle's segments in another precision: each can take the place of the one whose name it has."""
 
@@ -271,6 +256,10 @@ class Manifest:
     """A request and its right answer, see `shoal.golden`; None: this bundle has none."""
     annotated: Blob | None = None
     """`annotated.onnx`; None: the onnx that exported was too old to write it."""
+    codebooks: tuple[Codebook, ...] = ()
+    """For the codecs that were calibrated."""
+    calibration: Calibration | None = None
+    """None: it was exported without data."""
 
     def __post_init__(self) -> None:
         check_name("bundle", self.name)
@@ -341,11 +330,13 @@ class Manifest:
 
     @cached_property
     def blobs(self) -> Mapping[Sha256, Blob]:
-        """Return every blob of the bundle as it was given, segment files and golden request included.
+        """Return every blob of the bundle as it was given: segment files, golden request, codebooks.
 
         Those of another precision are what `in_precision` has.
         """
-        found = {} if self.golden is None else {self.golden.sha256: self.golden}
+        found = {book.blob.sha256: book.blob for book in self.codebooks}
+        if self.golden is not None:
+            found[self.golden.sha256] = self.golden
         for segment in self.by_name.values():
             for blob in (segment.model, *segment.weights):
                 found[blob.sha256] = blob

@@ -314,12 +314,18 @@ class Deployment:
     """Use at most so many boards; 0: all."""
     max_error: float = 0.0
     """How much the numbers that boards exchange may be off, as a share of the largest; 0: not at all."""
+    max_accuracy_loss: float = 0.0
+    """How much of the accuracy that was measured at export may be lost; see `shoal.measured.lost_of`."""
 
     def __post_init__(self) -> None:
         check_name("model", self.bundle.name)
         check_not_negative("deployment max_boards", self.max_boards)
         if not 0 <= self.max_error <= 1:
             raise ValueError(f"deployment: expected max_error of 0 to 1, got {self.max_error}")
+        if not 0 <= self.max_accuracy_loss <= 1:
+            raise ValueError(
+                f"deployment: expected max_accuracy_loss of 0 to 1, got {self.max_accuracy_loss}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from math import inf
 from typing import Literal
 
 from shoal.codec import PLAIN, Codec
@@ -84,6 +85,9 @@ class Collective:
     """Of gather and reduce: how the tensors cross the wire; each board has its own as they are."""
     chunks: int = 1
     """Of gather: a board's rows cross in so many messages, or one for each row if it has fewer."""
+    deadline_s: float = 0.0
+    """Of gather: a board goes on without the rows of those of which nothing came for so long since it began
+    to wait for them; 0: it waits."""
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.tag}"
@@ -111,8 +115,21 @@ class Collective:
             raise ValueError(f"{what}: expected a codec of gather or reduce among all, got {self.codec}")
         if self.chunks != 1 and not (self.chunks > 1 and self.kind == "gather" and among_all):
             raise ValueError(f"{what}: expected chunks of a gather among all, got {self.chunks}")
-        if self.codec.rate > 1 and self.kind != "gather":
-            raise ValueError(f"{what}: expected means in a gather only, got {self.codec}")
+        if (self.codec.rate > 1 or self.codec.number == "vq" or self.codec.keeps) and self.kind != "gather":
+            raise ValueError(
+                f"{what}: expected means, codes or rows to keep in a gather only, got {self.codec}"
+            )
+        if self.codec.keeps and self.chunks > 1:
+            raise ValueError(f"{what}: expected one chunk where rows are kept, got {self.chunks}")
+        if not 0 <= self.deadline_s < inf:
+            raise ValueError(f"{what}: expected a deadline of 0 s or more, got {self.deadline_s}")
+        if self.deadline_s and not (self.kind == "gather" and among_all and self.chunks == 1):
+            raise ValueError(f"{what}: expected a deadline of a gather among all in one chunk, got {self}")
+
+    @property
+    def counted(self) -> bool:
+        """Say whether it makes LOG_COUNTS and COLUMNS: not every row that there is has one of its own."""
+        return self.codec.rate > 1 or self.deadline_s > 0
 
 
 RANGE = "shoal.range"
@@ -120,10 +137,10 @@ RANGE = "shoal.range"
 how many there are; a Run with a part has one of its own."""
 
 LOG_COUNTS = "shoal.log_counts"
-"""The tensor float32 [columns] that a gather of means makes: the logarithm of how many rows each gathered
-row stands for, to be added to the logits that attention has for it."""
+"""The tensor float32 [columns] that a gather of means, or one with a deadline, makes: the logarithm of how
+many rows each gathered row stands for, to be added to the logits that attention has for it."""
 COLUMNS = "shoal.columns"
-"""The tensor int64 [columns] that a gather of means makes: the first row that each gathered row is for."""
+"""The tensor int64 [columns] that such a gather makes: the first row that each gathered row is for."""
 
 
 def bounds(units: int, shares: Sequence[float]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """From a sharding of a bundle to the programs of the boards that share a request."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from shoal.codec import PLAIN, Codec
@@ -17,13 +17,15 @@ def programs(
     shares: Sequence[float],
     codec: Codec | Sequence[Codec] = PLAIN,
     chunks: int = 1,
+    deadline_s: float = 0.0,
 ) -> dict[BoardId, Program]:
     """Return what each of `boards` does when it has `shares` of the units, in that order.
 
     The lead is one of the boards.  `codec` is how rows cross the wire where all boards wait for one
     another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
-    `chunks`, so that the rows of one travel while those of the next are computed.  Raises PlanError
-    if a board would have none of a segment's units, or if the model does not take means there.
+    `chunks`, so that the rows of one travel while those of the next are computed.  With a
+    `deadline_s` boards go on without rows that do not come in time.  Raises PlanError if a board would have
+    none of a segment's units, or if the model does not take means, or fewer rows, there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():
@@ -37,7 +39,7 @@ def programs(
     whole_rows = {segment.name for segment in sharding.segments if not _row_by_row(segment)}
     reads = {segment.name: {spec.name for spec in segment.inputs} for segment in sharding.segments}
     means: set[str] = set()
-    left = iter(each)
+    codecs = _by_tag(sharding, each)
     steps: dict[BoardId, list[Step]] = {board: [] for board in boards}
     for tag, step in enumerate(sharding.steps):
         if isinstance(step, ShardRun):
@@ -50,20 +52,37 @@ def programs(
                 if board == lead or not step.lead_only:
                     edges = parts.get(segment, ())
                     part = edges[index : index + 2] if edges else ()
-                    steps[board].append(
-                        Run(segment=segment, part=part, chunks=_chunks(sharding, tag, whole_rows, chunks))
-                    )
+                    many = _chunks(sharding, tag, whole_rows, chunks, codecs)
+                    steps[board].append(Run(segment=segment, part=part, chunks=many))
         else:
-            chosen = next(left) if step.among_all else PLAIN
-            if not all(spec.dtype.startswith("float") for spec in step.tensors):
-                chosen = PLAIN  # ids cross as they are
-            if chosen.rate > 1:
+            chosen = codecs[tag]
+            many = _chunks(sharding, tag - 1, whole_rows, chunks, codecs) if tag else 1
+            hurried = step.kind == "gather" and step.among_all and _floats(step)
+            meeting = replace(
+                _collective(sharding, step, tag, boards, lead, shares, chosen),
+                chunks=many,
+                deadline_s=deadline_s if hurried else 0.0,
+            )
+            if meeting.counted:
                 means |= {spec.name for spec in step.made}
-            many = _chunks(sharding, tag - 1, whole_rows, chunks) if tag else 1
-            meeting = replace(_collective(sharding, step, tag, boards, lead, shares, chosen), chunks=many)
             for board in boards:
                 steps[board].append(meeting)
     return {board: Program(steps=tuple(found)) for board, found in steps.items()}
+
+
+def _by_tag(sharding: Sharding, each: Sequence[Codec]) -> dict[int, Codec]:
+    """Return the codec of each of the sharding's collectives, by its place among the steps."""
+    left = iter(each)
+    found: dict[int, Codec] = {}
+    for tag, step in enumerate(sharding.steps):
+        if isinstance(step, ShardCollective):
+            chosen = next(left) if step.among_all else PLAIN
+            found[tag] = chosen if _floats(step) else PLAIN  # ids cross as they are
+    return found
+
+
+def _floats(step: ShardCollective) -> bool:
+    return all(spec.dtype.startswith("float") for spec in step.tensors)
 
 
 def _row_by_row(segment: Segment) -> bool:
@@ -71,7 +90,9 @@ def _row_by_row(segment: Segment) -> bool:
     return all(ROWS in spec.shape for spec in segment.outputs)
 
 
-def _chunks(sharding: Sharding, index: int, whole_rows: Collection[str], chunks: int) -> int:
+def _chunks(
+    sharding: Sharding, index: int, whole_rows: Collection[str], chunks: int, codecs: Mapping[int, Codec]
+) -> int:
     """Return in how many chunks the step at `index`, and the one behind it, are done."""
     step = sharding.steps[index]
     behind = sharding.steps[index + 1] if index + 1 < len(sharding.steps) else None
@@ -82,6 +103,7 @@ def _chunks(sharding: Sharding, index: int, whole_rows: Collection[str], chunks:
         and behind.among_all
         and behind.kind == "gather"
         and not sharding.causal
+        and not codecs[index + 1].keeps
     )
     return chunks if fits else 1
 

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from typing import Final
 
 from shoal.codec import PLAIN, Codec
 from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, ShardCollective, Sharding
-from shoal.program import bounds, ranges
+from shoal.program import Collective, Program, Run, bounds, ranges
 from shoal.records import Array, TensorSpec
 
 _WORD: Final = re.compile(rf"({re.escape(ROWS)}|{re.escape(COLUMNS)})(\d*)(?:\*(\d+))?")
@@ -25,7 +26,7 @@ def sizes_at(
     """Return what each named dimension is at each board when the boards have `shares` of the units.
 
     All others are as in the sample.  `codec` is that of the gathers: the rows of others that came as means
-    are as many as there are means, of each of the `chunks` in which they were sent.
+    are as many as there are means, of each of the `chunks` in which they were sent, and those kept beside.
     """
     found: list[dict[str, int]] = [{**manifest.sample_sizes, **sharding.sizes} for _ in shares]
     for word in sharding.sizes:
@@ -33,14 +34,53 @@ def sizes_at(
         if match is None:  # certain rows that a board picks: they are as many as they are
             continue
         units, packed = int(match[2] or sharding.units), int(match[3] or 1)
-        counts = [stop - start for start, stop in pairwise(bounds(units, shares))]
-        for index, own in enumerate(counts):
-            count = own
+        owned = list(pairwise(bounds(units, shares)))
+        crossing = [
+            sum(codec.rows(b - a, start + a) for a, b in ranges(stop - start, chunks))
+            for start, stop in owned
+        ]
+        for index, (start, stop) in enumerate(owned):
+            count = stop - start
             if match[1] == COLUMNS:
-                others = counts[:index] + ([] if sharding.causal else counts[index + 1 :])
-                count += sum(codec.rows(b - a) for other in others for a, b in ranges(other, chunks))
+                count += sum(crossing[:index]) + (0 if sharding.causal else sum(crossing[index + 1 :]))
             found[index][word] = count * packed
     return tuple(found)
+
+
+def gathered_by(manifest: Manifest, program: Program) -> dict[str, Codec]:
+    """Return, for each segment of a program that reads what a gather made, the codec of that gather.
+
+    Other segments have no columns that depend on a codec.
+    """
+    made: dict[str, Codec] = {}
+    found: dict[str, Codec] = {}
+    for step in program.steps:
+        if isinstance(step, Collective):
+            made |= dict.fromkeys(step.made, step.codec)
+        elif isinstance(step, Run):
+            read = [made[s.name] for s in manifest.by_name[step.segment].inputs if s.name in made]
+            if read:
+                found[step.segment] = max(read, key=lambda codec: codec.rate)
+    return found
+
+
+def row_values(sharding: Sharding) -> list[list[int]]:
+    """Return, for each exchange among all, how many values a row has of each tensor that a codec is for.
+
+    Sizes that a request chooses count as one.
+    """
+    found: list[list[int]] = []
+    for step in sharding.steps:
+        if isinstance(step, ShardCollective) and step.among_all:
+            axes = step.axes or tuple(max(0, len(spec.shape) - 2) for spec in step.tensors)
+            found.append(
+                [
+                    prod(dim for at, dim in enumerate(spec.shape) if at != axis and isinstance(dim, int))
+                    for spec, axis in zip(step.tensors, axes, strict=True)
+                    if all(each.dtype.startswith("float") for each in step.tensors)
+                ]
+            )
+    return found
 
 
 def in_chunks(sizes: Mapping[str, int], chunks: int) -> list[Mapping[str, int]]:

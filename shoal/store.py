@@ -10,6 +10,7 @@ blobs/<sha256>.<start>-<stop>   units of a weight of which this board holds a pa
 import errno
 import hashlib
 import os
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from shoal.parts import Piece, is_piece, write_part
 from shoal.records import Blob, Sha256
 
 CHUNK_BYTES: Final = 1 << 20
+MANIFESTS: Final = 2
+"""So many are kept in memory: a large one takes a while to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class Store:
         self._blobs = root / "blobs"
         self._verified: dict[Sha256, tuple[int, int]] = {}
         self._pieces: dict[str, tuple[int, int]] = {}
+        self._manifests: OrderedDict[Sha256, Manifest] = OrderedDict()
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -169,7 +173,13 @@ class Store:
         """Return the manifest with that digest.  Raises ModelError if it cannot be read."""
         if not self.has(sha256):
             raise ModelError(f"manifest {sha256[:12]}: not in {self.root}")
-        return parse(self.path(sha256).read_bytes(), f"manifest {sha256[:12]}")
+        known = self._manifests.pop(sha256, None)
+        if known is None:
+            known = parse(self.path(sha256).read_bytes(), f"manifest {sha256[:12]}")
+        self._manifests[sha256] = known  # the last ones that were asked for
+        while len(self._manifests) > MANIFESTS:
+            self._manifests.popitem(last=False)
+        return known
 
 
 class writing:  # noqa: N801  a context manager, used as a verb

@@ -26,16 +26,18 @@ def flows(
     fewer rows than there are chunks has none in the last ones.
     """
     held = [{spec.name: _hollow(spec, each) for spec in tensors} for each in sizes]
-    if step.rows:
+    starts = [0] * len(held)
+    if step.rows or step.codec.keeps:
         own = (arrays[step.tensors[0]].shape[step.axes[0]] for arrays in held)
-        edges = np.array([*accumulate(own, initial=0)], np.int64)
-        held = [{**arrays, BOUNDS: edges} for arrays in held]
+        edges = [*accumulate(own, initial=0)]
+        held = [{**arrays, BOUNDS: np.array(edges, np.int64)} for arrays in held]
+        starts = edges[:-1]
     plain = replace(step, codec=PLAIN)
     found = []
-    for board, whole in zip(step.boards, held, strict=True):
+    for board, whole, start in zip(step.boards, held, starts, strict=True):
         arrays = _cut(step, whole, chunk) if step.chunks > 1 else whole
         for peer, handed in (handed_out(plain, board, arrays) if arrays else {}).items():
-            size_bytes = sum(_size_bytes(step, index, array) for index, array in enumerate(handed))
+            size_bytes = sum(_size_bytes(step, index, array, start) for index, array in enumerate(handed))
             found.append((board, peer, size_bytes))
     return found
 
@@ -57,9 +59,9 @@ def _hollow(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
     return np.broadcast_to(np.empty((), spec.dtype), shape)
 
 
-def _size_bytes(step: Collective, index: int, array: Array) -> int:
+def _size_bytes(step: Collective, index: int, array: Array, start: int) -> int:
     """Return the bytes of one tensor on the wire; a reduce has its rows along the last axis but one."""
     if step.codec.exact or array.dtype.kind != "f":
         return array.nbytes
     axis = step.axes[index] if step.axes else max(0, array.ndim - 2)
-    return step.codec.size_bytes(array.shape, axis, array.itemsize)
+    return step.codec.size_bytes(array.shape, axis, array.itemsize, start)

@@ -16,7 +16,8 @@ from typing import Any, Literal, Union
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from shoal.codec import PLAIN, Codec
+from shoal.book import book_bytes
+from shoal.codec import NUMBERS, PLAIN, Codec
 from shoal.manifest import (
     COLUMNS,
     FORMAT,
@@ -24,7 +25,6 @@ from shoal.manifest import (
     VERSION,
     WHOLE,
     Cut,
-    Deviation,
     Manifest,
     Segment,
     ShardCollective,
@@ -35,6 +35,7 @@ from shoal.manifest import (
     Variant,
     Verification,
 )
+from shoal.measured import Codebook, Deviation
 from shoal.messages import (
     NO_LIMITS,
     Alarm,
@@ -329,6 +330,19 @@ def sharded(*, causal: bool = False) -> Manifest:
     )
 
 
+def codebook(manifest: Manifest, codec: Codec, number: int = 9000) -> Codebook:
+    """Return the record of a codebook for what the boards of `sharded` gather."""
+    return Codebook(
+        sharding="sequence",
+        tag=2,
+        tensor="k.part",
+        codec=codec.book,
+        values=8,
+        source=manifest.source_sha256,
+        blob=blob(number, book_bytes(codec, 8)),
+    )
+
+
 def timing(seconds: float) -> Timing:
     return Timing(median_s=seconds, spread_s=0.0, runs=5)
 
@@ -475,10 +489,10 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Limits, "max_power_w"): st.none() | _positive,
     (Deployment, "max_boards"): _natural,
     (Deployment, "max_error"): st.floats(0, 1),
+    (Deployment, "max_accuracy_loss"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
     (Run, "chunks"): st.integers(1, 4),
-    (Codec, "rate"): st.sampled_from([1.0, 2.5, 20.0]),
     (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),
 }
 """Fields whose records take less than their type says."""
@@ -499,6 +513,10 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         return _collectives()
     if kind is Slice:
         return _slices()
+    if kind is Codec:
+        return codecs()
+    if kind is Codebook:
+        return _codebooks()
     if kind is Segment:
         return _segments()
     if kind is Sharding:
@@ -541,7 +559,11 @@ def _collectives(draw: st.DrawFn) -> Collective:
     tensors = draw(st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple))
     rows = draw(st.sampled_from([(), (0, 1), (-1, 9)]))
     among_all = kind in ("gather", "reduce") and not rooted and not rows
-    codec = draw(any_of(Codec)) if among_all else PLAIN
+    codec = draw(codecs()) if among_all and kind == "gather" else PLAIN
+    if among_all and kind == "reduce":
+        codec = Codec(number=draw(st.sampled_from(["f32", "f16", "i8", "i4"])))
+    chunks = draw(st.integers(1, 3)) if among_all and kind == "gather" and not codec.keeps else 1
+    hurried = among_all and kind == "gather" and chunks == 1
     return Collective(
         kind=kind,
         tag=draw(st.integers(0, 65535)),
@@ -553,8 +575,42 @@ def _collectives(draw: st.DrawFn) -> Collective:
         shares=(1 / len(boards),) * len(boards) if kind == "scatter" else (),
         causal=draw(st.booleans()),
         rows=rows,
-        codec=codec if kind == "gather" else dataclasses.replace(codec, rate=1.0),
-        chunks=draw(st.integers(1, 3)) if among_all and kind == "gather" else 1,
+        codec=codec,
+        chunks=chunks,
+        deadline_s=draw(st.sampled_from([0.0, 0.05])) if hurried else 0.0,
+    )
+
+
+@st.composite
+def codecs(draw: st.DrawFn) -> Codec:
+    """Draw a codec of any kind."""
+    number = draw(st.sampled_from(NUMBERS))
+    rate = draw(st.sampled_from([1.0, 1.5, 2.5, 10.0, 1000.0]))
+    coded = number == "vq"
+    may_keep = rate > 1 or number in ("i8", "i4", "vq")
+    return Codec(
+        number=number,
+        rate=rate,
+        groups=draw(st.integers(1, 5)) if coded else 0,
+        codes=draw(st.sampled_from([2, 16, 256, 1024])) if coded else 0,
+        stages=draw(st.integers(1, 3)) if coded else 0,
+        first=draw(st.integers(0, 2)) if may_keep else 0,
+        last=draw(st.integers(0, 3)) if may_keep else 0,
+    )
+
+
+@st.composite
+def _codebooks(draw: st.DrawFn) -> Codebook:
+    codec = draw(codecs().filter(lambda codec: codec.number == "vq"))
+    values = codec.groups * draw(st.integers(1, 4))
+    return Codebook(
+        sharding=draw(_names),
+        tag=draw(st.integers(0, 9)),
+        tensor=draw(st.text(max_size=4)),
+        codec=codec.book,
+        values=values,
+        source=draw(_shas),
+        blob=Blob(sha256=draw(_shas), size_bytes=book_bytes(codec, values)),
     )
 
 

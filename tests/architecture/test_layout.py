@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("agent", "coordinator", "exporter", "firmware_configs", "lab", "profiler")
+FOLDERS = ("agent", "coordinator", "exporter", "firmware_configs", "lab", "profiler", "train")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -16,7 +16,7 @@ from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Trace
 from shoal.errors import BoardError, ModelError
 from shoal.frames import Kind
-from shoal.program import Exchange, Lane, Plan, Prediction, Program, Run
+from shoal.program import COLUMNS, Collective, Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import Address, Array, BoardId, Sha256
 
 A, B = BoardId("a"), BoardId("b")
@@ -331,3 +331,42 @@ def test_a_bug_on_the_lead_keeps_nobody_waiting(boards: tuple[Board, Board]) -> 
     with pytest.raises(RuntimeError, match="a bug"):
         ask(boards[0], epoch=2)
     assert settled(*boards), "b would wait for a minute"
+
+
+def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board]) -> None:
+    a, b = boards
+    both = (A, B)
+    scatter = Collective(
+        kind="scatter",
+        tag=0,
+        tensors=("x",),
+        made=("part",),
+        axes=(0,),
+        boards=both,
+        root=A,
+        shares=(2 / 3, 1 / 3),
+    )
+    gather = Collective(
+        kind="gather", tag=2, tensors=("y",), made=("z",), axes=(0,), boards=both, root=None, deadline_s=0.2
+    )
+    steps = (scatter, Run(segment="double"), gather)
+    plan = plan_of({A: a.address, B: b.address})
+    lane = Lane(programs={A: Program(steps=steps), B: Program(steps=steps)}, weight=1.0)
+    own = {board: Double("part", "y") for board in boards}
+    for board, session in own.items():
+        board.executor.hold(replace(plan, epoch=2, lanes=(lane,)), {Run(segment="double"): session})  # type: ignore[dict-item]
+
+    def asked() -> dict[str, Array]:
+        deadline_s = time.monotonic() + 3.0
+        return a.executor.lead(2, 0, secrets.token_bytes(16), {"x": X}, deadline_s, ["z", COLUMNS])
+
+    whole = asked()
+    np.testing.assert_array_equal(whole["z"], 2 * X)
+    assert whole[COLUMNS].tolist() == [0, 1, 2]
+    own[b].gate = gate = threading.Event()
+    part = asked()
+    np.testing.assert_array_equal(part["z"], 2 * X[:2])
+    assert part[COLUMNS].tolist() == [0, 1]
+    gate.set()
+    assert settled(*boards)
+    assert a.failures == b.failures == []

@@ -17,11 +17,16 @@ from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.room import Needs, Room
 from shoal.agent.sessions import Sessions
+from shoal.book import book_of
+from shoal.codebooks import each, wanted
 from shoal.codec import codec_of
 from shoal.coordinator.depot import Depot
 from shoal.errors import ModelError, PlanError
+from shoal.exporter.prove import Segments
+from shoal.exporter.together import Manner, play
 from shoal.firmware_configs import boards
-from shoal.manifest import Manifest
+from shoal.manifest import Manifest, ShardCollective
+from shoal.measured import Codebook, recipe_of
 from shoal.parts import pieces
 from shoal.program import Lane, Plan, Prediction, Program, Run
 from shoal.records import Address, Array, BoardId, Sha256
@@ -63,7 +68,13 @@ class Cluster:
         for name, board in self.boards.items():
             board.peers.know(addresses)
             runs = {run: manifest.by_name[run.segment] for run in plan.runs_of(name)}
-            board.executor.hold(plan, board.sessions.open(runs))
+            codebooks = wanted(manifest, told[name])
+            books = board.sessions.open_books(each([codebooks]))
+            by_step = {
+                (0, tag): {tensor: books[one.blob.sha256] for tensor, one in by_tensor.items()}
+                for tag, by_tensor in codebooks.items()
+            }
+            board.executor.hold(plan, board.sessions.open(runs), by_step)
 
     async def _fetch(self, depot: Path, manifest: Manifest, told: dict[BoardId, Program]) -> None:
         runner = web.AppRunner(Depot(Store(depot)).application())
@@ -73,8 +84,9 @@ class Cluster:
         async with aiohttp.ClientSession() as http:
             for name, board in self.boards.items():
                 fetcher = Fetcher(board.store, http, Room(board.store, None))
+                books = each([wanted(manifest, told[name])])
                 needs = Needs.of({run: manifest.by_name[run.segment] for run in told[name].runs})
-                await fetcher.fetch(url, needs.blobs)
+                await fetcher.fetch(url, [*needs.blobs, *(book.blob for book in books.values())])
                 await fetcher.fetch_pieces(url, needs.pieces)
         await runner.cleanup()
 
@@ -167,14 +179,64 @@ def test_codecs_are_one_for_each_exchange(bundle: tuple[Path, Path, Manifest], t
     boards = [BoardId("a"), BoardId("b")]
     with pytest.raises(PlanError, match=f"expected {sharding.exchanges} codecs, got 1"):
         programs(sharding, boards, boards[0], (0.5, 0.5), [codec_of("i8")])
-    each = [codec_of(("i8", "means1.0001")[number % 2]) for number in range(sharding.exchanges)]
-    cluster = Cluster(tmp_path, depot, manifest, programs(sharding, boards, boards[0], (0.5, 0.5), each))
+    chosen = [codec_of(("i8", "means1.0001")[number % 2]) for number in range(sharding.exchanges)]
+    cluster = Cluster(tmp_path, depot, manifest, programs(sharding, boards, boards[0], (0.5, 0.5), chosen))
     original = open_session(model)
     try:
         asked = question(1, 20, 0)
         got, want = cluster.ask(asked, original.outputs), original.run(asked)
         for output, array in want.items():
             assert np.allclose(got[output], array, atol=2e-2 * np.abs(array).max())
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.parametrize(
+    "recipe", ["vq8x16", "i4,vq4x16x2-keep1.2", "means2-vq8x16-keep1.1", "means2-i4,vq8x16"]
+)
+def test_codes_are_looked_up_in_books_that_boards_fetched(
+    recipe: str, bundle: tuple[Path, Path, Manifest], tmp_path: Path
+) -> None:
+    """Boards that talk over sockets answer bit by bit what the same programs answer in one process."""
+    _, depot, manifest = bundle
+    sharding = manifest.shardings[0]
+    boards = [BoardId(name) for name in ("a", "b", "c")]
+    store = Store(depot)
+    random = np.random.default_rng(4)
+    codecs = recipe_of(recipe, sharding.exchanges)
+    tags = [tag for tag, s in enumerate(sharding.steps) if isinstance(s, ShardCollective) and s.among_all]
+    records, books = [], {}
+    for tag, codec in zip(tags, codecs, strict=True):
+        step = sharding.steps[tag]
+        assert isinstance(step, ShardCollective)
+        for tensor in (spec.name for spec in step.tensors) if codec.groups else ():
+            shape = (codec.stages, codec.groups, codec.codes, 32 // codec.groups)
+            table = random.standard_normal(shape).astype("<f4")
+            records.append(
+                Codebook(
+                    sharding=sharding.name,
+                    tag=tag,
+                    tensor=tensor,
+                    codec=codec.book,
+                    values=32,
+                    source=manifest.source_sha256,
+                    blob=store.put(table.tobytes()),
+                )
+            )
+            books[tag, tensor] = book_of(codec, table)
+    told = programs(sharding, boards, boards[0], (0.5, 0.25, 0.25), codecs)
+    with pytest.raises(ModelError, match="there is none"):
+        wanted(manifest, told[boards[0]])
+    cluster = Cluster(tmp_path, depot, replace(manifest, codebooks=tuple(records)), told)
+    opened = Segments(bundle[0].parent / "bundle", {segment.name: segment for segment in sharding.segments})
+    by_tag = {tag: {t: book for (at, t), book in books.items() if at == tag} for tag in tags}
+    try:
+        for seed, (batch, tokens) in enumerate(((1, 23), (2, 17))):
+            asked = question(batch, tokens, seed)
+            want = play(told, boards[0], asked, opened, Manner(books=by_tag))
+            got = cluster.ask(asked, [spec.name for spec in manifest.outputs])
+            for name, array in got.items():
+                assert np.array_equal(array, want[name])
     finally:
         cluster.stop()
 

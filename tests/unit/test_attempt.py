@@ -81,6 +81,7 @@ class Alone:
             program=program,
             sessions=SESSIONS,
             last_uses=last_uses_in(program, SESSIONS),
+            books={},
             header=Header(kind=Kind.TENSORS, attempt=bytes(16), epoch=1),
             inbox=self.inbox,
             deadline_s=0.0,

@@ -171,8 +171,8 @@ def test_a_plan_left_for_what_its_trial_showed_is_kept_as_rolled_back() -> None:
     learnt = Slower(factor=2.5, until_s=650.0, recall_s=600.0, epoch=4)
     cause = "sequence turned out 2.5 times slower than predicted"
     after = replace(state, experience={"sequence": learnt}, cause=cause)
-    event, slower = between(state, after)
-    assert (event.kind, slower.kind) == ("event", "slower")
+    (slower,) = between(state, after)
+    assert slower.kind == "slower"
     assert slower.slower is not None
     assert slower.slower.until_s == 1e9 + 650.0
     assert slower.at_s == 1e9 + 50.0
@@ -212,7 +212,8 @@ def test_what_is_waited_for_is_kept_when_it_changes() -> None:
     assert [entry.words for entry in between(waits("boards"), waits("the profile of b"))] == [
         "the profile of b"
     ]
-    assert between(waits("12 boards"), waits("13 boards")) == ()
+    assert between(waits("12 boards, 0.5 s"), waits("13 boards, 20 s")) == ()
+    assert len(between(waits("the profile of pi-1"), waits("the profile of pi-2"))) == 1
 
 
 def test_nothing_is_kept_while_nothing_happens() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.book import book_of
 from shoal.codec import Codec, codec_of
-from shoal.collective import BOUNDS, MisfitError, handed_out, made_of, messages
+from shoal.collective import BOUNDS, NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages
 from shoal.errors import ModelError
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds, ranges
 from shoal.records import Array, BoardId
@@ -19,12 +20,12 @@ BOARDS = tuple(BoardId(name) for name in ("a", "b", "c", "d"))
 Everything = Mapping[BoardId, Mapping[str, Array]]
 
 
-def meet(step: Collective, tensors: Everything) -> dict[BoardId, dict[str, Array]]:
+def meet(step: Collective, tensors: Everything, books: Books = NO_BOOKS) -> dict[BoardId, dict[str, Array]]:
     """Play a step at all of its boards, and check that what is sent is what is waited for."""
     sent: dict[tuple[BoardId, BoardId, int], Sequence[Array]] = {}
     for board in step.boards:
         for number, chunk in enumerate(in_chunks(step, tensors[board])):
-            for peer, arrays in handed_out(step, board, chunk).items():
+            for peer, arrays in handed_out(step, board, chunk, books).items():
                 sent[board, peer, number] = arrays
     found = {}
     for board in step.boards:
@@ -33,7 +34,7 @@ def meet(step: Collective, tensors: Everything) -> dict[BoardId, dict[str, Array
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for giver, number in wanted:
             handed.setdefault(giver, []).append(sent[giver, board, number])
-        found[board] = made_of(step, board, tensors[board], handed)
+        found[board] = made_of(step, board, tensors[board], handed, books)
     return found
 
 
@@ -180,6 +181,55 @@ def test_chunks_come_to_their_places(shares: Sequence[float], units: int, chunks
         assert np.allclose(got, np.stack(means, axis=1), atol=1e-6)
 
 
+@given(
+    shares=shares_of,
+    units=st.integers(4, 60),
+    rate=st.sampled_from([1.0, 2.0, 7.0]),
+    first=st.integers(0, 9),
+    last=st.integers(0, 5),
+    causal=st.booleans(),
+)
+def test_rows_that_are_kept_come_as_they_are(
+    shares: Sequence[float], units: int, rate: float, first: int, last: int, causal: bool
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).integers(-9, 9, (2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    codec = Codec(number="i4", rate=rate, first=first, last=last)
+    made = meet(collective("gather", boards, codec=codec, causal=causal), own)
+    edges = bounds(units, shares)
+    for index, board in enumerate(boards):
+        got = made[board]["y"]
+        end = edges[index + 1] if causal else units
+        if rate > 1:
+            at, many = made[board][COLUMNS], np.exp(made[board][LOG_COUNTS]).round().astype(int)
+        else:
+            at, many = np.arange(end), np.ones(end, int)
+        assert got.shape[1] == len(at)
+        assert many.sum() == end
+        kept = {*range(first)}.union(*(range(max(a, b - last), b) for a, b in pairwise(edges)))
+        kept |= {*range(edges[index], edges[index + 1])}
+        for row in sorted(kept & {*range(end)}):
+            (place,) = np.flatnonzero(at == row)
+            assert many[place] == 1
+            assert np.array_equal(got[:, place], x[:, row])
+
+
+def test_codes_are_looked_up_in_the_book_of_their_tensor() -> None:
+    x = np.random.default_rng(1).integers(0, 2, (1, 9, 4)).astype(np.float32)
+    own = own_rows(x, BOARDS, (0.25,) * 4)
+    step = collective("gather", BOARDS, codec=codec_of("vq2x4"))
+    every = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    book = book_of(step.codec, np.stack([every, every])[None])
+    for found in meet(step, own, {"x": book}).values():
+        assert np.array_equal(found["y"], x)
+    with pytest.raises(ModelError, match="step 0, gather of x: expected the codebook of vq2x4, got none"):
+        meet(step, own)
+    own[BOARDS[2]]["x"][...] = np.nan
+    with pytest.raises(ModelError, match="step 0, gather of x: expected finite numbers to send as vq2x4"):
+        meet(step, own, {"x": book})
+
+
 def test_means_of_single_rows_are_the_rows() -> None:
     x = np.random.default_rng(0).standard_normal((1, 9, 2)).astype(np.float32)
     own = own_rows(x, BOARDS, (0.25,) * 4)
@@ -214,6 +264,11 @@ Spoil = Callable[[Sequence[Array]], Sequence[Array]]
         ("i8", lambda parts: [parts[0], parts[1][:, :1]], "a scale for each"),
         ("i8", lambda parts: [parts[0].astype(np.int16), parts[1]], "a scale for each"),
         ("i8", lambda parts: parts[:1], "expected 2 tensors, got 1"),
+        ("i4", lambda parts: [parts[0][:, :, :1], parts[1]], r"expected i4 of \[1, 'rows', 2\] bytes"),
+        ("i4", lambda parts: [parts[0].astype(np.int8), parts[1]], "expected i4 of"),
+        ("i4", lambda parts: [parts[0], parts[1][:, :1]], "a scale for each"),
+        ("i8-keep1.1", lambda parts: [*parts[:2], parts[2][:, :, :1]], "expected rows of"),
+        ("i8-keep1.1", lambda parts: [*parts[:2], parts[2].astype(np.float32)], "expected float16 rows"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_giver(words: str, spoil: Spoil, why: str) -> None:
@@ -247,3 +302,35 @@ def test_bounds_are_as_near_to_the_shares_as_can_be(shares: Sequence[float], uni
     assert min(counts) >= (1 if units >= len(shares) else 0)
     for got, share in zip(counts, shares, strict=True):
         assert abs(got - share * units) <= len(shares)
+
+
+@given(shares=shares_of, units=st.integers(4, 30), missing=st.sets(st.integers(0, 3)), causal=st.booleans())
+def test_rows_that_did_not_come_are_left_out(
+    shares: Sequence[float], units: int, missing: set[int], causal: bool
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    step = collective("gather", boards, deadline_s=0.1, causal=causal)
+    edges = bounds(units, shares)
+    for index, board in enumerate(boards):
+        came = [
+            giver
+            for place, giver in enumerate(boards)
+            if place == index or (place not in missing and (not causal or place < index))
+        ]
+        handed = {g: [handed_out(step, g, own[g])[board]] for g in came if g != board}
+        made = made_of(step, board, own[board], handed)
+        rows = [row for g in came for row in range(edges[boards.index(g)], edges[boards.index(g) + 1])]
+        assert set(made) <= set(makes(step))
+        assert np.array_equal(made["y"], x[:, rows])
+        assert made[COLUMNS].tolist() == rows
+        assert made[LOG_COUNTS].tolist() == [0] * len(rows)
+
+
+def test_only_a_gather_among_all_has_a_deadline() -> None:
+    for kind, more in (("reduce", {}), ("gather", {"root": BOARDS[0]}), ("gather", {"chunks": 2})):
+        with pytest.raises(ValueError, match="expected a deadline of a gather among all in one chunk"):
+            collective(kind, BOARDS, deadline_s=0.1, **more)
+    with pytest.raises(ValueError, match="expected a deadline of 0 s or more"):
+        collective("gather", BOARDS, deadline_s=-1.0)

@@ -126,11 +126,22 @@ def test_a_codec_makes_fewer_bytes_and_more_work() -> None:
     assert plain.carried_bytes - half.carried_bytes == 10 * ROW / 2
     assert plain.latency_s - half.latency_s == pytest.approx(4 * ROW / 2 / 1000, abs=TINY)
     big = 10_000_000
-    assert encode_s(PLAIN, big) == 0
+    assert encode_s(PLAIN, big, big) == 0
     assert decode_s(PLAIN, big) == big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("f16"), big) == 2 * 2 * big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("means4"), big) == 4 * big / COPY_BYTES_PER_S
-    assert decode_s(codec_of("i8"), big) == 4 * big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("f16"), big, big / 2) == 2 * big / COPY_BYTES_PER_S
+    assert encode_s(codec_of("means4"), big, big / 4) == big / COPY_BYTES_PER_S
+    assert decode_s(codec_of("means4"), big) == big / 4 / COPY_BYTES_PER_S
+    assert decode_s(codec_of("i8"), big) == big / COPY_BYTES_PER_S
+
+    def coded_s(words: str, width: int) -> float:
+        """Return what it takes to code so many bytes of rows that are cut into pieces of `width` values."""
+        codec = codec_of(words)
+        return encode_s(codec, big, big / 4 / width * codec.code_bits * codec.stages / 8)
+
+    assert coded_s("vq4x1024", 8) > 3 * coded_s("vq4x256", 8)
+    assert coded_s("vq4x256", 4) > 2 * coded_s("vq4x256", 16), "more scores to choose from"
+    assert coded_s("vq4x256x2", 8) == pytest.approx(2 * coded_s("vq4x256", 8), rel=0.1)
+    assert coded_s("vq4x16", 2) < coded_s("vq4x64", 2) / 2, "looked up in a grid"
 
 
 def test_each_message_beyond_the_first_costs_a_board_time() -> None:
@@ -319,3 +330,22 @@ def test_the_busiest_part_of_a_network() -> None:
     assert busiest_s(carried, path) == pytest.approx(2.5)  # into b
     assert busiest_s(carried, path, frozenset({frozenset({A, C})})) == pytest.approx(3.5)
     assert busiest_s((), path) == 0
+
+
+def test_what_the_lead_copies_to_its_device_and_back_is_told_as_a_part_of_its_compute() -> None:
+    """Of 6 of 10 tokens: x, h and k of q0, and h, all of k and y of q1."""
+    profiles = fleet(A, B)
+    plain = together(profiles, (0.6, 0.4))
+    assert plain.staging_s == 0.0
+    staged = together({**profiles, A: replace(profiles[A], staging_s=1e-4)}, (0.6, 0.4))
+    assert staged.staging_s == pytest.approx(1e-4 * ROW * (3 * 6 + 2 * 6 + 10))
+    assert replace(staged, staging_s=0.0) == plain, "the times that were measured have it in them"
+
+
+def test_staging_of_a_model_in_one_piece_is_of_what_comes_in_and_goes_out() -> None:
+    manifest = build.chain((100, 100), asked=300, given=50)
+    profile = replace(build.profile(manifest, 1.0), staging_s=1e-3)
+    lanes = (Lane(programs={A: Program(steps=(Run(segment="whole"),))}, weight=1.0),)
+    assert predict(manifest, {A: profile}, frozenset(), A, lanes).staging_s == pytest.approx(0.35)
+    apart = (Lane(programs={A: Program(steps=(Run(segment="s00"), Run(segment="s01")))}, weight=1.0),)
+    assert predict(manifest, {A: profile}, frozenset(), A, apart).staging_s == pytest.approx(0.55)

@@ -131,6 +131,7 @@ def test_a_request_waits_for_a_plan_and_is_answered() -> None:
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.failed, report.retried) == (1, 0, 0)
+        assert report.lanes == (1,)
 
     run(work)
 
@@ -349,6 +350,7 @@ def test_only_requests_of_the_usual_size_with_the_cluster_to_themselves_prove_a_
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.alone) == (4, 1)
+        assert sum(report.lanes) >= 4, "a batch that was divided counts for each lane"
         assert 0.02 <= report.alone_median_s < 0.2
         asking = asyncio.ensure_future(dispatcher.infer(question(usual)))
         await asyncio.sleep(0.005)
@@ -357,6 +359,7 @@ def test_only_requests_of_the_usual_size_with_the_cluster_to_themselves_prove_a_
         report = dispatcher.telemetry(7)
         assert report is not None
         assert (report.answered, report.alone) == (1, 0), "which plan it shows is not known"
+        assert report.lanes == (0, 0), "of the lanes of the plan in force"
 
     run(work)
 
@@ -450,5 +453,32 @@ def test_overload_is_refused_at_once_and_says_when_to_come_again() -> None:
         assert 26 <= found.value.retry_after_s <= 27
         go.set()
         await asyncio.gather(*busy, *waits)
+
+    run(work)
+
+
+def test_a_request_that_waits_until_its_client_gives_up_does_not_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    asked = Dispatcher._latest_s
+
+    def counted(self: Dispatcher, *args: object) -> float:
+        nonlocal looks
+        looks += 1
+        return asked(self, *args)  # type: ignore[arg-type]
+
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(), manifest(batch=None))
+        fake.act = lambda _epoch, _lane: time.sleep(0.2)
+        await dispatcher.infer(question())  # now it is known what a request takes
+        go, busy = full(dispatcher, fake)
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr(Dispatcher, "_latest_s", counted)
+        with pytest.raises(ExpiredError):
+            await dispatcher.infer(question(within_s=0.25))
+        assert looks < 10
+        go.set()
+        await asyncio.gather(*busy)
 
     run(work)

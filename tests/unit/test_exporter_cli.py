@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -72,6 +73,19 @@ def test_fewer_segments_may_be_asked_for(model: Path, tmp_path: Path) -> None:
 def test_a_size_that_makes_no_sense_is_refused(text: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--size: expected NAME=N"):
         run("export", model, "-o", tmp_path / "bundle", "--size", text)
+
+
+def test_accuracy_is_measured_on_data_and_shown(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--codec: expected --calibrate DATA\.npz with it"):
+        run("export", model, "-o", tmp_path / "bundle", "--codec", "i8")
+    ids = np.random.default_rng(0).integers(0, 100, (10, 6))
+    np.savez(tmp_path / "data.npz", input_ids=ids, attention_mask=np.ones_like(ids), labels=ids % 7)
+    data = ("--calibrate", tmp_path / "data.npz", "--codec", "i8")
+    made = run("export", model, "-o", tmp_path / "bundle", "--size", "tokens=6", *data)
+    shown = run("inspect", tmp_path / "bundle")
+    for words in ("accuracy: perplexity ", "on 5 inputs; 0.0 MB of codebooks", "RECIPE", "none", "i8"):
+        assert words in made
+        assert words in shown
 
 
 def test_inspect_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from shoal.book import book_of
+from shoal.codec import codec_of
 from shoal.exporter.prove import Segments
-from shoal.exporter.together import Runs, play
+from shoal.exporter.together import Manner, Runs, play
 from shoal.manifest import COLUMNS, Manifest, Segment, Sharding, ShardRun
 from shoal.program import LOG_COUNTS, RANGE, Run
 from shoal.records import Array, BoardId, TensorSpec
@@ -168,6 +170,43 @@ def test_a_segment_with_a_mask_makes_its_columns_of_the_whole_mask(tmp_path: Pat
         for spec in segment.inputs:
             if spec.name not in (LOG_COUNTS, COLUMNS) and along_columns(spec) is not None:
                 assert spec.name in made, "columns come from a gather only"
+
+
+@pytest.mark.parametrize("words", ["means2", "means3-i4-keep1.2", "i4-keep1.1", "vq4x16", "means2-vq4x16"])
+def test_nothing_of_a_later_token_leaks_into_an_earlier_answer(
+    words: str, decoder: tuple[Path, Manifest]
+) -> None:
+    bundle, manifest = decoder
+    found, codec = sharding(manifest, "sequence"), codec_of(words)
+    assert found.causal
+    boards = [BoardId("a"), BoardId("b"), BoardId("c")]
+    told = programs(found, boards, boards[0], (0.4, 0.3, 0.3), codec)
+    random = np.random.default_rng(0)
+    shape = (codec.stages, codec.groups, codec.codes, HIDDEN // max(1, codec.groups))
+    books = {
+        tag: {spec.name: book_of(codec, random.standard_normal(shape)) for spec in step.tensors}
+        for tag, step in enumerate(found.steps)
+        if not isinstance(step, ShardRun) and step.among_all and codec.groups
+    }
+    opened = Segments(bundle, {segment.name: segment for segment in found.segments})
+
+    def logits(ids: Array) -> Array:
+        return last(play(told, boards[0], {"input_ids": ids}, opened, Manner(books=books)))
+
+    asked = random.integers(0, 50, (1, 14))
+    before = logits(asked)
+    for place in range(14):
+        changed = asked.copy()
+        changed[0, place] = 50 - 1 - changed[0, place]
+        after = logits(changed)
+        assert np.array_equal(before[:, :place], after[:, :place]), "not to the last bit the same"
+        assert not np.array_equal(before[:, place:], after[:, place:])
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("decoder")
+    return folder / "bundle", exported(Writer(Style(causal=True)).model(), folder)
 
 
 def linear_attention() -> onnx.ModelProto:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.codec import codec_of
 from shoal.coordinator import render
+from shoal.coordinator.accuracy import EXACT, uniform
 from shoal.coordinator.cost import predict
 from shoal.coordinator.front import Point, front
 from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet, words_of
@@ -202,6 +203,12 @@ def test_a_rate_that_one_board_does_not_carry_takes_more() -> None:
     assert busy.predicted.throughput_per_s > 12
     with pytest.raises(UnmetError, match=r"no plan carries --rate 20: .* does the most, 1[0-9.]+ requests/s"):
         best("p95", limits(rate_per_s=20.0))
+
+
+def test_a_rate_that_no_pipeline_carries_is_the_limit_and_not_the_memory() -> None:
+    tight = {name: replace(profile, memory_bytes=150) for name, profile in BOTH.items()}
+    with pytest.raises(UnmetError, match="no plan carries --rate 20: pipeline on a, b does the most, 10 req"):
+        propose(PAIR, tight, NONE, "p95", limits=limits(rate_per_s=20.0))
 
 
 def test_a_power_cap_leaves_boards_out() -> None:
@@ -401,7 +408,7 @@ def test_nothing_that_was_looked_at_beats_the_front(
     cluster: tuple[Manifest, dict[BoardId, Profile], Powers],
 ) -> None:
     manifest, profiles, powers = cluster
-    found = explore(manifest, profiles, NONE, 0, (codec_of("f32"),), powers=powers)
+    found = explore(manifest, profiles, NONE, 0, EXACT, powers=powers)
     points = front(found, NO_LIMITS)
     mine = [figures(point) for point in points]
     assert mine == sorted(mine)
@@ -413,7 +420,7 @@ def test_nothing_that_was_looked_at_beats_the_front(
 
 
 def test_the_front_ends_where_each_figure_is_best() -> None:
-    points = front(explore(PAIR, BOTH, NONE, 0, (codec_of("f32"),), powers=WATTS), NO_LIMITS)
+    points = front(explore(PAIR, BOTH, NONE, 0, EXACT, powers=WATTS), NO_LIMITS)
     lowest = [min(column) for column in zip(*map(figures, points), strict=True)]
     assert lowest == pytest.approx(
         [
@@ -431,8 +438,8 @@ def test_the_front_ends_where_each_figure_is_best() -> None:
 
 def test_codecs_that_lose_something_are_on_the_front_with_their_error() -> None:
     profiles = {A: board(1.0, goodput=1e3), B: board(1.0, goodput=1e3)}
-    codecs = (codec_of("f32"), codec_of("i8"))
-    points = front(explore(TOKENS, profiles, NONE, 0, codecs), NO_LIMITS)
+    recipes = tuple(uniform(codec_of(words)) for words in ("f32", "i8"))
+    points = front(explore(TOKENS, profiles, NONE, 0, recipes), NO_LIMITS)
     errors = {point.candidate.strategy: point.error for point in points}
     assert errors["sequence i8"] == pytest.approx(1 / 254)
     assert errors["sequence"] == 0.0

@@ -212,6 +212,38 @@ def test_what_had_no_more_to_send_does_not_make_a_link_slow(net: Net) -> None:
     assert net.told == 1, "faster transfers are news only to the loop that looks at them"
 
 
+def test_transfers_that_are_much_slower_though_there_was_no_more_to_send_ask_for_one_probe(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 3.0)
+    net.info_now = replace(PLAIN, app_limited=True)
+    due_s = net.watch._links[B].due_s
+    net.rate = 5e6
+    net.load(B, 1.0)
+    assert net.watch._links[B].due_s == due_s, "two and a half times may be the slow start of TCP"
+    net.rate = 0.6e6
+    net.load(B, 0.5)
+    assert net.watch._links[B].due_s <= net.now_s
+    net.watch.probe(B)
+    assert net.mbit_per_s() == pytest.approx(4.8, rel=0.1)
+    assert net.told == 2
+
+
+def test_a_suspicion_that_a_probe_does_not_share_is_not_raised_again(net: Net) -> None:
+    net.watch.probe(B)
+    net.info_now = replace(PLAIN, app_limited=True)
+    net.rate = 0.6e6
+    net.load(B, 0.5)
+    net.rate = 12.5e6
+    net.watch.probe(B)
+    due_s = net.watch._links[B].due_s
+    net.rate = 0.6e6
+    net.load(B, 2.0)
+    assert net.watch._links[B].due_s == due_s
+    net.rate = 0.1e6
+    net.load(B, 0.5)
+    assert net.watch._links[B].due_s <= net.now_s
+
+
 def test_a_receiver_that_does_not_take_what_comes_is_no_slow_link(net: Net) -> None:
     net.watch.probe(B)
     net.rate = 1e6

@@ -1,7 +1,7 @@
 """A board on its way to what is desired of it, with everything around it replaced by what records it."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,20 +14,26 @@ from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
-from shoal.agent.room import Room
+from shoal.agent.room import FullError, Room
 from shoal.agent.sessions import Sessions
+from shoal.book import Book, book_of
+from shoal.codec import codec_of
 from shoal.encoding import to_json
 from shoal.errors import BoardError
 from shoal.golden import Golden, pack
 from shoal.manifest import Manifest, Segment
+from shoal.measured import Codebook
 from shoal.messages import Desired
 from shoal.parts import Piece
-from shoal.program import Plan, Run
+from shoal.program import Lane, Plan, Run
 from shoal.records import Address, Array, Blob, BoardId, Sha256
 from shoal.session import Session
+from shoal.sharding import programs
 from shoal.store import Store
 from tests import build
 from tests.build import A, B
+
+_BOOK = book_of(codec_of("vq2x4"), np.zeros((1, 2, 4, 4), np.float32))
 
 
 class Boards:
@@ -40,9 +46,13 @@ class Boards:
         self.away = False
         self.opened: list[str] = []
         self.kept: list[str] = []
+        self.books: list[str] = []
+        self.books_kept: Container[Sha256] = ()
         self.known: Mapping[BoardId, Address] = {}
         self.room = True
         self.fetched: list[str] = []
+        self.full: set[Sha256] = set()
+        """Blobs for which there is no room."""
         self.executor = Executor(A, lambda *_run: None, lambda *_failure: None)
         self.executor.connect(cast(Peers, self))
         self.dispatcher = Dispatcher(A, self.executor, self.no_resort)
@@ -67,6 +77,8 @@ class Boards:
     ) -> None:
         if self.away:
             raise BoardError("coordinator: no answer")
+        if self.full & {blob.sha256 for blob in blobs}:
+            raise FullError("disk full")
         self.fetched += [f"{'gently ' if gently else ''}{blob.sha256}" for blob in blobs]
 
     async def fetch_manifest(self, url: str, _sha256: Sha256) -> None:
@@ -86,6 +98,13 @@ class Boards:
 
     def keep(self, wanted: Iterable[tuple[Segment, Run]]) -> None:
         self.kept = [segment.name for segment, _ in wanted]
+
+    def open_books(self, records: Mapping[Sha256, Codebook]) -> dict[Sha256, Book]:
+        self.books = [record.tensor for record in records.values()]
+        return dict.fromkeys(records, _BOOK)
+
+    def keep_books(self, digests: Container[Sha256]) -> None:
+        self.books_kept = digests
 
     # as Peers
     on_notes: object = None
@@ -318,3 +337,52 @@ def test_where_the_disk_is_too_small_for_the_bundle_one_segment_of_each_kind_com
     boards.reconciler._room = Room(boards.store, 10_000)
     asyncio.run(boards.reconciler.fetch_all(source, boards.manifest))
     assert set(boards.fetched) == set(boards.manifest.blobs)
+
+
+def test_a_board_is_ready_for_codes_once_it_has_their_books(boards: Boards) -> None:
+    manifest = build.sharded()
+    codec = codec_of("vq2x4")
+    told = programs(manifest.shardings[0], (A, B), A, (0.5, 0.5), codec)
+    lane = Lane(programs=told, weight=1.0)
+
+    def plan(manifest: Manifest) -> Plan:
+        boards.bundle = boards.store.put(to_json(manifest)).sha256
+        return replace(boards.plan(1, B), lanes=(lane,))
+
+    async def work() -> None:
+        await boards.reconciler.act(boards.desired(plan(manifest)))
+        (readiness,) = boards.reconciler.epochs
+        assert readiness.phase == "failed"
+        assert "codebook vq2x4 of k.part, sequence exchange 2: there is none" in readiness.detail
+        await boards.reconciler.act(boards.desired())
+        record = build.codebook(manifest, codec)
+        foreign = replace(record, source=build.sha(77))
+        await boards.reconciler.act(boards.desired(plan(replace(manifest, codebooks=(foreign,)))))
+        (readiness,) = boards.reconciler.epochs
+        assert f"expected one for model {manifest.source_sha256[:12]}, got one for" in readiness.detail
+        await boards.reconciler.act(boards.desired())
+        await boards.reconciler.act(boards.desired(plan(replace(manifest, codebooks=(record,)))))
+        assert boards.phases() == {1: "ready"}
+        assert record.blob.sha256 in boards.fetched
+        held = boards.executor._held[1]
+        assert {step: dict(books) for step, books in held.books.items()} == {(0, 2): {"k.part": _BOOK}}
+        await boards.reconciler.act(boards.desired())
+        assert record.blob.sha256 not in boards.books_kept
+
+    run(work)
+
+
+def test_what_has_no_room_is_passed_over_for_what_is_less_likely(boards: Boards) -> None:
+    first, second = (boards.manifest.by_name[name] for name in ("s00", "s01"))
+    boards.full = {blob.sha256 for blob in first.weights}
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        ahead = (Run(segment="s00"), Run(segment="s01"))
+        boards.reconciler.wish(boards.desired(ahead=ahead))
+        wanted = tuple(sorted(blob.sha256 for blob in (second.model, *second.weights)))
+        while boards.reconciler._room.ahead != wanted:
+            await asyncio.sleep(0.001)
+        becoming.cancel()
+
+    run(work)

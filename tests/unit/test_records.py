@@ -229,13 +229,13 @@ def test_what_is_no_json_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"[]", b"null", b"1", b'"x"', b"{}", b'[{"format": "shoal-bundle"}]'])
 def test_what_is_no_manifest_is_refused(text: bytes) -> None:
-    assert "expected shoal-bundle version 2, got None version None" in refusal(text)
+    assert "expected shoal-bundle version 3, got None version None" in refusal(text)
 
 
-@pytest.mark.parametrize("version", [1, 3, 0, "2", None, 1.5, [2], {"a": 1}])
+@pytest.mark.parametrize("version", [1, 2, 4, 0, "3", None, 1.5, [3], {"a": 1}])
 def test_another_version_is_named_before_anything_else(version: object) -> None:
     words = refusal(body(version=version, surprise=1))
-    assert f"expected shoal-bundle version 2, got shoal-bundle version {version}" in words
+    assert f"expected shoal-bundle version 3, got shoal-bundle version {version}" in words
 
 
 @pytest.mark.parametrize("version", [True, 1.0])
@@ -244,7 +244,7 @@ def test_a_version_that_only_looks_like_ours_is_refused(version: object) -> None
 
 
 def test_another_format_is_named() -> None:
-    assert "got onnx version 2" in refusal(body(format="onnx"))
+    assert "got onnx version 3" in refusal(body(format="onnx"))
 
 
 def test_an_endless_or_deep_version_is_refused_shortly() -> None:

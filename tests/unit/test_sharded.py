@@ -10,6 +10,7 @@ import pytest
 
 from shoal.codec import codec_of
 from shoal.coordinator import render, sharded
+from shoal.coordinator.accuracy import uniform
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.goals import cost
 from shoal.coordinator.planner import Candidate, propose
@@ -148,7 +149,9 @@ def test_codecs_that_lose_something_are_used_only_where_that_is_allowed() -> Non
     profiles = {A: board(1.0, goodput=1e3), B: board(1.0, goodput=1e3)}
     exact = propose(TOKENS, profiles, frozenset(), "latency")
     assert {c.strategy for c in exact} == {"local", "replicate", "sequence"}
-    lossy = propose(TOKENS, profiles, frozenset(), "latency", 0, (codec_of("f32"), codec_of("i8")))
+    lossy = propose(
+        TOKENS, profiles, frozenset(), "latency", 0, (uniform(codec_of("f32")), uniform(codec_of("i8")))
+    )
     by_name = {c.strategy: c for c in lossy}
     assert by_name["sequence i8"].predicted.latency_s < by_name["sequence"].predicted.latency_s
 

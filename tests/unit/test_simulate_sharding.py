@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 
 from shoal.codec import PLAIN, Codec, codec_of
+from shoal.coordinator.work import decode_s, encode_s
 from shoal.lab.asks import Ask
 from shoal.lab.calibration import Calibration, completed
 from shoal.lab.report import Fate
 from shoal.lab.requests import Dispatcher
 from shoal.lab.scenario import Shape
 from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring
-from shoal.lab.steps import Await, Hand, Move, Work, moves_of
+from shoal.lab.steps import Await, Code, Hand, Move, Work, moves_of
 from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest, ShardCollective, ShardRun, Slice
@@ -166,12 +167,20 @@ def test_a_causal_gather_waits_for_earlier_boards_and_attends_to_fewer_tokens() 
 
 def test_a_codec_shrinks_what_is_handed_to_all_and_means_what_is_attended() -> None:
     lane = lane_of(sharded(), (A, B), (0.6, 0.4), codec_of("means2-i8"))
-    moves = moved(sharded(), lane)
+    coded = moved(sharded(), lane)
+    moves = {board: [move for move in each if not isinstance(move, Code)] for board, each in coded.items()}
     row = 8 + 4  # numbers of one byte and their scale
     assert moves[A][2] == Hand(2, ((B, 3 * row),))
     assert moves[B][2] == Hand(2, ((A, 2 * row),))
     assert moves[A][4] == work("q1", q1_s(6, columns=6 + 2) / 0.15)
     assert moves[B][5] == Hand(4, ((A, 4 * ROW),))  # the answer goes as it is
+    for board, own, others in ((A, 6, 4), (B, 4, 6)):
+        made, back = (move for move in coded[board] if isinstance(move, Code))
+        assert made.seconds == pytest.approx(encode_s(codec_of("means2-i8"), own * ROW, own * 6))
+        assert back.seconds == pytest.approx(decode_s(codec_of("means2-i8"), others * ROW))
+        at = coded[board].index(made)
+        assert isinstance(coded[board][at + 1], Hand), "it is coded before it is handed out"
+        assert isinstance(coded[board][coded[board].index(back) - 1], Await)
 
 
 def test_each_chunk_is_handed_out_when_it_is_made() -> None:

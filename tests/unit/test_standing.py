@@ -48,13 +48,13 @@ class Member:
 
     me: Coordinator
     begun: bool = False
+    rival: Coordinator | None = None
+    contradicted: bool = False
     inbox: deque[Coordinator | None] = field(default_factory=deque)
     """None: all that was retained has come."""
     connected: bool = False
     frozen: bool = False
     gone: bool = False
-    died: bool = False
-    """After it had said that it leads: whoever hears of that yet, yields to nobody."""
 
 
 class Broker:
@@ -77,7 +77,7 @@ class Broker:
 
     def connect(self, member: Member) -> None:
         if not member.connected and not member.gone:
-            member.connected = True
+            member.connected, member.rival = True, None
             member.inbox = deque([self.retained] if self.retained else [])
             member.inbox.append(None)
 
@@ -89,7 +89,6 @@ class Broker:
 
     def die(self, member: Member) -> None:
         self.lose(member)
-        member.died |= member.begun and not member.gone
         member.gone = True
 
     def step(self, member: Member) -> None:
@@ -98,20 +97,38 @@ class Broker:
             return
         message = member.inbox.popleft()
         if message is None:
-            member.begun = True
+            if member.rival is None:
+                member.begun = True
+                self.say(member)
+        else:
+            self.hear(member, message)
+        heard_all = member.connected and (message is None or not member.inbox)
+        if heard_all and member.rival is not None:
+            member.gone, member.connected = True, False
+        elif heard_all and member.contradicted:
             self.say(member)
+
+    def hear(self, member: Member, message: Coordinator) -> None:
+        if member.rival is not None:
+            member.rival = standing.follow(member.rival, message)
+            if member.rival is None:
+                self.outbid(member, message)
             return
         verdict = standing.verdict(member.me, message, begun=member.begun)
         if verdict == "yield":
-            member.gone, member.connected = True, False
+            member.rival = message
         elif verdict == "outbid":
-            member.me = replace(member.me, incarnation=message.incarnation + 1)
-            if member.begun:
-                self.say(member)
+            self.outbid(member, message)
         elif verdict == "say again":
+            member.contradicted = True
+
+    def outbid(self, member: Member, message: Coordinator) -> None:
+        member.me = replace(member.me, incarnation=message.incarnation + 1)
+        if member.begun:
             self.say(member)
 
     def say(self, member: Member) -> None:
+        member.contradicted = False
         if member.connected:
             self.publish(member.me)
 
@@ -169,10 +186,33 @@ def test_of_several_exactly_one_remains_and_all_know_which(story: list[Callable[
     before = [member for member in broker.members if not member.gone]
     broker.settle()
     after = [member for member in broker.members if not member.gone]
-    died = any(member.died for member in broker.members)
-    assert len(after) == min(1, len(before)) or (died and not after)
+    assert len(after) == min(1, len(before))
     if after:
         assert broker.retained == after[0].me
+
+
+def test_one_that_was_frozen_while_another_came_and_went_leads_again() -> None:
+    broker = Broker()
+    broker.start(1)
+    (first,) = broker.members
+    broker.step(first)
+    first.frozen = True
+    broker.start(5)
+    broker.step(broker.members[1])
+    broker.step(broker.members[1])
+    broker.die(broker.members[1])
+    broker.settle()
+    assert not first.gone
+    assert first.me.incarnation > 5
+    assert broker.retained == first.me
+
+
+def test_who_leads_in_our_place_is_whoever_was_heard_of_last() -> None:
+    rival = who(6, "http://b")
+    assert standing.follow(rival, who(5, "http://c")) == rival
+    assert standing.follow(rival, who(7, "http://c")) == who(7, "http://c")
+    assert standing.follow(rival, who(6, "http://b", "lost")) is None
+    assert standing.follow(rival, who(5, "http://b", "lost")) == rival, "the will of an earlier life"
 
 
 # --- attention ---------------------------------------------------------------------------------------

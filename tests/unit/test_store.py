@@ -173,11 +173,22 @@ def test_a_manifest_is_read_by_digest(store: Store) -> None:
     assert store.manifest(blob.sha256) == manifest
 
 
+def test_a_manifest_is_read_once_and_only_few_are_kept(store: Store) -> None:
+    digests = [store.put(to_json(build.chain(name=f"m{number}"))).sha256 for number in range(3)]
+    first = store.manifest(digests[0])
+    assert store.manifest(digests[0]) is first
+    assert [store.manifest(digest).name for digest in digests[1:]] == ["m1", "m2"]
+    assert store.manifest(digests[0]) == first
+    spoil(store.path(digests[0]))
+    with pytest.raises(ModelError, match="not in"):
+        store.manifest(digests[0])
+
+
 def test_a_manifest_that_is_not_there_or_is_none_is_named(store: Store) -> None:
     with pytest.raises(ModelError, match=f"manifest {build.sha(1)[:12]}: not in"):
         store.manifest(build.sha(1))
     blob = store.put(b"[]")
-    with pytest.raises(ModelError, match=f"manifest {blob.sha256[:12]}: expected shoal-bundle version 2"):
+    with pytest.raises(ModelError, match=f"manifest {blob.sha256[:12]}: expected shoal-bundle version 3"):
         store.manifest(blob.sha256)
 
 

@@ -59,7 +59,17 @@ def test_of_certain_rows_only_their_owners_send() -> None:
 
 @pytest.mark.parametrize(
     ("codec", "sizes"),
-    [("f16", (80, 48, 32)), ("i8", (60, 36, 24)), ("means2", (96, 64, 32)), ("means2-i8", (36, 24, 12))],
+    [
+        ("f16", (80, 48, 32)),
+        ("i8", (60, 36, 24)),
+        ("i4", (30, 18, 12)),
+        ("vq4x1024", (25, 15, 10)),
+        ("means2", (96, 64, 32)),
+        ("means2-i8", (36, 24, 12)),
+        # of a the first row and the last, of the others the last: 16 bytes each
+        ("i8-keep1.1", (3 * 12 + 2 * 16, 2 * 12 + 16, 12 + 16)),
+        ("means2-i8-keep1.1", (2 * 12 + 2 * 16, 12 + 16, 12 + 16)),
+    ],
 )
 def test_a_codec_sends_fewer_bytes(codec: str, sizes: Sequence[int]) -> None:
     found = flows(gather(codec=codec_of(codec)), K, SIZES)

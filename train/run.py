@@ -1,0 +1,179 @@
+"""The way from a model and data to a model that was trained for what its boards hand one another."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, Literal
+
+import numpy as np
+import torch
+
+from shoal.codec import PLAIN
+from shoal.errors import ConfigError, ModelError
+from shoal.exporter.data import Data, read_data
+from shoal.exporter.export import export
+from shoal.exporter.judge import LABELS, metric_of
+from shoal.exporter.kmeans import table_of
+from shoal.exporter.learnt import Place, beside, digest_of, write_learnt
+from shoal.exporter.trial import Trial
+from shoal.manifest import WHOLE, Manifest, Sharding, file_of
+from shoal.records import Array
+from shoal.session import Session, open_session
+from shoal.sharding import programs
+from shoal.sizes import resized, sizes_in
+from shoal.train.draws import Draw
+from shoal.train.files import same_answers, write_model
+from shoal.train.graph import read_graph
+from shoal.train.network import Network
+from shoal.train.recipe import Recipe
+from shoal.train.state import load, save
+from shoal.train.tuning import Tuning, batches, books_in, names
+
+Point = Literal["kv", "hidden"]
+Report = Callable[[int, float], None]
+"""Is told of each step that was made, and its loss."""
+
+TOLERANCE: Final = 1e-4
+"""How far torch may be from onnxruntime, as a part of the largest number."""
+LOOKED_AT: Final = 8
+"""Rows on which the two are compared."""
+CODED: Final = 10_000
+"""Rows at each exchange from which codebooks are made, about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a training."""
+
+    steps: int
+    first_loss: float
+    """The mean of the first tenth of the steps made now."""
+    last_loss: float
+    """The mean of the last tenth."""
+    books: Path | None
+    """The codebooks that were learnt with the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be trained, and where it goes."""
+
+    model: Path
+    data: Path
+    target: Path
+    recipe: Recipe
+    point: Point
+    """What is gathered: keys and values, or the rows that they are made of."""
+    resume: bool
+    save_every: int
+    """Steps."""
+
+    @property
+    def kept(self) -> Path:
+        """Return where the training is kept while it goes on."""
+        return self.target.with_name(f"{self.target.name}.training")
+
+    def run(self) -> str:
+        """Return a word for this model, data and recipe: another one has another, but for its steps."""
+        recipe = replace(self.recipe, steps=1)
+        words = (digest_of(self.model), digest_of(self.data), self.point, repr(recipe))
+        return sha256("\n".join(words).encode()).hexdigest()
+
+
+def train(order: Order, report: Report) -> Outcome:
+    """Train a model and write it, and codebooks beside it.
+
+    Raises ConfigError if an argument, the data or a training to go on with does not fit, ModelError if the
+    model cannot be divided or trained, PlanError if it does not take what a codec makes.
+    """
+    run = order.run()
+    state = load(order.kept, run) if order.resume else None
+    with TemporaryDirectory() as place:
+        bundle = Path(place) / "bundle"
+        manifest = export(order.model, bundle)
+        data = read_data(order.data, manifest.inputs)
+        metric_of(data.truth, data.rows)  # refuses labels that do not fit
+        manifest = resized(manifest, sizes_in(manifest, data.inputs))
+        sharding = _sharding(manifest, order)
+        original = open_session(bundle / file_of(WHOLE), threads=torch.get_num_threads())
+        network = Network({s.name: read_graph(bundle / file_of(s.name)) for s in sharding.segments})
+        if state is None:
+            books = _books(Trial(manifest, bundle, sharding), data, order.recipe)
+        else:
+            books = books_in(state)
+        outputs = tuple(spec.name for spec in manifest.outputs)
+        tuning = Tuning(sharding, network, outputs, order.recipe, books)
+        _compare(tuning, data, original)
+        if state is not None:
+            tuning.restore(state)
+        losses = _steps(order, tuning, data, original, run, report)
+        digest = write_model(bundle / file_of(WHOLE), network.arrays(), order.target)
+    if books:
+        write_learnt(beside(order.target), digest, tuning.books())
+    order.kept.unlink(missing_ok=True)
+    tenth = max(1, len(losses) // 10)
+    return Outcome(
+        steps=tuning.step,
+        first_loss=float(np.mean(losses[:tenth])) if losses else 0.0,
+        last_loss=float(np.mean(losses[-tenth:])) if losses else 0.0,
+        books=beside(order.target) if books else None,
+    )
+
+
+def _steps(
+    order: Order, tuning: Tuning, data: Data, original: Session, run: str, report: Report
+) -> list[float]:
+    """Make all steps that are left, and return the loss of each."""
+    losses: list[float] = []
+    for batch in batches(order.recipe, data, tuning.step):
+        before: Mapping[str, Array] = {} if LABELS in batch.truth else original.run(batch.inputs)
+        losses.append(tuning.learn(batch, before))
+        if tuning.step % order.save_every == 0 and tuning.step < order.recipe.steps:
+            save(order.kept, tuning.state(), run)
+        report(tuning.step, losses[-1])
+    return losses
+
+
+def _sharding(manifest: Manifest, order: Order) -> Sharding:
+    """Return the sharding to train.  Raises ModelError with why there is none, PlanError for a codec."""
+    name = "sequence" if order.point == "kv" else "sequence-hidden"
+    found = next((s for s in manifest.shardings if s.name == name), None)
+    if found is None:
+        proof = next((v for v in manifest.verification if v.strategy == name), None)
+        reason = proof.reason if proof else f"nothing smaller than keys and values to gather for {name}"
+        raise ModelError(f"{order.model}: cannot divide its tokens: {reason}")
+    boards = names(2)
+    for codec in order.recipe.codecs:
+        programs(found, boards, boards[0], (0.5, 0.5), codec)
+    return found
+
+
+def _books(trial: Trial, data: Data, recipe: Recipe) -> dict[Place, Array]:
+    """Return codebooks for what the recipe codes, from what crosses before training."""
+    coded = {codec.book: codec for codec in recipe.codecs if codec.book}
+    if not coded:
+        return {}
+    some = data.some(np.arange(min(data.rows, 2 * max(1, CODED // trial.sharding.units))))
+    handed, _ = trial.handed(some.batches(recipe.batch), CODED, recipe.seed)
+    return {
+        Place(trial.sharding.name, one.tag, one.tensor, word): table_of(codec, one.rows, recipe.seed)
+        for word, codec in coded.items()
+        for one in handed
+    }
+
+
+def _compare(tuning: Tuning, data: Data, original: Session) -> None:
+    """Raise ModelError if torch does not answer as onnxruntime does."""
+    inputs = data.some(np.arange(LOOKED_AT)).inputs
+    got = tuning.answer(inputs, Draw(shares=(0.5, 0.5), codec=PLAIN))
+    wrong = same_answers(original.run(inputs), got, TOLERANCE)
+    if wrong:
+        raise ModelError(f"train: expected torch to answer as onnxruntime does, {wrong}")
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Raise ConfigError if there is something at `target` that nobody said may be replaced."""
+    if target.exists() and not force:
+        raise ConfigError(f"{target}: expected a free name, or --force to replace it, found something there")
