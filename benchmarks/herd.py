@@ -186,9 +186,13 @@ class Board:
         self._say(
             Reported(
                 incarnation=self._incarnation,
+                coordinator=self._desired.coordinator if self._desired else 0,
                 version=self._desired.version if self._desired else 0,
                 epochs=tuple(Readiness(epoch=epoch, phase="ready", detail="") for epoch in epochs),
                 activity="serving",
+                disk_bytes=1 << 34,
+                missing_bytes=0,
+                proven=0,
             )
         )
 
@@ -199,6 +203,7 @@ class Board:
             uncertainty=0.5,
             watts=4.2,
             idle_w=2.7,
+            work_w=5.2,
             joules=250.0,
             covered_s=60.0,
             above_idle_j=80.0,
@@ -224,13 +229,18 @@ class Board:
         return Telemetry(
             incarnation=self._incarnation,
             epoch=plan.epoch,
+            span_s=1.0,
+            asked=5,
             answered=5,
             failed=0,
+            refused=0,
             retried=0,
+            waiting=0.0,
             latency_median_s=latency_s,
             latency_p95_s=latency_s,
             alone=1,
             alone_median_s=latency_s,
+            lanes=(5, *(0 for _ in plan.lanes[1:])),
         )
 
     def _say(self, message: Message) -> None:

@@ -31,7 +31,7 @@ from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.planner import propose
 from shoal.encoding import to_json
 from shoal.lab.processes import Process, free_port
-from shoal.messages import BundleSource, Deployment
+from shoal.messages import NO_LIMITS, BundleSource, Deployment
 from shoal.mqtt import Mqtt, Up
 from shoal.program import Plan
 from shoal.records import Sha256
@@ -174,7 +174,7 @@ async def deploy(url: str, name: str, manifest: bytes) -> float:
             answer.raise_for_status()
         source = BundleSource(name="chain", manifest=digest, url=depot)
         begun_s = time.monotonic()
-        await operator.publish(Deployment(bundle=source, objective="latency", max_boards=0))
+        await operator.publish(Deployment(bundle=source, objective="latency", limits=NO_LIMITS, max_boards=0))
     return begun_s
 
 

@@ -8,18 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.codec import PLAIN, codec_of
+from shoal.codec import codec_of
 from shoal.coordinator import experience, fleet
-from shoal.coordinator.planner import Objective, propose
+from shoal.coordinator.accuracy import EXACT, Recipe
+from shoal.coordinator.planner import propose
 from shoal.coordinator.weigh import Question, rank
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
+from shoal.messages import Objective
 from shoal.records import LEAST_S, LONGEST_S, MOST_BYTES, BoardId, Law, LinkProfile, Profile, Timing
 from tests import build
 from tests.build import A, B, C, D
 from tests.unit.test_sharded import by_heads, verified
 
 BOARDS = (A, B, C, D)
+RECIPES = (*EXACT, Recipe(words="i8", codecs=codec_of("i8")))
 MODELS = (
     build.chain((100, 100, 100)),
     build.chain((1, 1, 1, 1), cut_bytes=1 << 40, asked=1, given=1 << 50),
@@ -84,7 +87,7 @@ def test_absurd_profiles_give_plans_that_can_be_or_a_reason(
 ) -> None:
     manifest, profiles = question
     try:
-        found = propose(manifest, profiles, barred, objective, max_boards, (PLAIN, codec_of("i8")), 0.1)
+        found = propose(manifest, profiles, barred, objective, max_boards, RECIPES, 0.1)
     except PlanError:
         return
     for candidate in found:
