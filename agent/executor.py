@@ -18,6 +18,7 @@ from typing import Final
 
 from shoal import frames
 from shoal.agent.attempt import Attempt, last_uses_in
+from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
@@ -62,12 +63,12 @@ class Executor:
     def __init__(
         self,
         board: BoardId,
-        on_run: Callable[[str, int, float], None],
+        on_run: Callable[[Run, Shapes, float], None],
         on_failure: Callable[[int, ExchangeError], None],
     ) -> None:
         """Run for `board`.
 
-        `on_run` hears of every run of a segment, the bytes of its inputs and the seconds it took;
+        `on_run` hears of every run of a segment, the shapes of its inputs and the seconds it took;
         `on_failure` of every exchange of ours that failed, and the epoch.
         """
         self.alone = threading.Lock()

@@ -12,9 +12,10 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
+from zlib import crc32
 
 from shoal.agent.peers import ExchangeError, Heard, Peers
 from shoal.messages import Airtime
@@ -33,7 +34,7 @@ LOOK_S: Final = 0.25
 IDLE_LOOK_S: Final = 1.0
 """Where nothing crosses the links and none is due, it is enough to look so often."""
 PERIOD_S: Final = 10.0
-"""A link that carries nothing is probed so often ..."""
+"""A link that carries nothing is probed about so often, with the others of its board, ..."""
 SHARE: Final = 0.01
 """... or as seldom as this share of the time allows."""
 ALARM_PAUSE_S: Final = 2.0
@@ -80,6 +81,9 @@ TRIPS: Final = 32
 RESTED_TRIPS: Final = 12
 REST_S: Final = 1.0
 """A radio that saves power dozes once nothing has come for so long."""
+HELD_S: Final = 0.5
+"""In one turn no further link is probed after so long.  All boards hear of each turn: one for each link would
+be as many messages as there are links, times the boards."""
 TURN_S: Final = 5.0
 """Whoever waits for its turn for longer tries again later."""
 
@@ -133,6 +137,7 @@ class LinkWatch:
         self._links: dict[BoardId, _Link] = {}
         self._air = Air()
         self._number = 0
+        self._phase_s = crc32(board.encode()) / 2**32 * PERIOD_S  # not all boards at once
         peers.on_heard = self.heard
 
     @property
@@ -237,8 +242,8 @@ class LinkWatch:
                 due = sorted(peer for peer, link in self._links.items() if now_s >= link.due_s)
             if any(news):
                 self._changed()
-            for peer in due:
-                await self._probe_in_turn(peer)
+            if due:
+                await self._probe_in_turn(due)
             await asyncio.sleep(self._rest_s())
 
     def _rest_s(self) -> float:
@@ -250,8 +255,8 @@ class LinkWatch:
             due_s = min((link.due_s for link in self._links.values()), default=math.inf)
         return min(IDLE_LOOK_S, max(LOOK_S, due_s - now_s))
 
-    async def _probe_in_turn(self, peer: BoardId) -> None:
-        """Probe a link when it is our turn; if that does not come, the link stays due."""
+    async def _probe_in_turn(self, due: Sequence[BoardId]) -> None:
+        """Probe links when it is our turn, as many as a turn has time for; the others stay due."""
         self._number += 1
         number = self._number
         if not self._claim(number, "wanted"):
@@ -262,7 +267,11 @@ class LinkWatch:
                 if time.monotonic() > until_s:
                     return
                 await asyncio.sleep(TURN_LOOK_S)
-            await asyncio.to_thread(self.probe, peer)
+            until_s = time.monotonic() + HELD_S
+            for peer in due:
+                await asyncio.to_thread(self.probe, peer)
+                if time.monotonic() >= until_s:
+                    return
         finally:
             self._claim(number, "over")
 
@@ -305,7 +314,7 @@ class LinkWatch:
         now_s = time.monotonic()
         with self._lock:
             link.probed_s = now_s
-            link.due_s = now_s + max(PERIOD_S, (now_s - begun_s) / SHARE)
+            link.due_s = self._later_s(now_s, max(PERIOD_S, (now_s - begun_s) / SHARE))
             if found is None:
                 changed, link.found = old is not None, None
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
@@ -326,6 +335,11 @@ class LinkWatch:
                     link.found = replace(old, rtt_s=least_s, rtt_p95_s=found.rtt_p95_s)
         if changed:
             self._changed()
+
+    def _later_s(self, now_s: float, wait_s: float) -> float:
+        """Return about `wait_s` from now, a time at which other links of this board are due too."""
+        turns = (now_s + wait_s - self._phase_s) / PERIOD_S
+        return self._phase_s + PERIOD_S * (round(turns) if wait_s <= PERIOD_S else math.ceil(turns))
 
     def _shares(self, peer: BoardId, rate: float) -> bool | None:
         """Say whether both ways share one medium: then bytes are slower where they flow both ways at once."""

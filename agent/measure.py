@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from shoal.agent.executor import Executor
+from shoal.agent.expected import Expectations, Shapes
 from shoal.agent.sessions import Sessions
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
@@ -18,6 +19,7 @@ from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
 from shoal.profiler.counts import samples
 from shoal.profiler.statistics import BAND, Drift, differs, observed, window
+from shoal.program import Run
 from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing, scaled
 from shoal.session import Session
 
@@ -77,7 +79,7 @@ class Measurer:
         self._lock = threading.Lock()
         self._timings: Mapping[str, Timing] = {}
         self._laws: Mapping[str, Law] = {}
-        self._sample_bytes: Mapping[str, int] = {}
+        self._expectations: Expectations | None = None
         self._estimated: frozenset[str] = frozenset()
         """Segments whose timing was not measured but made of others."""
         self._drift = Drift()
@@ -117,15 +119,18 @@ class Measurer:
         """Say whether the segments of `bundle` have been timed."""
         return self._bundle == bundle
 
-    def ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+    def ran(self, run: Run, shapes: Shapes, took_s: float) -> None:
         """Hear of a run in service, and notice when the board has become slower or faster.
 
-        Only runs on inputs of the sample's size are judged: others say as much about the request.
+        Only runs of which the profile says what they should take are judged: a law after a closer look only.
         """
         self._ran_s = time.monotonic()
-        timing = self._timings.get(segment)
-        if timing is not None and size_bytes == self._sample_bytes.get(segment):
-            self._judge(lambda drift: observed(drift, timing.median_s, took_s, self._ran_s))
+        if self._expectations is None:
+            return
+        laws: Mapping[str, Law] = {} if run.segment in self._unsure else self._laws
+        expected_s = self._expectations.seconds(run, shapes, self._timings, laws)
+        if expected_s:
+            self._judge(lambda drift: observed(drift, expected_s, took_s, self._ran_s))
 
     def doubt(self) -> None:
         """Look at the board's speed more often for a while: heat or clocks have changed."""
@@ -200,10 +205,7 @@ class Measurer:
         with self._lock:
             self._bundle, self._timings, self._laws, self._drift = bundle, timings, laws, Drift()
             self._estimated = frozenset(timings.keys() - measured.keys())
-            self._sample_bytes = {
-                name: sum(manifest.tensor_bytes[spec.name] for spec in segment.inputs)
-                for name, segment in manifest.by_name.items()
-            }
+            self._expectations = Expectations(manifest)
             self._manifest = manifest
             self._unsure = frozenset(
                 name

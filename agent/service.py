@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from shoal.agent.claim import claim
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.emulation import Emulation
 from shoal.agent.executor import Executor
+from shoal.agent.expected import Shapes
 from shoal.agent.fence import Fence
 from shoal.agent.fetch import Fetcher
 from shoal.agent.hardware import facts
@@ -26,6 +27,7 @@ from shoal.agent.link_watch import LinkWatch
 from shoal.agent.measure import Measurer
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.reconcile import Reconciler
+from shoal.agent.resort import LastResort
 from shoal.agent.room import Room
 from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
@@ -34,7 +36,6 @@ from shoal.agent.watch import open_watch
 from shoal.clock import boot_s
 from shoal.errors import BoardError, ModelError
 from shoal.firmware_configs.schema import BoardConfig
-from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
     Airtime,
@@ -51,7 +52,7 @@ from shoal.messages import (
 from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
 from shoal.profiler.power import External
 from shoal.program import Run
-from shoal.records import Address, Array, BoardId, Profile
+from shoal.records import Address, BoardId, Profile
 from shoal.store import Store
 from shoal.wire import Envelope, topic
 
@@ -132,7 +133,8 @@ class Agent:
         self._executor.connect(self._peers)
         self._progress = supervisor.alive = Progress(self._executor.alone)
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(self._board, self._executor, self._resort)
+        resort = LastResort(self._board, self._store, self._sessions, self._executor.alone)
+        self._dispatcher = Dispatcher(self._board, self._executor, resort.run)
         self._links = LinkWatch(self._board, incarnation, self._peers, self._link_news, self._airtime)
         self._measurer = Measurer(
             incarnation,
@@ -358,10 +360,10 @@ class Agent:
             self._board,
         )
 
-    def _ran(self, segment: str, size_bytes: int, took_s: float) -> None:
+    def _ran(self, run: Run, shapes: Shapes, took_s: float) -> None:
         self._progress.ran()
         self._watch.ran(took_s)
-        self._measurer.ran(segment, size_bytes, took_s)
+        self._measurer.ran(run, shapes, took_s)
 
     def _airtime(self, message: Airtime) -> bool:
         return self._mqtt.publish(message, self._board)
@@ -381,20 +383,6 @@ class Agent:
             self._alarmed_s[error.peer] = now_s
             alarm = Alarm(incarnation=self._incarnation, epoch=epoch, peer=error.peer, detail=error.why[:300])
             self._mqtt.publish(alarm, self._board)
-
-    async def _resort(self, manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a request in one piece on this board, if everything for it is here and fits."""
-        return await asyncio.to_thread(self._run_whole, manifest, inputs)
-
-    def _run_whole(self, manifest: Manifest, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        whole = manifest.whole
-        missing = [blob for blob in (whole.model, *whole.weights) if not self._store.has(blob.sha256)]
-        if missing:
-            raise BoardError(f"{self._board}: {len(missing)} blobs of {manifest.name} are not here")
-        run = Run(segment=whole.name)
-        session = self._sessions.open({run: whole})[run]
-        with self._executor.alone:
-            return session.run(inputs)
 
 
 async def _supervised(work: Callable[[], Coroutine[object, object, None]]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from benchmarks.page import table, where
 from benchmarks.record import RESULTS
+from benchmarks.sections import table, where
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTES = Path(__file__).with_name("accuracy.md")

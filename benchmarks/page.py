@@ -1,44 +1,16 @@
 """Writes docs/benchmarks.md from the rows in benchmarks/results: `python -m benchmarks.page`."""
 
-import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import page_control
 from benchmarks.lab import PLOTS, PLOTTED
-from benchmarks.record import RESULTS
+from benchmarks.sections import number, read, section, table
 
 PAGE = PLOTS.parent / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
 """What a person found out about the figures."""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table of Markdown, numbers to the right."""
-    line = "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"
-    return ["| " + " | ".join(head) + " |", line, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """Return what a benchmark measured last; None if it never did."""
-    file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def where(found: dict[str, Any]) -> str:
-    machine = found["machine"]
-    about = f"{machine['model']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}"
-    return f"Commit {found['commit']}, {about}."
-
-
-def section(title: str, found: dict[str, Any], *words: str) -> list[str]:
-    """Return how a section begins: its title, where its figures are from, and what they are."""
-    return [f"## {title}", "", where(found), "", *words, *([""] if words else [])]
 
 
 def scenarios(found: dict[str, Any]) -> list[str]:
@@ -238,53 +210,6 @@ def speedup(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def adaptation(found: dict[str, Any]) -> list[str]:
-    """Return how the cluster took changes: of the runs of each event the median, and the slowest."""
-    lines = section(
-        "Changes while it runs",
-        found,
-        "Seconds since the event until a board had told of it, the new plan was in force, and requests",
-        "were answered within 10 % of what they take under the best plan there is then: the median of the",
-        "runs and, in brackets, the slowest.",
-    )
-    rows = [row for row in found["rows"] if row["what"] == "event"]
-    body = []
-    for name in dict.fromkeys(row["event"] for row in rows):
-        of_it = [row for row in rows if row["event"] == name]
-
-        def told(key: str, some: Sequence[dict[str, Any]] = of_it) -> str:
-            seconds = [row[key] for row in some if row[key] is not None]
-            if not seconds:
-                return "never"
-            never = len(some) - len(seconds)
-            also = f", {never} never" if never else ""
-            return f"{statistics.median(seconds):.2f} ({max(seconds):.2f}{also})"
-
-        totals = [str(sum(row[key] for row in of_it)) for key in ("failed", "wrong")]
-        switches = ", ".join(str(row["switches"]) for row in of_it)
-        body.append((name, told("detected_s"), told("switched_s"), told("recovered_s"), *totals, switches))
-    lines += table(("event", "told", "in force", "recovered", "failed", "wrong", "switches"), body)
-    traces = [row for row in found["rows"] if row["what"] == "trace"]
-    body = [
-        (
-            row["event"],
-            number(row["duration_s"], 0),
-            str(row["changes"]),
-            str(row["switches"]),
-            f"{row['failed']} / {row['wrong']}",
-        )
-        for row in traces
-    ]
-    head = (
-        "speeds and links change by 6 % all the time",
-        "seconds",
-        "real changes",
-        "switches",
-        "failed / wrong",
-    )
-    return lines + (table(head, body) if body else [])
-
-
 def collective(found: dict[str, Any]) -> list[str]:
     lines = section(
         "What an exchange costs a board",
@@ -325,74 +250,6 @@ def coding(found: dict[str, Any]) -> list[str]:
     return lines + table(("exchange", "sent kB", "encode us", "decode us", "of the block"), body)
 
 
-def regret(found: dict[str, Any]) -> list[str]:
-    lines = section(
-        "The chosen plan against the best of all",
-        found,
-        "In each cell the planner chooses from what boards measured; then all that it could have chosen is",
-        "tried: every strategy, number of boards and codec (f32, f16, i8). *Simulated*: priced by the cost",
-        "model on boards as they truly are, the planner having seen each segment 3 % and each link 8 % off:",
-        "what noise, the margin for several boards, and the search cost. *Measured*: agents in the lab, with",
-        "plans in turns, but those that are predicted to take more than twice the best.",
-    )
-    body, worst = [], []
-    for measured in (False, True):
-        rows = [r for r in found["rows"] if r["measured"] == measured]
-        if not rows:
-            continue
-        ratios = [r["chosen_ms"] / r["best_ms"] for r in rows]
-        local = [r["chosen_ms"] / r["local_ms"] for r in rows]
-        body.append(
-            (
-                "measured" if measured else "simulated",
-                str(len(rows)),
-                f"{statistics.median(ratios):.3f} (1.05)",
-                f"{max(ratios):.3f} (1.15)",
-                f"{max(local):.3f} (1.02)",
-                f"{statistics.median(local):.2f}",
-            )
-        )
-        worst += sorted(rows, key=lambda r: r["best_ms"] / r["chosen_ms"])[:5]
-    head = (
-        "cells",
-        "number",
-        "median over the best (asked)",
-        "worst (asked)",
-        "worst over one board (asked)",
-    )
-    lines += table((*head, "median over one board"), body)
-    lines += ["The cells furthest from the best:", ""]
-    titles = ("cell", "chosen", "best", "chosen ms", "best ms", "one board ms")
-    return lines + table(
-        titles,
-        [
-            (
-                f"{'measured' if r['measured'] else 'simulated'}: {r['cell']['model']}, "
-                f"{r['cell']['boards']} boards {r['cell']['speeds']}, {r['cell']['rate_mbit']:g} Mbit/s, "
-                f"RTT {r['cell']['rtt_ms']:g} ms, batch {r['cell']['batch']}, {r['cell']['tokens']} tokens",
-                r["chosen"],
-                r["best"],
-                number(r["chosen_ms"]),
-                number(r["best_ms"]),
-                number(r["local_ms"]),
-            )
-            for r in worst
-        ],
-    )
-
-
-def planner(found: dict[str, Any]) -> list[str]:
-    body = [
-        (
-            f"{r['boards']} boards, {r['segments']} segments, {r['objective']}",
-            number(1e3 * r["seconds"]["median"]),
-            number(1e3 * r["seconds"]["max"]),
-        )
-        for r in found["rows"]
-    ]
-    return section("Planner", found) + table(("question", "median ms", "slowest ms"), body)
-
-
 def overhead(found: dict[str, Any]) -> list[str]:
     body = [
         (r["what"], number(1e3 * r["direct_s"]["median"], 2), number(1e3 * r["through_s"]["median"], 2))
@@ -413,11 +270,13 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "speedup": speedup,
     "collective": collective,
     "coding": coding,
-    "adaptation": adaptation,
+    "adaptation": page_control.adaptation,
     "aborts": aborts,
     "peers": peers,
-    "regret": regret,
-    "planner": planner,
+    "scale": page_control.scale,
+    "steady": page_control.steady,
+    "regret": page_control.regret,
+    "planner": page_control.planner,
     "overhead": overhead,
 }
 """By the benchmark that has its rows, in the order of the page."""

@@ -8,6 +8,7 @@ import ctypes
 import ipaddress
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -28,12 +29,23 @@ Kind = Literal["mosquitto", "embedded"]
 LOOPBACK: Final = "127.0.0.1"
 START_S: Final = 10.0
 STOP_S: Final = 5.0
+MAX_CONNECTIONS: Final = 65_536
 
 
 def die_with_parent() -> None:
     """Ask Linux to kill this process when the thread that started it ends, however that happens."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _begin() -> None:
+    """End with our parent, and be allowed as many connections as we would need: each is an open file."""
+    die_with_parent()
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS if most == resource.RLIM_INFINITY else min(most, MAX_CONNECTIONS)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def find_mosquitto() -> Path | None:
@@ -105,7 +117,7 @@ class BrokerProcess:
                 command += ["--bind", bind, "--port", str(port)]
             out = None if log is None else files.enter_context(log.open("ab"))
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=_begin
             )
             host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(bind, bind)
             broker = cls(process, host, port, files.pop_all())

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shoal.coordinator.options import check_cluster, cluster_options, goal_options, limits_of
+from shoal.coordinator.options import broker_option, check_cluster, cluster_options, goal_options, limits_of
 from shoal.encoding import Json, to_json
-from shoal.errors import PlanError
+from shoal.errors import ConfigError, PlanError
 from shoal.records import BoardId, Sha256
 
 if TYPE_CHECKING:
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@cluster_options
+@broker_option
+@click.option(
+    "--cluster",
+    "clusters",
+    multiple=True,
+    default=("default",),
+    show_default=True,
+    help="May be given several times: one process can coordinate hundreds of clusters.",
+)
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
 @click.option(
     "--http-port",
@@ -44,7 +52,7 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def coordinator(
     broker: str,
-    cluster: str,
+    clusters: tuple[str, ...],
     host: str | None,
     http_port: int,
     state_dir: Path | None,
@@ -52,26 +60,30 @@ def coordinator(
     dwell: float,
     verbose: bool,
 ) -> None:
-    """Plan for a cluster, and plan anew whenever its profiles change.
+    """Plan for a cluster, or for several, and plan anew whenever their profiles change.
 
     All it knows it can read again from the broker: stop and start it at any time; the boards go on.
     One that is started beside another takes over, and the other ends with exit code 2.
     """
-    from shoal.coordinator import service
+    from shoal.coordinator import clusters as processes
     from shoal.coordinator.weigh import Settings
     from shoal.mqtt import address_towards
 
-    check_cluster(cluster)
+    for cluster in clusters:
+        check_cluster(cluster)
+    if len(set(clusters)) < len(clusters):
+        raise ConfigError(f"--cluster: expected each name once, got {', '.join(clusters)}")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s coordinator %(levelname)s %(message)s",
     )
-    logging.getLogger("shoal.coordinator.service").setLevel(logging.INFO)  # where it is, and each plan
+    for module in ("clusters", "service"):  # where it is, and each plan
+        logging.getLogger(f"shoal.coordinator.{module}").setLevel(logging.INFO)
     asyncio.run(
-        service.run(
-            service.Settings(
+        processes.run(
+            processes.Settings(
                 broker=broker,
-                cluster=cluster,
+                clusters=clusters,
                 host=host or address_towards(broker),
                 http_port=http_port,
                 state_dir=state_dir or Path.home() / ".local" / "state" / "shoal" / "coordinator",

@@ -155,8 +155,8 @@ async def upload(http: aiohttp.ClientSession, url: str, bundle: Path) -> BundleS
     slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     async def send(sha256: Sha256, file: Path) -> None:
-        async with slots:
-            await _put(http, f"{url}/blobs/{sha256}", _read(file), file)
+        async with slots:  # a large file may take longer to read than the broker waits for a word from us
+            await _put(http, f"{url}/blobs/{sha256}", await asyncio.to_thread(_read, file), file)
 
     await asyncio.gather(*(send(sha256, file) for sha256, file in files.items()))
     digest = Sha256(hashlib.sha256(text).hexdigest())
@@ -208,19 +208,22 @@ async def fetch_manifest(http: aiohttp.ClientSession, url: str, sha256: Sha256) 
 
 
 async def fetch_history(
-    http: aiohttp.ClientSession, url: str, since_s: float, limit: int
+    http: aiohttp.ClientSession, url: str, cluster: str, since_s: float, limit: int
 ) -> tuple[Entry, ...]:
-    """Return what the coordinator at `url` keeps, as `history.read` does; BoardError if it gives nothing."""
+    """Return what the coordinator at `url` keeps of a cluster, as `history.read` does.
+
+    Raises BoardError if it gives nothing.
+    """
     wanted = {"since": str(since_s), "limit": str(limit)}
     limit_s = aiohttp.ClientTimeout(total=2 * TIMEOUT_S)
     try:
-        async with http.get(f"{url}/history", params=wanted, timeout=limit_s) as answer:
+        async with http.get(f"{url}/history/{cluster}", params=wanted, timeout=limit_s) as answer:
             text = await answer.read()
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
         raise BoardError(f"{url}: {error or 'no answer in time'}") from error
     if answer.status != 200:
         raise BoardError(f"{url}: history: {answer.status} {_error_of(text)}")
-    return from_json(tuple[Entry, ...], text, f"{url}/history")
+    return from_json(tuple[Entry, ...], text, f"{url}/history/{cluster}")
 
 
 async def made_up(http: aiohttp.ClientSession, url: str, model: str) -> dict[str, Array]:

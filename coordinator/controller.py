@@ -10,11 +10,10 @@ that things are likely to stay as they are, and the last switch is some time ago
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import ahead, crowd, experience
+from shoal.coordinator import ahead, crowd, experience, telling
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.accuracy import recipes
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
@@ -24,7 +23,6 @@ from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
 from shoal.coordinator.weigh import (
     Question,
     Ranking,
-    alternatives,
     describe,
     fits_beside,
     rank,
@@ -145,12 +143,12 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     state = _advance(_without_strangers(state, now_s), now_s)
     deployment, manifest = state.deployment, state.manifest
     if deployment is None:
-        state = replace(state, decision=_waiting(state, ("a deployment",)))
+        state = replace(state, decision=telling.waiting(state, ("a deployment",)))
     elif manifest is None:
-        state = replace(state, decision=_waiting(state, (f"the bundle {deployment.bundle.name}",)))
+        state = replace(state, decision=telling.waiting(state, (f"the bundle {deployment.bundle.name}",)))
     elif manifest.name != deployment.bundle.name:
         wanted = f"a bundle called {deployment.bundle.name}; the one deployed is {manifest.name}"
-        state = replace(state, decision=_waiting(state, (wanted,)))
+        state = replace(state, decision=telling.waiting(state, (wanted,)))
     elif state.pending is None:
         state = _looked_ahead(_choose(state, deployment, manifest, now_s), now_s)
     effects: list[Effect] = []
@@ -160,7 +158,7 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     desired = dict(state.desired)
     living = fleets.living(state.fleet, now_s)
     for board in living:
-        message = _desired(state, board, living)
+        message = telling.desired(state, board, living)
         if desired.get(board) != message:
             desired[board] = replace(message, version=message.version + 1)
             effects.append(Say(board=board, message=desired[board]))
@@ -268,10 +266,11 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.switched_s is not None and state.switched_s >= state.deployed_s:
         fresh = False  # this is not the first plan for what is deployed
     if fresh and not settled and (unprofiled or not living):
-        return replace(state, decision=_waiting(state, unprofiled or ("boards",)))
+        return replace(state, decision=telling.waiting(state, unprofiled or ("boards",)))
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
+    question = ranking.question if ranking is not None else question
     if ranking is not None:
         state = replace(state, crowd=crowd.judged(state.crowd, ranking.candidates, now_s))
     memory = experience.Memory.of(state.experience, state.record, old, now_s)
@@ -280,34 +279,35 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         disk_bytes = {name: board.reported.disk_bytes for name, board in living.items() if board.reported}
         possible = ahead.able(known, manifest, disk_bytes)
         if known and not possible:
-            return replace(state, decision=_waiting(state, ("more room on the boards' disks",)))
+            return replace(state, decision=telling.waiting(state, ("more room on the boards' disks",)))
         ranking = replace(ranking, candidates=possible)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
-        return replace(state, decision=_waiting(state, (*unprofiled, *refusal)))
+        return replace(state, decision=telling.waiting(state, (*unprofiled, *refusal)))
     broken = why_unfit(state, old, now_s) if old is not None else ""
     serves = old is not None and not broken
     if ranking.refusal and (serves or fresh):  # a limit begins no service that breaks it, and ends none
-        return replace(state, decision=_waiting(state, (*unprofiled, ranking.refusal)))
+        return replace(state, decision=telling.waiting(state, (*unprofiled, ranking.refusal)))
     pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
-    tried_s = [state.given_up.get(_shape(state, c), -math.inf) for c in ranking.candidates]
+    tried_s = [_given_up_s(state, c) for c in ranking.candidates]
     open_to_us = [
         (at_s, c) for at_s, c in zip(tried_s, ranking.candidates, strict=True) if now_s - at_s >= pause_s
     ]
     if not open_to_us:
-        return replace(state, decision=_waiting(state, ("the retry of a plan that was given up",)))
+        return replace(state, decision=telling.waiting(state, ("the retry of a plan that was given up",)))
     if not serves:  # the best one, and if that was given up before, the others before it again
         open_to_us.sort(key=lambda one: one[0])
     best = open_to_us[0][1]
     if old is not None and serves:
         if (best.strategy, best.lead, best.lanes) == (old.strategy, old.lead, old.lanes):
-            return replace(state, decision=_decision(state, ranking, (old.epoch, 0), old.reason, now_s))
+            decision = telling.decision(state, ranking, (old.epoch, 0), old.reason, now_s)
+            return replace(state, decision=decision)
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
-            return replace(state, decision=_decision(state, ranking, (old.epoch, 0), reason, now_s))
+            return replace(state, decision=telling.decision(state, ranking, (old.epoch, 0), reason, now_s))
     if broken and not broken.endswith(" lost"):
         state = replace(state, cause=broken)
     elif serves and (why := crowd.why(state.crowd, state.switched_s)):
@@ -349,7 +349,7 @@ def _begin(
         dwell_s=dwell_s,
         draining=state.draining if drains_on else None,
         pending=Pending(plan=plan, since_s=now_s, cleared=beside),
-        decision=_decision(state, ranking, (old.epoch if old else 0, plan.epoch), plan.reason, now_s),
+        decision=telling.decision(state, ranking, (old.epoch if old else 0, plan.epoch), plan.reason, now_s),
     )
 
 
@@ -364,45 +364,6 @@ def _shape(state: State, candidate: Candidate) -> tuple[object, ...]:
     return shape_of(state.bundle, candidate.strategy, candidate.lead, candidate.lanes)
 
 
-def _decision(state: State, ranking: Ranking, epochs: tuple[int, int], reason: str, now_s: float) -> Decision:
-    """Return a decision; `epochs` are those of the plan in force and of the one that is prepared, or 0."""
-    return Decision(
-        epoch=epochs[0],
-        wanted=epochs[1],
-        objective=state.deployment.objective if state.deployment else ranking.question.objective,
-        reason=reason,
-        alternatives=alternatives(ranking),
-        waiting_for=(),
-        slower=experience.told(state.experience, now_s, state.calendar_s),
-    )
-
-
-def _waiting(state: State, what: tuple[str, ...]) -> Decision:
-    return Decision(
-        epoch=state.serving.epoch if state.serving else 0,
-        wanted=0,
-        objective=state.deployment.objective if state.deployment else "",
-        reason=state.cause,
-        alternatives=(),
-        waiting_for=what,
-        slower=(),
-    )
-
-
-def _desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board]) -> Desired:
-    """Return what is desired of `board` in this state, under the version last said to it."""
-    pending = state.pending
-    plans: list[Plan | None] = []
-    if pending is None or pending.cleared:
-        plans = [pending.plan if pending else None, state.serving, state.draining]
-    last = state.desired.get(board)
-    return Desired(
-        coordinator=state.incarnation,
-        version=last.version if last else 0,
-        bundle=state.deployment.bundle if state.deployment else None,
-        peers={n: other.birth.address for n, other in living.items() if other.birth and n != board},
-        plans=tuple(plan for plan in plans if plan is not None),
-        committed=state.serving.epoch if plans and state.serving else 0,
-        proving=pending.plan.epoch if pending and pending.proving and pending.cleared else 0,
-        ahead=state.ahead.get(board, ()),
-    )
+def _given_up_s(state: State, candidate: Candidate) -> float:
+    """Return when such a plan could not be prepared last; minus infinity if never."""
+    return state.given_up.get(_shape(state, candidate), -math.inf) if state.given_up else -math.inf

@@ -91,8 +91,8 @@ def predict(
     carried = [(*pair, size_bytes) for pair, size_bytes in carried_bytes.items()]
     latency_s = sum(weight * played.latency_s for weight, played in counts)
     busiest = max(*busy_s.values(), busiest_s(carried, path, cells))
-    if not (math.isfinite(latency_s) and math.isfinite(busiest)):
-        raise PlanError("plan: a board has no timing of a segment that it is to run")
+    if not (0 < latency_s < math.inf and 0 < busiest < math.inf):
+        raise PlanError("plan: a board has no timing of a segment that it is to run, or an impossible one")
     return Prediction(
         latency_s=latency_s,
         throughput_per_s=1.0 / busiest,

@@ -1,11 +1,12 @@
 """Takes and serves blobs over HTTP: bundles come here from the operator and go from here to the boards.
 
-It also serves the coordinator's history.
+It also serves what the coordinator keeps of each of its clusters.
 """
 
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -27,12 +28,13 @@ MAX_BLOB_BYTES: Final = 16 << 30
 class Depot:
     """The HTTP side of a store: GET (with ranges), HEAD and PUT of `/blobs/<sha256>`, and ranges of rows.
 
-    With a file of a history, GET of `/history?since=SECONDS&limit=COUNT` as well, see `history.read`.
+    With files of histories, by cluster, GET of `/history/CLUSTER?since=SECONDS&limit=COUNT` as well, see
+    `history.read`.
     """
 
-    def __init__(self, store: Store, history_file: Path | None = None) -> None:
+    def __init__(self, store: Store, histories: Mapping[str, Path] | None = None) -> None:
         self._store = store
-        self._history_file = history_file
+        self._histories = dict(histories or {})
 
     def application(self) -> web.Application:
         """Return the routes."""
@@ -44,8 +46,8 @@ class Depot:
                 web.put("/blobs/{sha256}", self._put),
             ]
         )
-        if self._history_file is not None:
-            app.router.add_get("/history", self._get_history)
+        if self._histories:
+            app.router.add_get("/history/{cluster}", self._get_history)
         return app
 
     async def _get_history(self, request: web.Request) -> web.Response:
@@ -54,11 +56,13 @@ class Depot:
             limit = int(request.query.get("limit", "0"))
         except ValueError:
             return _error(400, f"history: expected since=SECONDS and limit=COUNT, got {request.query_string}")
-        assert self._history_file is not None
-        if not self._history_file.is_file():
+        file = self._histories.get(request.match_info["cluster"])
+        if file is None:
+            return _error(404, f"history: expected one of {', '.join(sorted(self._histories))}")
+        if not file.is_file():
             return web.Response(body=to_json([]), content_type="application/json")
         try:
-            entries = await asyncio.to_thread(history.read, self._history_file, since_s, max(0, limit))
+            entries = await asyncio.to_thread(history.read, file, since_s, max(0, limit))
         except ConfigError as error:
             return _error(500, str(error))
         return web.Response(body=to_json(entries), content_type="application/json")

@@ -99,6 +99,19 @@ def reconnected(fleet: Fleet, now_s: float) -> Fleet:
     return replace(fleet, boards=boards)
 
 
+def deaf(fleet: Fleet, seconds: float, now_s: float) -> Fleet:
+    """Return the fleet after we could not listen for so long: that time counts against nobody."""
+    boards = {
+        name: replace(
+            board,
+            heard_s=max(board.heard_s, min(now_s, board.heard_s + seconds)),
+            doubted_s=None if board.doubted_s is None else min(now_s, board.doubted_s + seconds),
+        )
+        for name, board in fleet.boards.items()
+    }
+    return replace(fleet, boards=boards)
+
+
 def alive(board: Board, now_s: float) -> bool:
     """Say whether `board` still counts as there."""
     if board.left or board.birth is None:

@@ -54,7 +54,7 @@ async def _look_back(broker: str, cluster: str) -> tuple["View", Sequence["Entry
         await operator.listen(1.5)
         with suppress(ShoalError):
             url = client.coordinator_url(operator.view)
-            return operator.view, await client.fetch_history(http, url, 0.0, LATELY)
+            return operator.view, await client.fetch_history(http, url, cluster, 0.0, LATELY)
         return operator.view, ()
 
 
@@ -84,18 +84,18 @@ def history(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Print what the coordinator decided, why, and what was measured under each plan.
+    """Print what the coordinator decided for a cluster, why, and what was measured under each plan.
 
-    The coordinator is asked for it, wherever it runs; its newest decisions are kept in its --state-dir.
+    The coordinator is asked for it, wherever it runs; the newest decisions are kept in its --state-dir.
     """
     from shoal.coordinator import drawing, retrospect
-    from shoal.coordinator.history import NAME, read
+    from shoal.coordinator.history import file_of, read
 
     check_cluster(cluster)
     begun_s = retrospect.since_s(since, wall_ms() / 1e3) if since else 0.0
     entries: Sequence[Entry]
     if state_dir is not None:
-        entries = read(state_dir / NAME, begun_s, limit)
+        entries = read(file_of(state_dir, cluster), begun_s, limit)
     else:
         entries = asyncio.run(_fetch(broker, cluster, begun_s, limit))
     if plot is not None:
@@ -110,4 +110,4 @@ async def _fetch(broker: str, cluster: str, begun_s: float, limit: int) -> tuple
 
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
         url = await client.find_coordinator(operator)
-        return await client.fetch_history(http, url, begun_s, limit)
+        return await client.fetch_history(http, url, cluster, begun_s, limit)

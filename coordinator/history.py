@@ -1,7 +1,7 @@
-"""The coordinator's history in a file: what `chronicle` finds worth keeping, in SQLite.
+"""The coordinator's history: what `chronicle` finds worth keeping of each cluster, in a file of SQLite.
 
-Writing never stops the coordinator: a thread of its own writes, and what cannot be written is dropped, with
-a warning.  A file that is spoilt is put aside and a new one is begun.
+Writing never stops the coordinator: one thread writes for all its clusters, and what cannot be written is
+dropped, with a warning.  A file that is spoilt is put aside and a new one is begun.
 """
 
 import logging
@@ -20,7 +20,6 @@ from shoal.errors import ConfigError, WireError
 
 log = logging.getLogger(__name__)
 
-NAME: Final = "history.db"
 VERSION: Final = 1
 """Of the table; a file of another version is put aside."""
 MOST_DECISIONS: Final = 10_000
@@ -46,40 +45,33 @@ _TABLE: Final = """
 """
 
 
-class History:
-    """The history of one coordinator, as it is written."""
+def file_of(folder: Path, cluster: str) -> Path:
+    """Return the file in `folder` that keeps the history of `cluster`."""
+    return folder / f"history-{cluster}.db"
 
-    def __init__(self, folder: Path, *, most_decisions: int = MOST_DECISIONS) -> None:
-        """Write to a file in `folder`; twice as many measurements are kept as decisions."""
-        self.file = folder / NAME
+
+class History:
+    """The history of one cluster, as it is written."""
+
+    def __init__(self, file: Path, *, most_decisions: int = MOST_DECISIONS) -> None:
+        """Write to `file`; twice as many measurements are kept as decisions."""
+        self.file = file
         self._most = {0: most_decisions, 1: most_decisions * MOST_MEASURED // MOST_DECISIONS}
         self._waiting: queue.Queue[Entry] = queue.Queue(MOST_WAITING)
-        self._over = threading.Event()
         self._written = 0
         self._troubled = False
         """That something is wrong has been said."""
-        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
-        self._thread.start()
 
     def keep(self, entries: Iterable[Entry]) -> None:
-        """Have entries written soon; never waits and never fails."""
+        """Have entries written by the next `write`; never waits and never fails."""
         for entry in entries:
             try:
                 self._waiting.put_nowait(entry)
             except queue.Full:
                 self._complain("more comes than can be written")
 
-    def close(self) -> None:
-        """Write what still waits, and end."""
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(BATCH_S):
-            self._write_waiting()
-        self._write_waiting()
-
-    def _write_waiting(self) -> None:
+    def write(self) -> None:
+        """Write what waits, or say that it cannot be kept; call it in a thread that may wait for the disk."""
         batch: list[Entry] = []
         with suppress(queue.Empty):
             while True:
@@ -135,6 +127,28 @@ class History:
         if not self._troubled:
             self._troubled = True
             log.warning("history: %s: %s; what happens now is not kept", self.file, why)
+
+
+class Scribe:
+    """Writes histories, in a thread of its own, until it is closed."""
+
+    def __init__(self, histories: Sequence[History]) -> None:
+        self._histories = histories
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what still waits, and end."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(BATCH_S)
+            for history in self._histories:
+                history.write()
 
 
 _OTHER: Final = "expected a history of another version, got"

@@ -19,6 +19,11 @@ class _Remembered:
     plan: Plan | None
 
 
+def file_of(folder: Path, cluster: str) -> Path:
+    """Return the file in `folder` in which the coordinator of `cluster` remembers."""
+    return folder / f"memory-{cluster}.json"
+
+
 class Memory:
     """What this coordinator would miss if the broker forgot it while both were down, in a file."""
 

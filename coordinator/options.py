@@ -82,16 +82,14 @@ def over(deployed: Limits, given: Limits) -> Limits:
     )
 
 
+broker_option = click.option(
+    "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
+)
+
+
 def cluster_options(command: F) -> F:
     """Add the options that say which cluster is meant."""
-    for option in (
-        click.option("--cluster", default="default", show_default=True),
-        click.option(
-            "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="mqtt://HOST[:PORT]"
-        ),
-    ):
-        command = option(command)
-    return command
+    return broker_option(click.option("--cluster", default="default", show_default=True)(command))
 
 
 def check_cluster(cluster: str) -> None:

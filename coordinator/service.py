@@ -1,24 +1,20 @@
-"""The shell around the controller: the broker on one side, blobs over HTTP on the other."""
+"""The shell around the controller of one cluster: messages go in, decisions come out."""
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
-from aiohttp import web
-
 from shoal.clock import wall_ms
-from shoal.coordinator import chronicle, controller, standing
+from shoal.coordinator import chronicle, controller, history, memory, standing
 from shoal.coordinator.chronicle import Chronicle
-from shoal.coordinator.depot import Depot
-from shoal.coordinator.fleet import reconnected
+from shoal.coordinator.fleet import deaf, reconnected
 from shoal.coordinator.history import History
 from shoal.coordinator.memory import Memory
+from shoal.coordinator.pace import due_s
 from shoal.coordinator.standing import Attention
 from shoal.coordinator.state import Effect, Say, State, Tell
 from shoal.coordinator.weigh import Settings as Eagerness
@@ -38,59 +34,65 @@ from shoal.messages import (
     Telemetry,
     Vitals,
 )
-from shoal.mqtt import Down, Mqtt, Up, parse_url
+from shoal.mqtt import Down, Event, Mqtt, Up
 from shoal.program import Plan
-from shoal.records import Profile
+from shoal.records import BoardId, Profile
 from shoal.store import Store
-from shoal.wire import Envelope, every
+from shoal.wire import Envelope, topic
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.05
+"""So often it is decided anew while something is under way."""
+REST_S: Final = 0.2
+"""So long heartbeats and the like wait to be heard while nothing is."""
+BUSY_S: Final = 0.05
+"""Whatever takes longer keeps this process from listening."""
 SETTLE_S: Final = 3 * HEARTBEAT_S
 """After the broker is (back) there, heartbeats are listened to for so long before anything is judged."""
 CALENDAR_S: Final = 1.0
 """The clock of the wall was set, if it has moved by so much beside ours."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the operator says."""
-
-    broker: str
-    cluster: str
-    host: str
-    """Address at which boards reach this coordinator."""
-    http_port: int
-    state_dir: Path
-    eagerness: Eagerness
+OF_THE_CLUSTER: Final = (Coordinator, Deployment, Plan, Decision)
+OF_A_BOARD: Final = (Birth, Presence, Profile, Reported, Desired, Heartbeat, Telemetry, Vitals, Alarm)
+"""What is listened to; what boards say to each other is not."""
 
 
-async def run(settings: Settings) -> None:
-    """Coordinate the cluster until told to stop, or until a newer coordinator takes over."""
-    parse_url(settings.broker)
-    await Service(settings).live()
+@dataclass(slots=True)
+class Absence:
+    """For how long, in all, this process was too busy to listen to anyone; its clusters share one."""
+
+    total_s: float = 0.0
 
 
 class Service:
-    """A coordinator, put together."""
+    """The coordinator of one cluster; others may run beside it in the same event loop."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._store = Store(settings.state_dir)
-        self._memory = Memory(settings.state_dir / "memory.json")
-        self._history = History(settings.state_dir)
+    def __init__(
+        self, broker: str, cluster: str, url: str, store: Store, eagerness: Eagerness, absence: Absence
+    ) -> None:
+        """`url` is where `store` takes and serves bundles."""
+        self._broker = broker
+        self._cluster = cluster
+        self._store = store
+        self._memory = Memory(memory.file_of(store.root, cluster))
+        self.history = History(history.file_of(store.root, cluster))
+        """What is worth keeping goes there; that it is written is another's affair."""
         self._chronicle = Chronicle()
         now_s = time.monotonic()
         self._attention = Attention(looked_s=now_s, heard_s=now_s)
         incarnation = max(wall_ms(), self._memory.incarnation + 1)
-        self._state = State(
-            incarnation=incarnation, settings=settings.eagerness, calendar_s=wall_ms() / 1e3 - now_s
-        )
-        self._stop = asyncio.Event()
+        self._state = State(incarnation=incarnation, settings=eagerness, calendar_s=wall_ms() / 1e3 - now_s)
+        self._noted = self._state
+        """As it was when it was last looked for what is worth keeping."""
+        self._me = Coordinator(incarnation=incarnation, state="online", url=url)
+        self._absence, self._absent_s = absence, absence.total_s
+        self._stop = False
         self._refusal: ConfigError | None = None
         self._ready_s: float | None = None
         """When judging begins; None while the broker is away."""
+        self._due_s = 0.0
+        """When it is to be decided anew although nothing of interest is heard."""
         self._remembered = False
         """The broker still has what some coordinator said before: it has not lost the rest either."""
         self._deployment_came = False
@@ -109,82 +111,90 @@ class Service:
         """What the broker was asked for, see `standing`."""
         self._unheard: deque[Plan | Decision] = deque(maxlen=64)
         """What we told and have not heard come back; anything else of the kind is another's."""
-        self._me: Coordinator
         self._mqtt: Mqtt
 
+    def stop(self) -> None:
+        """Have `live` return soon."""
+        self._stop = True
+
     async def live(self) -> None:
-        """Serve until told to stop."""
-        runner = web.AppRunner(Depot(self._store, self._history.file).application(), access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._settings.host, self._settings.http_port).start()
-        except OSError as error:
-            where = f"{self._settings.host}:{self._settings.http_port}"
-            raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
-        url = f"http://{self._settings.host}:{runner.addresses[0][1]}"
-        self._me = Coordinator(incarnation=self._state.incarnation, state="online", url=url)
+        """Serve until told to stop.  Raises ConfigError if a newer coordinator takes over."""
         self._mqtt = Mqtt(
-            self._settings.broker,
-            self._settings.cluster,
+            self._broker,
+            self._cluster,
             "coordinator",
-            filters=(every(self._settings.cluster),),
+            filters=(
+                *(topic(self._cluster, kind) for kind in OF_THE_CLUSTER),
+                *(topic(self._cluster, kind, BoardId("+")) for kind in OF_A_BOARD),
+            ),
             will=replace(self._me, state="lost"),
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        log.info("coordinator of %s: bundles on %s", self._settings.cluster, url)
         self._mqtt.start()
-        listening = loop.create_task(self._listen())
-        stopping = loop.create_task(self._stop.wait())
-        await asyncio.wait((listening, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if self._refusal is None:
-            self._mqtt.publish(replace(self._me, state="left"))
-        await self._mqtt.stop()
-        for task in (listening, stopping):
-            task.cancel()
-        results = await asyncio.gather(listening, stopping, return_exceptions=True)
-        await runner.cleanup()
-        await asyncio.to_thread(self._history.close)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        try:
+            await self._listen()
+        finally:
+            if self._refusal is None:
+                self._mqtt.publish(replace(self._me, state="left"))
+            await self._mqtt.stop()
         if self._refusal is not None:
             raise self._refusal
 
     async def _listen(self) -> None:
-        """Hear what comes, and decide after each message and at least every `TICK_S`."""
-        while not self._stop.is_set():
-            event = await self._mqtt.next(TICK_S)
-            before, told = self._state, None
-            if isinstance(event, Down):
-                log.warning("broker %s: %s", self._mqtt.url, event.reason)
-                self._ready_s, self._remembered, self._deployment_came = None, False, False
-                self._rival = None
-                self._state = replace(self._state, connected=False)
-            elif isinstance(event, Up):
-                self._listen_anew()
-                self._introduce() if self._rival is None else self._yield(self._rival)
-            elif event is not None:
-                self._hear(event)
-                told = event.message if isinstance(event.message, Telemetry) else None
-            if self._stop.is_set():
-                return
-            contradicted = self._contradicted and self._rival is None
-            if contradicted and self._ready_s is not None and self._mqtt.events.empty():
+        """Hear what comes, and decide when it may matter, or when that is due."""
+        while not self._stop:
+            calm = self._due_s > time.monotonic() and self._attention.doubt_s is None
+            events = await self._mqtt.batch(REST_S if calm else TICK_S)
+            self._excuse()
+            for event in events:
+                self._take(event)
+                if self._stop:
+                    return
+            if not all(map(_of_no_interest, events)):
+                self._due_s = 0.0
+            if not self._attentive(came=bool(events)):
+                continue  # it is decided, if that is due, as soon as boards may be judged again
+            if self._contradicted and self._ready_s is not None:
                 self._say_again()
-            if self._attentive(came=event is not None):
+            if time.monotonic() >= self._due_s:
                 self._decide()
-            now_s = time.monotonic()
-            self._chronicle, entries = chronicle.note(self._chronicle, before, self._state, told, now_s)
-            self._history.keep(entries)
+                self._note(None)
+
+    def _excuse(self) -> None:
+        """Let the time not count in which this process could not listen: what was said is still to come."""
+        missed_s = self._absence.total_s - self._absent_s
+        if missed_s:
+            self._absent_s, now_s = self._absence.total_s, time.monotonic()
+            self._state = replace(self._state, fleet=deaf(self._state.fleet, missed_s, now_s))
+            self._attention = standing.excused(self._attention, missed_s, now_s)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Down):
+            log.warning("%s: broker %s: %s", self._cluster, self._mqtt.url, event.reason)
+            self._ready_s, self._remembered, self._deployment_came = None, False, False
+            self._rival = None
+            self._state = replace(self._state, connected=False)
+        elif isinstance(event, Up):
+            self._listen_anew()
+            self._introduce() if self._rival is None else self._yield(self._rival)
+        else:
+            self._hear(event)
+        if not _of_no_interest(event):
+            told = event.message if isinstance(event, Envelope) else None
+            self._note(told if isinstance(told, Telemetry) else None)
+
+    def _note(self, told: Telemetry | None) -> None:
+        """Keep what is worth it of what has come about; `told` is what a lead has told, if one has."""
+        now_s = time.monotonic()
+        self._chronicle, entries = chronicle.note(self._chronicle, self._noted, self._state, told, now_s)
+        self._noted = self._state
+        self.history.keep(entries)
 
     def _attentive(self, *, came: bool) -> bool:
         """Say whether boards may be judged now, and ask the broker if that is in doubt."""
         if self._ready_s is None:
             return True  # nobody is judged while the broker is away
         now_s = time.monotonic()
-        if self._answer is not None and self._answer.done() and self._mqtt.events.empty():
+        if self._answer is not None and self._answer.done():
             self._answer = None
             self._attention, late = standing.answered(self._attention, now_s)
             if self._rival is not None:
@@ -203,7 +213,7 @@ class Service:
         """Listen to the boards for a while before any is judged."""
         now_s = time.monotonic()
         self._attention = Attention(looked_s=now_s, heard_s=now_s)
-        self._ready_s = now_s + SETTLE_S
+        self._ready_s, self._due_s = now_s + SETTLE_S, 0.0
         fleet = reconnected(self._state.fleet, now_s)
         self._state = replace(self._state, connected=False, fleet=fleet)
 
@@ -294,9 +304,9 @@ class Service:
             self._contradicted = True
 
     def _yield(self, other: Coordinator) -> None:
-        who = f"another coordinator of {self._settings.cluster}, {other.url}"
+        who = f"another coordinator of {self._cluster}, {other.url}"
         self._refusal = ConfigError(f"{who}, has taken over")
-        self._stop.set()
+        self.stop()
 
     def _outbid(self, incarnation: int) -> None:
         """Be newer than `incarnation`, and say so unless that is still to be done."""
@@ -319,9 +329,13 @@ class Service:
         if state.deployment is not None and state.manifest is None:
             state = replace(state, manifest=self._manifest(state.deployment))
         self._state, effects = controller.decide(state, now_s)
+        self._due_s = due_s(self._state, now_s)
         self._perform(effects)
         if self._state.connected:
             self._memory.keep(self._state.incarnation, self._state.deployment, self._state.serving)
+        took_s = time.monotonic() - now_s
+        if took_s > BUSY_S:
+            self._absence.total_s += took_s
 
     def _manifest(self, deployment: Deployment) -> Manifest | None:
         if not self._store.has(deployment.bundle.manifest):
@@ -338,7 +352,7 @@ class Service:
                 self._mqtt.publish(effect.message, effect.board)
             elif isinstance(effect, Tell):
                 if isinstance(effect.message, Plan):
-                    log.info("epoch %d: %s", effect.message.epoch, effect.message.reason)
+                    log.info("%s: epoch %d: %s", self._cluster, effect.message.epoch, effect.message.reason)
                 self._tell(effect.message)
             else:
                 self._mqtt.clear(Plan)
@@ -346,3 +360,8 @@ class Service:
     def _tell(self, message: Plan | Decision) -> None:
         self._unheard.append(message)
         self._mqtt.publish(message)
+
+
+def _of_no_interest(event: Event) -> bool:
+    """Say whether it only renews a lease, or tells of power and heat: no plan has to follow at once."""
+    return isinstance(event, Envelope) and isinstance(event.message, Heartbeat | Vitals)

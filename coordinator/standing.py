@@ -79,6 +79,18 @@ def looked(attention: Attention, now_s: float, *, came: bool) -> tuple[Attention
     return attention, False
 
 
+def excused(attention: Attention, missed_s: float, now_s: float) -> Attention:
+    """Return the attention after this process was too busy to listen for so long, as it knows itself.
+
+    That may have kept the broker's answer from being heard, so it does not count as late.  What was believed
+    before is old all the same: the broker is asked.
+    """
+    if attention.doubt_s is None:
+        return attention
+    doubt_s, asked_s = (min(now_s, each_s + missed_s) for each_s in (attention.doubt_s, attention.asked_s))
+    return replace(attention, doubt_s=doubt_s, asked_s=asked_s)
+
+
 def doubting(attention: Attention, now_s: float) -> Attention:
     """Return the attention of one that asks the broker now, whatever it has heard."""
     return replace(attention, doubt_s=now_s, asked_s=now_s)

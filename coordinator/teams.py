@@ -26,6 +26,8 @@ FEW: Final = 8
 STEPS: Final = 8
 """So often at most one board is taken in or left out."""
 HALVINGS: Final = 40
+LEAST_S: Final = 1e-12
+"""No unit takes less, whatever a board says."""
 
 LEADS: Final = 3
 """Beyond `EXACT` boards, so many of the quickest of a set are tried as its lead."""
@@ -150,7 +152,8 @@ class _Known:
             far_s = np.where(pairs, task.half_rtt_s, 0).max(axis=(1, 2))
             return np.asarray(task.lead_s[leads] + level_s + (task.exchanges + 2) * far_s)
         with np.errstate(invalid="ignore", divide="ignore"):
-            counts = np.where(sets, np.clip((level_s[:, None] - fixed_s) / price_s, 1, task.most), 0)
+            units = (level_s[:, None] - fixed_s) / np.maximum(price_s, LEAST_S)
+            counts = np.where(sets, np.clip(units, 1, task.most), 0)
             sent_s = np.where(sets, (counts * task.unit_bytes + task.board_bytes) * out_s, 0)
             edge_s = (counts * task.unit_edge_bytes + task.edge_bytes) / task.rate[leads]
             edge_s = np.where(sets & (np.arange(task.boards) != leads[:, None]), edge_s, 0).sum(axis=1)
@@ -223,7 +226,7 @@ def _level(fixed_s: Floats, price_s: Floats, most: NDArray[np.int64], units: int
     possible = (most.sum(axis=1) >= units) & (member.sum(axis=1) <= units)
     possible &= np.isfinite(np.where(member, fixed_s + price_s, 0)).all(axis=1)
     fixed_s = np.where(member & possible[:, None], fixed_s, 0)
-    price_s = np.where(member & possible[:, None], np.maximum(price_s, 1e-12), 1)
+    price_s = np.where(member & possible[:, None], np.maximum(price_s, LEAST_S), 1)
     early_s = np.where(member, fixed_s + price_s, 0).max(axis=1)
     late_s = np.where(member, fixed_s + price_s * most, 0).max(axis=1)
     for _ in range(HALVINGS):

@@ -61,6 +61,10 @@ class Question:
     limits: Limits = NO_LIMITS
     powers: Powers = field(default_factory=dict)
     """What all boards take; nothing if that does not matter."""
+    priced: dict[int, tuple[Plan, Prediction]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """What plans in force cost, by epoch, as far as it has been worked out: it is asked again and again."""
 
     @property
     def goal(self) -> Goal:
@@ -125,16 +129,7 @@ def reason_to_stay(
     stay as they are, loss in seconds of service that the switch costs.
     """
     try:
-        cells = cells_of(question.profiles)
-        kept = predict(
-            question.manifest,
-            question.profiles,
-            question.barred,
-            old.lead,
-            old.lanes,
-            cells,
-            question.powers,
-        )
+        kept = _price(question, old)
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     old_factor, new_factor = known
@@ -152,6 +147,24 @@ def reason_to_stay(
     if won_s < 2 * lost_s:
         return f"kept: {better}, but the switch costs {lost_s:.1f} s of service and wins {won_s:.1f} s"
     return ""
+
+
+def _price(question: Question, plan: Plan) -> Prediction:
+    """Return what `plan` costs now; errors as `predict`."""
+    known = question.priced.get(plan.epoch)
+    if known is not None and known[0] is plan:
+        return known[1]
+    found = predict(
+        question.manifest,
+        question.profiles,
+        question.barred,
+        plan.lead,
+        plan.lanes,
+        cells_of(question.profiles),
+        question.powers,
+    )
+    question.priced[plan.epoch] = (plan, found)
+    return found
 
 
 def fits_beside(question: Question, lanes: tuple[Lane, ...], *plans: Plan) -> bool:

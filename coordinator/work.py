@@ -9,7 +9,7 @@ from shoal.book import by_grid
 from shoal.codec import Codec, Number
 from shoal.manifest import Manifest
 from shoal.program import Run
-from shoal.records import LEAST_S, Profile, Timing
+from shoal.records import LEAST_S, LONGEST_S, Profile, Timing
 from shoal.sizes import counts_of
 
 MESSAGE_S: Final = 3e-4
@@ -60,14 +60,16 @@ def timings_at(manifest: Manifest, other: Manifest, profile: Profile) -> dict[st
     """Return what a board's timings would be at the sample sizes of `other`, the same bundle resized."""
     found = {}
     for name, timing in profile.segments.items():
-        segment = manifest.by_name[name]
+        segment = manifest.by_name.get(name)
+        if segment is None:
+            continue  # a board may say what it likes
         counts = counts_of(other, segment, other.sizes)
         law = profile.laws.get(name)
         if law is not None:
             seconds = law.seconds(*counts)
         else:
             seconds = timing.median_s * counts[0] / counts_of(manifest, segment, manifest.sizes)[0]
-        found[name] = replace(timing, median_s=max(LEAST_S, seconds))
+        found[name] = replace(timing, median_s=min(LONGEST_S, max(LEAST_S, seconds)))
     return found
 
 

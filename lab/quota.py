@@ -43,10 +43,13 @@ class Tree:
         return frozenset((self.cpu, self.memory))
 
 
+CONTROLLERS: Final = frozenset(("cpu", "memory"))
+
+
 def find_tree(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Tree:
     """Return the tree, at our own group: a limit set on us holds for our boards too.
 
-    Raises ConfigError if there are no control groups.
+    Of version 2 it may be at one above: see `_above`.  Raises ConfigError if there are no control groups.
     """
     paths: dict[str, str] = {}
     try:
@@ -54,11 +57,33 @@ def find_tree(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
             _, controllers, path = line.split(":", 2)
             paths |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
         if (root / "cgroup.controllers").exists():
-            here = root / paths[""]
+            here = _above(root, root / paths[""])
             return Tree(version=2, cpu=here, memory=here)
         return Tree(version=1, cpu=root / "cpu" / paths["cpu"], memory=root / "memory" / paths["memory"])
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{root}: no control groups for processor time and memory ({error})") from error
+
+
+def _above(root: Path, own: Path) -> Path:
+    """Return the nearest group of version 2, from ours upwards, whose children can be limited.
+
+    The kernel hands controllers down only from a group that has no process of its own, or from the root; that
+    our own has none happens where somebody has made it for us.  Raises ConfigError if there is none.
+    """
+    for group in (own, *own.parents):
+        file = group / "cgroup.subtree_control"
+        with contextlib.suppress(OSError):
+            if CONTROLLERS.issubset(file.read_text().split()):
+                return group
+            file.write_text(" ".join(f"+{name}" for name in sorted(CONTROLLERS)))
+            return group
+        if group == root:
+            break
+    known = (root / "cgroup.controllers").read_text().split()
+    raise ConfigError(
+        f"{own}: no control group here or above can limit {' and '.join(sorted(CONTROLLERS))}; "
+        f"the kernel offers {', '.join(known) or 'nothing'} at {root}"
+    )
 
 
 class Group:
@@ -69,9 +94,6 @@ class Group:
         self._tree = tree
         name = f"{PREFIX}{os.getpid()}-{board}"
         self._cpu, self._memory = tree.cpu / name, tree.memory / name
-        if tree.version == 2:  # children get controllers only where the parent hands them down
-            with contextlib.suppress(OSError):
-                (tree.cpu / "cgroup.subtree_control").write_text("+cpu +memory")
         try:
             for folder in {self._cpu, self._memory}:
                 folder.mkdir(exist_ok=True)

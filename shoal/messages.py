@@ -1,11 +1,13 @@
 """What is said over MQTT, as records.  Who may say what, and where, stands in `wire.py`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.program import MAX_EPOCH, Plan, Run
 from shoal.records import (
+    LONGEST_S,
     Address,
     BoardId,
     Profile,
@@ -162,6 +164,20 @@ class Telemetry:
     """Of these; what the plan predicts of one request."""
     lanes: tuple[int, ...]
     """How many requests, or parts of a batch, each lane of the plan has answered."""
+
+    def __post_init__(self) -> None:
+        check_positive("telemetry span_s", self.span_s)
+        for name in ("asked", "answered", "failed", "refused", "retried", "alone"):
+            check_not_negative(f"telemetry {name}", getattr(self, name))
+        for answered in self.lanes:
+            check_not_negative("telemetry lanes", answered)
+        if not 0 <= self.waiting < math.inf:
+            raise ValueError(f"telemetry waiting: expected 0 or more requests, got {self.waiting!r}")
+        for name in ("latency_median_s", "latency_p95_s", "alone_median_s"):
+            if not 0 <= getattr(self, name) <= LONGEST_S:
+                raise ValueError(
+                    f"telemetry {name}: expected 0 to {LONGEST_S} s, got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """A connection to the MQTT broker: the only module that knows paho.
 
-paho runs in its own thread; whatever happens there becomes an event in an asyncio queue at once.
+paho reads and writes in our event loop, so that one process can have hundreds of connections; only to
+connect takes a thread, because looking up a name blocks.  Whatever happens becomes an event in a queue.
 Nothing is queued for a broker that is away: retained state is published again by its owner after each
 `Up`, so an old copy can never overtake a new one.
 """
@@ -10,6 +11,7 @@ import logging
 import random
 import secrets
 import socket
+import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from shoal import wire
+from shoal.bell import Bell
 from shoal.errors import ConfigError, WireError
 from shoal.messages import Message
 from shoal.records import BoardId
@@ -28,9 +31,13 @@ from shoal.wire import Envelope
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 5
+LOOK_S: Final = 1.0
+"""So often it is looked whether the broker still answers."""
 STOP_S: Final = 0.5
 DEFAULT_PORT: Final = 1883
 MAX_EVENTS: Final = 10_000
+MAX_TOLD: Final = 1000
+"""Of so many topics at most it is said that messages were refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +115,7 @@ class Mqtt:
         """Prepare a client called `name` that will subscribe to `filters` at each connection.
 
         `strangers` are topics that are not ours, such as that of a power meter: what comes there goes to
-        its function, in another thread.
+        its function.
         """
         self.url = parse_url(url)
         self.events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
@@ -119,11 +126,19 @@ class Mqtt:
         self._filters = (*filters, *self._strangers)
         self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._living: asyncio.Task[None] | None = None
+        self._gone = Bell()
+        """The connection has ended."""
+        self._urgent = Bell()
+        """Something has come that is not to wait, see `batch`."""
         self._tokens: dict[bytes, asyncio.Future[None]] = {}
         self._unsubscribed: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
         self._missed = False
         """The broker could not be reached, and that has been said."""
+        self._told: set[str] = set()
+        """Topics from which a message was refused, of each of which that has been said."""
         self._up = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -138,23 +153,24 @@ class Mqtt:
             self._client.will_set(topic, wire.encode(will), qos=1, retain=True)
         self._client.max_queued_messages_set(1000)
         # A restarted broker should not meet all boards at once, nor wait long for any.
-        pause_s = random.uniform(0.2, 1.0)
-        self._client.reconnect_delay_set(min_delay=pause_s, max_delay=2 * pause_s)  # type: ignore[arg-type]
+        self._pause_s = random.uniform(0.2, 1.0)
         self._client.on_connect = self._connected
-        self._client.on_connect_fail = self._unreached
         self._client.on_disconnect = self._disconnected
         self._client.on_subscribe = self._subscribed
-        self._client.on_unsubscribe = lambda *_what: self._call(self._all_unsubscribed, None)
+        self._client.on_unsubscribe = lambda *_what: self._all_unsubscribed()
         self._client.on_message = self._arrived
-        self._client.on_socket_open = _send_small_messages_at_once
+        self._client.on_socket_open = self._opened
+        self._client.on_socket_close = self._closed
+        self._client.on_socket_register_write = self._wants_to_write
+        self._client.on_socket_unregister_write = self._has_written
 
     def start(self) -> None:
         """Begin to connect, and to reconnect whenever the broker goes away."""
         self._client.connect_async(self.url.host, self.url.port, KEEPALIVE_S)
-        self._client.loop_start()
+        self._living = self._loop.create_task(self._live())
 
     async def stop(self) -> None:
-        """Disconnect in order, so that no last will is sent, and end the thread.
+        """Disconnect in order, so that no last will is sent.
 
         What still came in would make the system reset the connection, and the broker would take that for
         a loss: so nothing is left subscribed before.
@@ -163,8 +179,31 @@ class Mqtt:
         if self._up:
             self._client.unsubscribe([*self._filters, self._fence])
             await asyncio.wait((self._unsubscribed,), timeout=STOP_S)
-        self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+            self._client.disconnect()
+            if self._living is not None:
+                await asyncio.wait((self._living,), timeout=STOP_S)
+        if self._living is not None:
+            self._living.cancel()
+            await asyncio.gather(self._living, return_exceptions=True)
+
+    async def _live(self) -> None:
+        """Be connected, for ever."""
+        failures = 0
+        while not self._stopping:
+            self._gone.hush()
+            try:
+                await asyncio.to_thread(self._client.reconnect)
+            except OSError:
+                self._unreached()
+                failures += 1
+            else:
+                failures = 0
+                while self._client.socket() is not None:
+                    await self._gone.wait(LOOK_S)
+                    self._client.loop_misc()
+            if self._stopping:
+                return
+            await asyncio.sleep(min(2, 1 + failures) * self._pause_s)
 
     async def next(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event; None after `timeout_s`.
@@ -180,6 +219,15 @@ class Mqtt:
                     waiting.cancel()
             return waiting.result() if done else None
         return self.events.get_nowait()
+
+    async def batch(self, timeout_s: float) -> list[Event]:
+        """Return all that has come: at once if there is more than QoS 0, else after `timeout_s`.
+
+        What may get lost on its way may wait: so a thousand heartbeats wake nobody a thousand times.
+        """
+        await self._urgent.wait(timeout_s)
+        self._urgent.hush()
+        return [self.events.get_nowait() for _ in range(self.events.qsize())]
 
     def publish(self, message: Message, board: BoardId | None = None) -> bool:
         """Publish where the table says; return False if the broker is away and nothing was sent."""
@@ -222,8 +270,10 @@ class Mqtt:
             self.events.put_nowait(event)
         except asyncio.QueueFull:
             self.refused += 1
+        if not isinstance(event, Envelope) or event.route.qos:
+            self._urgent.ring()
 
-    def _all_unsubscribed(self, _nothing: object) -> None:
+    def _all_unsubscribed(self) -> None:
         if not self._unsubscribed.done():
             self._unsubscribed.set_result(None)
 
@@ -238,19 +288,58 @@ class Mqtt:
         info = self._client.publish(topic, payload, qos, retain)
         return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    # paho's thread from here on
+    def _unreached(self) -> None:
+        if not self._missed and not self._stopping:
+            self._missed = True
+            self._put(Down(reason="cannot be reached"))
 
-    def _call(self, function: Callable[..., None], argument: object) -> None:
+    # What paho calls.  A connection is opened, and messages are published, by other threads too.
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have the event loop call `function` soon."""
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(function, *arguments)
+            return
         try:
-            self._loop.call_soon_threadsafe(function, argument)
+            self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
-            log.debug("event loop closed; dropped %r", argument)
+            log.debug("event loop closed; dropped %r", arguments)
+
+    def _opened(self, _client: paho.Client, _user: object, sock: object) -> None:
+        if isinstance(sock, socket.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are small, and not to wait
+            self._call(self._read_from, sock)
+
+    def _read_from(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0 and not self._stopping:
+            self._loop.add_reader(sock, self._client.loop_read)
+
+    def _closed(self, _client: paho.Client, _user: object, sock: object) -> None:
+        if isinstance(sock, socket.socket) and not self._loop.is_closed():
+            self._loop.remove_reader(sock)
+            self._loop.remove_writer(sock)
+
+    def _wants_to_write(self, _client: paho.Client, _user: object, _sock: object) -> None:
+        self._call(self._write)
+
+    def _write(self) -> None:
+        """Write what the system takes at once, and the rest when it takes more."""
+        if self._stopping and not self._up:
+            return  # whoever greets the broker and goes would be lost, by its will
+        self._client.loop_write()
+        sock = self._client.socket()
+        if isinstance(sock, socket.socket) and self._client.want_write():
+            self._loop.add_writer(sock, self._client.loop_write)
+
+    def _has_written(self, _client: paho.Client, _user: object, sock: object) -> None:
+        if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+            self._loop.remove_writer(sock)
 
     def _connected(
         self, client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         if reason.is_failure:
-            self._call(self._put, Down(reason=f"refused: {reason}"))
+            self._put(Down(reason=f"refused: {reason}"))
             return
         self._up, self._missed = True, False
         client.subscribe([(name, 1) for name in (*self._filters, self._fence)])
@@ -262,20 +351,16 @@ class Mqtt:
         self, _client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         self._up, self._missed = False, True
+        self._gone.ring()
         if not self._stopping:
-            self._call(self._put, Down(reason=str(reason)))
-
-    def _unreached(self, _client: paho.Client, _user: object) -> None:
-        if not self._missed and not self._stopping:
-            self._missed = True
-            self._call(self._put, Down(reason="cannot be reached"))
+            self._put(Down(reason=str(reason)))
 
     def _arrived(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
         if message.topic == self._fence:
             if message.payload:
-                self._call(self._token_back, bytes(message.payload))
+                self._token_back(bytes(message.payload))
             else:
-                self._call(self._put, Up())
+                self._put(Up())
             return
         stranger = self._strangers.get(message.topic)
         if stranger is not None:
@@ -284,12 +369,13 @@ class Mqtt:
         try:
             envelope = wire.decode(message.topic, bytes(message.payload), retained=message.retain)
         except WireError as error:
-            self.refused += 1
-            log.warning("refused a message: %s", error)
+            self._refuse(message.topic, error)
             return
-        self._call(self._put, envelope)
+        self._put(envelope)
 
-
-def _send_small_messages_at_once(_client: paho.Client, _user: object, sock: object) -> None:
-    if isinstance(sock, socket.socket):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _refuse(self, topic: str, error: WireError) -> None:
+        """Count a message that is none, and say so once for each topic: who sends one sends more."""
+        self.refused += 1
+        if topic not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(topic)
+            log.warning("refused a message: %s (of this topic that is not said again)", error)

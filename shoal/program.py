@@ -293,6 +293,10 @@ class Prediction:
     staging_s: float = 0.0
     """Of the compute, in which the lead copies tensors to a device with memory of its own and back."""
 
+    def __post_init__(self) -> None:
+        check_positive("prediction latency_s", self.latency_s)
+        check_positive("prediction throughput_per_s", self.throughput_per_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

@@ -75,6 +75,8 @@ def check_not_negative(what: str, value: int) -> None:
 LEAST_S = 1e-9
 LONGEST_S = 1e6
 """Times outside these are no measurements."""
+MOST_BYTES = 1 << 60
+"""No board has so much memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +188,11 @@ class Law:
     """Pairs of counts that were timed."""
 
     def __post_init__(self) -> None:
-        terms = (self.base_s, self.row_s, self.pair_s, self.column_s, self.residual)
-        if not all(math.isfinite(term) and term >= 0 for term in terms) or self.points < 1:
-            raise ValueError(f"law: expected terms of 0 or more and points >= 1, got {self!r}")
+        terms = (self.base_s, self.row_s, self.pair_s, self.column_s)
+        if not all(0 <= term <= LONGEST_S for term in terms) or not any(terms):
+            raise ValueError(f"law: expected terms of 0 to {LONGEST_S} s, one above 0, got {self!r}")
+        if not (math.isfinite(self.residual) and self.residual >= 0 and self.points >= 1):
+            raise ValueError(f"law: expected residual of 0 or more and points >= 1, got {self!r}")
 
     def seconds(self, rows: int, attended: int, batch: int = 1) -> float:
         """Return the time for these counts; `batch` is a factor of `rows` already."""
@@ -228,6 +232,8 @@ class LinkProfile:
             raise ValueError(f"link: expected a round trip of {LEAST_S} to {LONGEST_S} s, got {self.rtt_s}")
         if not 1.0 <= self.goodput_bytes_per_s <= 1e13:
             raise ValueError(f"link: expected 1 to 1e13 bytes/s, got {self.goodput_bytes_per_s}")
+        if self.rtt_p95_s is not None and not 0 <= self.rtt_p95_s <= LONGEST_S:
+            raise ValueError(f"link: expected rtt_p95_s of 0 to {LONGEST_S} s, got {self.rtt_p95_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +258,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         check_positive("profile slowdown", self.slowdown)
-        check_not_negative("profile memory_bytes", self.memory_bytes)
+        if not 0 <= self.memory_bytes <= MOST_BYTES:
+            raise ValueError(f"profile memory_bytes: expected 0 to {MOST_BYTES}, got {self.memory_bytes}")
         if not 0 <= self.staging_s < 1.0:
             raise ValueError(f"profile: expected staging_s of 0 up to 1 s a byte, got {self.staging_s!r}")

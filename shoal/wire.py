@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from shoal import messages
@@ -120,6 +121,7 @@ def decode(name: str, payload: bytes, *, retained: bool) -> Envelope:
     return Envelope(board=board, message=message, route=route, retained=retained)
 
 
+@lru_cache(maxsize=1 << 14)
 def _find(name: str) -> tuple[Route, BoardId | None]:
     levels = name.split("/")
     if levels[:2] == ROOT.split("/") and len(levels) >= 4:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from shoal.clock import wall_ms
-from shoal.coordinator import client
-from shoal.coordinator.history import NAME, read
+from shoal.coordinator import client, memory
+from shoal.coordinator.history import file_of, read
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
 from shoal.messages import BundleSource, Coordinator, Decision, Reported
@@ -234,7 +234,7 @@ def test_cut_off_from_the_broker_it_judges_nobody(trial: Torn, relay: Relay, cut
         await asyncio.sleep(cut_s)
         relay.whole.set()
         await asyncio.sleep(4.0)
-        noted = read(trial.cluster.folder / "coordinator" / NAME, begun_s)
+        noted = read(file_of(trial.cluster.folder / "coordinator", "default"), begun_s)
         assert not [entry.words for entry in noted if "lost" in entry.words], "it was itself that was lost"
 
     unharmed(trial.under_load(trouble))
@@ -296,7 +296,7 @@ def test_a_clock_that_was_set_back_silences_no_coordinator(
     ahead = wall_ms() + 10**9
     folder = tmp_path / "cluster" / "coordinator"
     folder.mkdir(parents=True)
-    (folder / "memory.json").write_text(f'{{"incarnation":{ahead},"deployment":null,"plan":null}}')
+    memory.file_of(folder, "default").write_text(f'{{"incarnation":{ahead},"deployment":null,"plan":null}}')
     with Cluster(tmp_path / "cluster", "embedded", margin=0.9) as cluster:
         cluster.start_board(BOARDS[0])
         trial = Trial(cluster=cluster, bundle=undivided, pictures=pictures, budget=None, boards=BOARDS[:1])
@@ -306,7 +306,7 @@ def test_a_clock_that_was_set_back_silences_no_coordinator(
             await watch.until("the first coordinator", lambda: obeyed(watch) == {ahead + 1})
             cluster.broker.kill()
             cluster.coordinator.kill()
-            (folder / "memory.json").unlink()
+            memory.file_of(folder, "default").unlink()
             cluster.start_broker()
             cluster.start_coordinator()
             watch.view.boards.clear()

@@ -87,7 +87,7 @@ class Alone:
             deadline_s=0.0,
             send=self.send,
             alone=threading.Lock(),
-            on_run=lambda segment, _size_bytes, _took_s: self.did.append(f"run {segment}"),
+            on_run=lambda run, _shapes, _took_s: self.did.append(f"run {run.segment}"),
             notes=notes,
         )
 

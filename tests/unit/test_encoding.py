@@ -17,7 +17,7 @@ from shoal import encoding
 from shoal.encoding import Json, from_json, to_json
 from shoal.errors import WireError
 from shoal.manifest import Manifest
-from shoal.messages import Desired, Message, Presence, Telemetry
+from shoal.messages import Alternative, Desired, Message, Presence, Telemetry
 from shoal.program import Exchange, Lane, Plan, Program, Run
 from shoal.records import Address, Profile, TensorSpec
 from tests import build
@@ -151,9 +151,11 @@ def test_an_enum_is_its_value() -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_what_json_cannot_say_is_not_written(number: float) -> None:
-    report = build.telemetry(latency_median_s=number)
+    told = Alternative(
+        strategy="local", boards=(), latency_s=number, throughput_per_s=1.0, note="", staging_s=0.0
+    )
     with pytest.raises(ValueError, match="JSON"):
-        to_json(report)
+        to_json(told)
 
 
 # --- strictness -----------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import pytest
 
 from shoal.coordinator import history
 from shoal.coordinator.chronicle import Entry
-from shoal.coordinator.history import NAME, VERSION, History, read
+from shoal.coordinator.history import VERSION, History, Scribe, file_of, read
 from shoal.errors import ConfigError
 from tests.unit.test_chronicle import NOTHING
+
+NAME = "history.db"
 
 
 def entry(number: int, *, measured: bool = False) -> Entry:
@@ -30,9 +32,9 @@ def entry(number: int, *, measured: bool = False) -> Entry:
 
 
 def written(folder: Path, *entries: Entry, most: int = 1000) -> Path:
-    kept = History(folder, most_decisions=most)
+    kept = History(folder / NAME, most_decisions=most)
     kept.keep(entries)
-    kept.close()
+    kept.write()
     return kept.file
 
 
@@ -132,12 +134,23 @@ def test_more_than_can_be_written_is_dropped(
 
 
 def test_two_coordinators_with_one_folder_both_write(tmp_path: Path) -> None:
-    one, other = History(tmp_path), History(tmp_path)
+    one, other = History(tmp_path / NAME), History(tmp_path / NAME)
+    scribes = Scribe([one]), Scribe([other])
     for number in range(20):
         (one if number % 2 else other).keep([entry(number)])
-    one.close()
-    other.close()
+    for scribe in scribes:
+        scribe.close()
     assert sorted(numbers(one.file)) == list(range(20))
+
+
+def test_one_thread_writes_for_all_clusters_and_one_that_fails_stops_none(tmp_path: Path) -> None:
+    kept = [History(file_of(tmp_path, cluster)) for cluster in ("a", "a.b", "c")]
+    kept[0].file.mkdir()
+    scribe = Scribe(kept)
+    for number, each in enumerate(kept):
+        each.keep([entry(number)])
+    scribe.close()
+    assert [numbers(each.file) for each in kept[1:]] == [[1], [2]]
 
 
 def test_a_history_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:

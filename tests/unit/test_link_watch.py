@@ -32,6 +32,7 @@ class Net:
         self.silent: set[BoardId] = set()
         self.sent: list[tuple[float, BoardId, int]] = []
         self.told = 0
+        self.said: list[Airtime] = []
         self.info_now: TcpInfo | None = PLAIN
         self.random = random.Random(0)
         self.noise: Callable[[], float] = lambda: 0.0
@@ -44,6 +45,7 @@ class Net:
         self.told += 1
 
     def _say(self, message: Airtime) -> bool:
+        self.said.append(message)
         self.watch.air(A, message)
         return True
 
@@ -323,6 +325,23 @@ def test_nobody_probes_while_another_has_the_air(net: Net) -> None:
     net.watch.air(C, Airtime(incarnation=1, number=1, state="over"))
     run(net, 4.0, frozenset({B}))
     assert net.sent
+
+
+def test_one_turn_is_for_all_links_that_are_due_as_far_as_it_goes(net: Net) -> None:
+    """All boards hear of each turn, so one for each link would be a flood in a large cluster."""
+    peers = frozenset(BoardId(f"b{number}") for number in range(8))
+    run(net, 60.0, peers)
+    net.said.clear()
+    probes, begun_s = len(net.sent), net.now_s
+    run(net, 40.0, peers)
+    turns = [message.number for message in net.said if message.state == "wanted"]
+    assert len({peer for _, peer, _ in net.sent[probes:]}) == len(peers)
+    assert len(turns) <= (net.now_s - begun_s) / link_watch.PERIOD_S + 1
+    assert [message.number for message in net.said if message.state == "over"] == turns
+    net.rate = 5e4
+    run(net, 30.0, peers)
+    slow = [message for message in net.said if message.state == "wanted"][len(turns) :]
+    assert len(slow) > 1, "a turn on slow links is not so long that nobody else gets one"
 
 
 # --- whose turn it is ---------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import pytest
 
 from shoal.agent import measure
 from shoal.agent.executor import Executor
+from shoal.agent.expected import Shapes
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError
-from shoal.manifest import WHOLE, Manifest, Segment, memory_bytes
+from shoal.manifest import WHOLE, Segment, memory_bytes
 from shoal.profiler import segments
 from shoal.profiler.statistics import WINDOW_S
+from shoal.program import Run
 from shoal.records import Array, Profile, Sha256, Source
 from shoal.session import Session
 from tests import build
@@ -25,6 +27,7 @@ from tests import build
 BUNDLE = Sha256("7" * 64)
 MODEL = build.chain((1000, 1000, 1000))
 PARTS = [segment.name for segment in MODEL.segments]
+FIRST = Run(segment="s00")
 
 
 class Timed:
@@ -84,13 +87,13 @@ class Board:
         return self.published[-1]
 
 
-def size(manifest: Manifest, name: str) -> int:
-    return sum(manifest.tensor_bytes[spec.name] for spec in manifest.by_name[name].inputs)
+def shapes(name: str, times: int = 1) -> Shapes:
+    """Return the shapes of a segment's inputs, or of some that are so many times as long."""
+    return {spec.name: tuple(times * int(dim) for dim in spec.shape) for spec in MODEL.by_name[name].inputs}
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Clocks of the measurer's own: one that moves only when told, and one that runs of sessions move."""
+def clocks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Give the measurer clocks of its own: one moves only when told, one when sessions run."""
     found = SimpleNamespace(now_s=1000.0, ran_s=0.0)
     moves = SimpleNamespace(monotonic=lambda: found.now_s, perf_counter=lambda: found.ran_s)
     monkeypatch.setattr(measure, "time", moves)
@@ -99,14 +102,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def serve(
-    board: Board, clock: SimpleNamespace, name: str, took_s: float, size_bytes: int | None = None
-) -> None:
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    return clocks(monkeypatch)
+
+
+def serve(board: Board, clock: SimpleNamespace, run: Run, took_s: float, of: Shapes | None = None) -> None:
     """Let the board hear of runs in service for a little over two windows."""
     until_s = clock.now_s + 2.4 * WINDOW_S
     while clock.now_s < until_s:
         clock.now_s += 0.01
-        board.measurer.ran(name, size(MODEL, name) if size_bytes is None else size_bytes, took_s)
+        board.measurer.ran(run, shapes(run.segment) if of is None else of, took_s)
 
 
 def test_a_slow_board_tells_the_whole_model_before_all_shardings(
@@ -131,7 +137,7 @@ def test_a_slow_board_is_looked_at_no_longer_than_a_fast_one(tmp_path: Path, clo
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
     board.takes_s = 1e-6
-    serve(board, clock, "s00", 1000 * board.profile.segments["s00"].median_s)
+    serve(board, clock, FIRST, 1000 * board.profile.segments["s00"].median_s)
     canary = board.measurer._canary
     assert canary is not None
     board.runs.clear()
@@ -142,7 +148,7 @@ def test_a_slow_board_is_looked_at_no_longer_than_a_fast_one(tmp_path: Path, clo
 def test_a_closer_look_ends_a_slowdown_that_is_over(tmp_path: Path, clock: SimpleNamespace) -> None:
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
-    serve(board, clock, "s00", 20 * board.profile.segments["s00"].median_s)
+    serve(board, clock, FIRST, 20 * board.profile.segments["s00"].median_s)
     assert board.profile.slowdown > 10
     clock.now_s += 10.0
     board.measurer.refine()
@@ -177,12 +183,12 @@ def test_a_slower_board_says_so_and_a_faster_one_was_profiled_under_load(
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
     before_s = board.profile.segments["s00"].median_s
-    serve(board, clock, "s00", 3 * before_s)
+    serve(board, clock, FIRST, 3 * before_s)
     assert board.profile.slowdown == pytest.approx(3.0)
     assert board.profile.segments[WHOLE].median_s >= 3 * 0.002
-    serve(board, clock, "s00", before_s)
+    serve(board, clock, FIRST, before_s)
     assert board.profile.slowdown == pytest.approx(1.0)
-    serve(board, clock, "s00", before_s / 4)
+    serve(board, clock, FIRST, before_s / 4)
     assert board.profile.slowdown == 1.0
     assert board.profile.segments["s00"].median_s == pytest.approx(before_s / 4)
 
@@ -195,20 +201,20 @@ def test_all_segments_of_a_board_profiled_under_load_get_a_closer_look(
     clock.now_s += 10.0
     board.measurer.refine()
     known_s = board.profile.segments[WHOLE].median_s
-    serve(board, clock, "s00", board.profile.segments["s00"].median_s / 4)
+    serve(board, clock, FIRST, board.profile.segments["s00"].median_s / 4)
     assert board.profile.segments[WHOLE].median_s == pytest.approx(known_s / 4)
     clock.now_s += 10.0
     board.measurer.refine()
     assert board.profile.segments[WHOLE].median_s == pytest.approx(known_s)
 
 
-def test_larger_and_smaller_requests_say_nothing_about_the_board(
+def test_runs_of_which_nothing_is_known_say_nothing_about_the_board(
     tmp_path: Path, clock: SimpleNamespace
 ) -> None:
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
     told = len(board.published)
-    serve(board, clock, "s00", 1.0, size_bytes=8 * size(MODEL, "s00"))
+    serve(board, clock, FIRST, 1.0, of=shapes("s00", times=8))
     assert len(board.published) == told
 
 
@@ -269,7 +275,7 @@ def test_a_closer_look_replaces_what_was_measured_in_a_rush_and_is_kept(tmp_path
 def test_a_board_that_serves_is_not_looked_at_more_closely(tmp_path: Path) -> None:
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
-    board.measurer.ran("s00", size(MODEL, "s00"), 0.002)
+    board.measurer.ran(FIRST, shapes("s00"), 0.002)
     runs = len(board.runs)
     board.measurer.refine()
     assert len(board.runs) == runs
@@ -287,11 +293,11 @@ def test_a_slow_spell_during_a_closer_look_is_no_slower_board(tmp_path: Path, cl
     """Readings taken while the board is known to run at a third count as three times as fast."""
     board = Board(tmp_path)
     board.measurer.measure(BUNDLE, MODEL)
-    serve(board, clock, "s00", 3 * board.profile.segments["s00"].median_s)
+    serve(board, clock, FIRST, 3 * board.profile.segments["s00"].median_s)
     assert board.profile.slowdown == pytest.approx(3.0)
     clock.now_s += 10.0
     board.takes_s = 0.006
     board.measurer.refine()
     assert board.profile.segments["s00"].median_s == pytest.approx(0.006, rel=0.2)
-    serve(board, clock, "s00", 0.002)
+    serve(board, clock, FIRST, 0.002)
     assert board.profile.segments["s00"].median_s == pytest.approx(0.002, rel=0.25)

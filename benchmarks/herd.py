@@ -1,0 +1,308 @@
+"""Boards that are not there: they say what agents say, as often, and are ready at once for what is desired.
+
+    python -m benchmarks.herd BROKER HERD.json
+
+One process has hundreds of them, each with a connection, a last will and an incarnation of its own, by the
+agents' own messages and client.  They compute nothing.  What to do to them is read from the standard input,
+a JSON object a line; each is answered by one on the standard output, with the time by `time.monotonic`.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.planner import fleet
+from shoal import wire
+from shoal.clock import wall_ms
+from shoal.encoding import from_json
+from shoal.manifest import Manifest, parse
+from shoal.messages import (
+    HEARTBEAT_S,
+    VITALS_S,
+    Airtime,
+    Birth,
+    Desired,
+    Hardware,
+    Health,
+    Heartbeat,
+    Message,
+    PowerReport,
+    Presence,
+    Readiness,
+    Reported,
+    Telemetry,
+    Vitals,
+)
+from shoal.mqtt import Down, Event, Mqtt, Up
+from shoal.program import Plan
+from shoal.records import Address, BoardId, Profile, Sha256, scaled
+
+BEATS: Final = round(VITALS_S / HEARTBEAT_S)
+"""Heartbeats to one of the vitals, and of the telemetry."""
+TURN_S: Final = 10.0
+"""Of `agent.link_watch`: where nothing is carried, a board claims the air so often, for all links at once."""
+MEMORY_BYTES: Final = 120_000_000
+
+HARDWARE = Hardware(
+    board="raspberry-pi-4",
+    machine="aarch64",
+    model="a board that is not there",
+    cores=4,
+    memory_bytes=4 << 30,
+    system="Linux",
+    python="3.11",
+    onnxruntime="1.23",
+    providers=("CPUExecutionProvider",),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Herd:
+    """What one process plays."""
+
+    manifest: str
+    """File of the bundle's manifest."""
+    bundle: Sha256
+    clusters: tuple[str, ...]
+    boards: int
+    """In each of the clusters."""
+
+
+class Board:
+    """An agent that is not there."""
+
+    def __init__(self, url: str, cluster: str, name: BoardId, profile: Profile, counts: Counter[str]) -> None:
+        self.name = name
+        self.up = False
+        self.plan: Plan | None = None
+        """In force, by the newest desired message."""
+        self._incarnation = wall_ms()
+        self._profile = replace(profile, incarnation=self._incarnation)
+        self._counts = counts
+        self._beats = itertools.count()
+        self._airtime = itertools.count()
+        self._desired: Desired | None = None
+        self._begun_s = time.monotonic() + random.uniform(0.0, TURN_S)
+        self._mqtt = Mqtt(
+            url,
+            cluster,
+            name,
+            filters=(
+                *(wire.topic(cluster, kind, name) for kind in (Desired, Presence)),
+                wire.topic(cluster, Airtime, BoardId("+")),
+            ),
+            will=Presence(incarnation=self._incarnation, state="lost"),
+            will_board=name,
+        )
+        self._life: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Connect, and speak until it is cut."""
+        self._mqtt.start()
+        self._life = asyncio.ensure_future(self._live())
+
+    def cut(self) -> None:
+        """Have it vanish as by a power cut: the broker finds its connection gone, and sends its will."""
+        assert self._life is not None
+        self._life.cancel()
+        living, connection = self._mqtt._living, self._mqtt._client.socket()  # noqa: SLF001  no client dies so
+        assert living is not None
+        living.cancel()
+        assert isinstance(connection, socket.socket)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    def slow(self, factor: float) -> None:
+        """Tell a profile of a board that has become so much slower."""
+        self._profile = replace(
+            self._profile,
+            segments=scaled(self._profile.segments, factor),
+            laws=scaled(self._profile.laws, factor),
+            slowdown=self._profile.slowdown * factor,
+        )
+        self._say(self._profile)
+
+    async def _live(self) -> None:
+        due_s = time.monotonic() + random.uniform(0.0, HEARTBEAT_S)
+        while True:
+            for event in await self._mqtt.batch(max(0.0, due_s - time.monotonic())):
+                self._hear(event)
+            if time.monotonic() >= due_s:
+                due_s += HEARTBEAT_S
+                if self.up:
+                    self._beat()
+
+    def _beat(self) -> None:
+        number = next(self._beats)
+        self._say(Heartbeat(incarnation=self._incarnation, sequence=number, in_flight=1))
+        if number % BEATS == 0:
+            self._say(self._vitals())
+            if self.plan is not None and self.plan.lead == self.name:
+                self._say(self._telemetry(self.plan))
+        if time.monotonic() - self._begun_s >= TURN_S:
+            self._begun_s = time.monotonic()
+            turn = next(self._airtime)
+            self._say(Airtime(incarnation=self._incarnation, number=turn, state="wanted"))
+            self._say(Airtime(incarnation=self._incarnation, number=turn, state="over"))
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Up):
+            self._introduce()
+        elif isinstance(event, Down):
+            self.up = False
+        else:
+            self._counts["received"] += 1
+            if isinstance(event.message, Desired):
+                self._become(event.message)
+
+    def _introduce(self) -> None:
+        self.up = True
+        address = Address(host="127.0.0.1", data_port=1, http_port=2)
+        self._say(
+            Birth(incarnation=self._incarnation, version="0", address=address, hardware=HARDWARE),
+        )
+        self._say(Presence(incarnation=self._incarnation, state="online"))
+        self._report()
+
+    def _become(self, desired: Desired) -> None:
+        fresh = self._desired is None or self._desired.bundle != desired.bundle
+        self._desired = desired
+        self.plan = next((plan for plan in desired.plans if plan.epoch == desired.committed), None)
+        if fresh and desired.bundle is not None and desired.bundle.manifest == self._profile.bundle:
+            self._say(self._profile)
+        self._report()
+
+    def _report(self) -> None:
+        plans = self._desired.plans if self._desired else ()
+        epochs = sorted(plan.epoch for plan in plans if self.name in plan.boards)
+        self._say(
+            Reported(
+                incarnation=self._incarnation,
+                coordinator=self._desired.coordinator if self._desired else 0,
+                version=self._desired.version if self._desired else 0,
+                epochs=tuple(Readiness(epoch=epoch, phase="ready", detail="") for epoch in epochs),
+                activity="serving",
+                disk_bytes=1 << 34,
+                missing_bytes=0,
+                proven=0,
+            )
+        )
+
+    def _vitals(self) -> Vitals:
+        power = PowerReport(
+            source="model",
+            scope="board",
+            uncertainty=0.5,
+            watts=4.2,
+            idle_w=2.7,
+            work_w=5.2,
+            joules=250.0,
+            covered_s=60.0,
+            above_idle_j=80.0,
+            total_j=12_000.0,
+            missing_s=0.0,
+            gap="",
+        )
+        health = Health(
+            state="ok",
+            temperature_c=54.3,
+            capacity=1.0,
+            notes=(),
+            memory_free_bytes=1 << 30,
+            memory_pressure=0.0,
+            disk_free_bytes=1 << 34,
+        )
+        return Vitals(
+            incarnation=self._incarnation, span_s=60.0, answered=300, busy=0.6, power=power, health=health
+        )
+
+    def _telemetry(self, plan: Plan) -> Telemetry:
+        latency_s = plan.predicted.latency_s
+        return Telemetry(
+            incarnation=self._incarnation,
+            epoch=plan.epoch,
+            span_s=1.0,
+            asked=5,
+            answered=5,
+            failed=0,
+            refused=0,
+            retried=0,
+            waiting=0.0,
+            latency_median_s=latency_s,
+            latency_p95_s=latency_s,
+            alone=1,
+            alone_median_s=latency_s,
+            lanes=(5, *(0 for _ in plan.lanes[1:])),
+        )
+
+    def _say(self, message: Message) -> None:
+        if self._mqtt.publish(message, self.name):
+            self._counts["sent"] += 1
+
+
+def boards_of(herd: Herd, url: str, manifest: Manifest, counts: Counter[str]) -> Mapping[str, list[Board]]:
+    """Return the boards by cluster, with profiles of boards of different speeds on 100 Mbit/s."""
+    profiles = fleet(herd.boards, manifest, memory_bytes=MEMORY_BYTES)
+    return {
+        cluster: [
+            Board(url, cluster, name, replace(profile, bundle=herd.bundle), counts)
+            for name, profile in profiles.items()
+        ]
+        for cluster in herd.clusters
+    }
+
+
+def victim(boards: list[Board]) -> Board:
+    """Return the lead of the plan in force; LookupError if there is none."""
+    leads = [board for board in boards if board.plan is not None and board.plan.lead == board.name]
+    if not leads:
+        raise LookupError(f"no plan is in force on {', '.join(board.name for board in boards)}")
+    return leads[0]
+
+
+async def play(url: str, herd: Herd, manifest: Manifest) -> None:
+    """Play boards until the standard input ends."""
+    counts: Counter[str] = Counter()
+    clusters = boards_of(herd, url, manifest, counts)
+    for board in everyone(clusters):
+        board.start()
+    while not all(board.up for board in everyone(clusters)):
+        await asyncio.sleep(0.05)
+    print(json.dumps({"at_s": time.monotonic()}), flush=True)
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while line := await lines.readline():
+        said = json.loads(line)
+        answer: dict[str, object] = {"at_s": time.monotonic()}
+        if said["do"] == "count":
+            answer |= counts
+        elif said["do"] == "kill":
+            victim(clusters[said["cluster"]]).cut()
+        else:
+            victim(clusters[said["cluster"]]).slow(said["factor"])
+        print(json.dumps(answer), flush=True)
+
+
+def everyone(clusters: Mapping[str, list[Board]]) -> Iterator[Board]:
+    for boards in clusters.values():
+        yield from boards
+
+
+def main() -> None:
+    """Read what to play, and play it."""
+    url, file = sys.argv[1:3]
+    herd = from_json(Herd, Path(file).read_bytes(), file)
+    asyncio.run(play(url, herd, parse(Path(herd.manifest).read_bytes(), herd.manifest)))
+
+
+if __name__ == "__main__":
+    main()

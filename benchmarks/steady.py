@@ -1,0 +1,139 @@
+"""Does anything happen when nothing happens?  `python -m benchmarks.steady [MINUTES [SCENARIO ...]]`.
+
+Clusters of the lab are asked for so many minutes each while nothing is done to them.  Whatever a board says
+of itself or of a link meanwhile, and every other plan, is a false alarm: counted by what agents log and by
+the plans in force.  Root is not needed, but a machine with nothing else to do is.
+"""
+
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from benchmarks.record import write
+from shoal.lab.report import Outcome, quantile_s
+from shoal.lab.run import run
+from shoal.lab.scenario_file import parse
+
+SCENARIOS: Final = {
+    "pipeline": """
+objective = "throughput"
+network.rate = "100mbit"
+network.delay = "0.5ms"
+[[board]]
+name = "pi"
+count = 3
+speed = 0.1
+memory = "9MB"
+[workload]
+clients = 3
+""",
+    "tokens": """
+model = "encoder-wide"
+network.rate = "200mbit"
+network.delay = "0.25ms"
+[[board]]
+name = "pi"
+count = 3
+speed = 0.1
+""",
+    "heads": """
+model = "encoder-wide"
+network.rate = "200mbit"
+network.delay = "0.25ms"
+[[board]]
+name = "pi"
+count = 3
+speed = 0.1
+memory = "30MB"
+""",
+    "air": """
+objective = "throughput"
+network.air = "40mbit"
+network.delay = "1.5ms"
+[[board]]
+name = "pi"
+count = 3
+speed = 0.1
+[workload]
+rate = 6
+""",
+}
+SAID: Final = {
+    "a board was slower": re.compile(r"now [\d.]+ times as slow as profiled"),
+    "a board was faster": re.compile(r"profiled anew"),
+    "a link changed": re.compile(r"the link to \S+ has changed"),
+}
+"""What agents log when they correct their profiles."""
+_TIME: Final = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})")
+
+
+@dataclass(slots=True)
+class Heard:
+    """What the lab says while it runs; the load begins after it has said which plan is in force."""
+
+    begun_s: float = 0.0
+    plan: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        """Print a line, and note when the load begins."""
+        print(line, flush=True)
+        if line.startswith("plan: "):
+            self.begun_s, self.plan = time.time(), line.removeprefix("plan: ")
+
+
+def corrections(folder: Path, begun_s: float) -> Counter[str]:
+    """Return how often agents corrected their profiles after `begun_s`, by what they said."""
+    found: Counter[str] = Counter()
+    for log in folder.glob("*.log"):
+        for line in log.read_text(errors="replace").splitlines():
+            at = _TIME.match(line)
+            if at is None:
+                continue
+            said_s = datetime.strptime(at[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(at[2]) / 1e3  # noqa: DTZ007
+            found.update(what for what, words in SAID.items() if said_s >= begun_s and words.search(line))
+    return found
+
+
+def row(name: str, outcome: Outcome, heard: Heard, said: Counter[str]) -> dict[str, object]:
+    """Return what a cluster did in its own time."""
+    switches = outcome.switches[1:]
+    return {
+        "scenario": name,
+        "plan": heard.plan,
+        "minutes": outcome.duration_s / 60,
+        "requests": len(outcome.requests),
+        "failed_or_wrong": sum(request.fate != "right" for request in outcome.requests),
+        "p50_s": quantile_s(outcome.requests, 0.5),
+        "p95_s": quantile_s(outcome.requests, 0.95),
+        "corrections": {what: said[what] for what in SAID},
+        "switches": [f"{switch.at_s:.0f} s: {switch.reason}" for switch in switches],
+        "notes": list(outcome.notes),
+        "met": not switches and not said.total(),
+    }
+
+
+def main() -> None:
+    """Run the clusters and write the rows."""
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    rows = []
+    for name in sys.argv[2:] or SCENARIOS:
+        text = f"duration = {60 * minutes:g}\nbaseline = 0\n{SCENARIOS[name]}"
+        heard = Heard()
+        with tempfile.TemporaryDirectory(prefix="shoal-bench-") as place:
+            folder = Path(place) / "cluster"
+            folder.mkdir()
+            outcome = run(parse(text, f"{name}.toml"), folder, heard.say)
+            rows.append(row(name, outcome, heard, corrections(folder, heard.begun_s)))
+        print(rows[-1])
+    print(write("steady", rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""One process, several clusters: each has a presence of its own, and what happens to one is its affair."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shoal import wire
+from shoal.coordinator import clusters
+from shoal.coordinator.broker import BrokerProcess, Kind
+from shoal.coordinator.client import Operator
+from shoal.coordinator.service import Absence, Service
+from shoal.coordinator.weigh import Settings
+from shoal.errors import ConfigError
+from shoal.messages import Coordinator, Decision
+from shoal.mqtt import Mqtt, Up
+from shoal.records import Profile
+from shoal.store import Store
+from tests import build
+from tests.build import A
+from tests.contract.test_broker import both_kinds, free_port
+
+WAIT_S = 10.0
+URL = "http://10.0.0.1:9000"
+
+
+@pytest.fixture
+def broker(kind: Kind) -> Iterator[BrokerProcess]:
+    with BrokerProcess.start(kind, free_port()) as running:
+        yield running
+
+
+def service(broker: BrokerProcess, cluster: str, folder: Path, absence: Absence) -> Service:
+    return Service(broker.url, cluster, URL, Store(folder), Settings(), absence)
+
+
+async def coordinator(broker: BrokerProcess, cluster: str, state: str) -> Coordinator:
+    """Return the coordinator of a cluster once it says that it is in that state."""
+    async with Operator(broker.url, cluster) as operator:
+        for _ in range(round(WAIT_S / 0.1)):
+            found = operator.view.coordinator
+            if found is not None and found.state == state:
+                return found
+            await operator.next(0.1)
+    raise AssertionError(f"{cluster}: {found}")
+
+
+@both_kinds
+def test_a_cluster_that_is_taken_over_leaves_the_others_alone(
+    broker: BrokerProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        absence = Absence()
+        mine = [service(broker, cluster, tmp_path / "mine", absence) for cluster in ("a", "b")]
+        living = asyncio.ensure_future(clusters._live(mine))
+        first = {cluster: await coordinator(broker, cluster, "online") for cluster in ("a", "b")}
+        newer = service(broker, "b", tmp_path / "newer", Absence())
+        taking = asyncio.ensure_future(newer.live())
+        await asyncio.sleep(0)
+        for _ in range(round(WAIT_S / 0.1)):
+            if "has taken over" in caplog.text:
+                break
+            await asyncio.sleep(0.1)
+        assert f"another coordinator of b, {URL}, has taken over" in caplog.text
+        assert (await coordinator(broker, "a", "online")) == first["a"]
+        assert (await coordinator(broker, "b", "online")).incarnation > first["b"].incarnation
+        clusters._stop(mine)
+        await living
+        assert (await coordinator(broker, "a", "left")).incarnation == first["a"].incarnation
+        assert (await coordinator(broker, "b", "online")).incarnation > first["b"].incarnation
+        newer.stop()
+        await taking
+
+    asyncio.run(run())
+
+
+@both_kinds
+def test_a_process_whose_clusters_are_all_taken_over_says_so(broker: BrokerProcess, tmp_path: Path) -> None:
+    async def run() -> None:
+        living = asyncio.ensure_future(clusters._live([service(broker, "a", tmp_path / "mine", Absence())]))
+        await coordinator(broker, "a", "online")
+        newer = service(broker, "a", tmp_path / "newer", Absence())
+        taking = asyncio.ensure_future(newer.live())
+        with pytest.raises(ConfigError, match=f"another coordinator of a, {URL}, has taken over"):
+            await asyncio.wait_for(living, WAIT_S)
+        newer.stop()
+        await taking
+
+    asyncio.run(run())
+
+
+@both_kinds
+def test_nonsense_is_refused_once_by_name_and_the_coordinator_goes_on(
+    broker: BrokerProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A board that says nonsense at every turn fills no log, and keeps nobody from deciding."""
+    caplog.set_level(logging.WARNING)
+    profile = wire.encode(build.profile(build.chain()))
+    spoilt = (
+        profile.replace(b'"median_s":1.0', b'"median_s":NaN', 1),
+        profile.replace(b'"median_s":1.0', b'"median_s":-1.0', 1),
+        profile.replace(b'"memory_bytes":1073741824', b'"memory_bytes":1e999', 1),
+        profile[:-20],
+    )
+    assert profile not in spoilt
+
+    async def run() -> None:
+        mine = service(broker, "a", tmp_path, Absence())
+        living = asyncio.ensure_future(mine.live())
+        await coordinator(broker, "a", "online")
+        board = Mqtt(broker.url, "a", A, filters=())
+        board.start()
+        while not isinstance(await board.next(), Up):
+            pass
+        topic = wire.topic("a", Profile, A)
+        for content in (*spoilt, *spoilt):
+            board._client.publish(topic, content, qos=1)
+        await board.sent(WAIT_S)
+        board.publish(build.birth(A), A)
+        board.publish(replace(build.profile(build.chain()), slowdown=math.pi), A)
+        await board.sent(WAIT_S)
+        async with Operator(broker.url, "a") as operator:
+            for _ in range(round(WAIT_S / 0.1)):
+                if operator.view.cluster.get(Decision) is not None:
+                    break
+                await operator.next(0.1)
+            assert operator.view.cluster.get(Decision) is not None
+        assert mine._state.fleet.boards[A].profile is not None
+        assert mine._mqtt.refused == 2 * len(spoilt)
+        await board.stop()
+        mine.stop()
+        await living
+
+    asyncio.run(run())
+    refusals = [
+        record.getMessage() for record in caplog.records if "refused a message" in record.getMessage()
+    ]
+    assert len(refusals) == 1
+    assert "shoal/v1/a/board/a/profile" in refusals[0]
+    assert "median_s" in refusals[0]
