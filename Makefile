@@ -88,6 +88,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.looking
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.collective
+	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.speedup
 	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab

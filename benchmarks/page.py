@@ -251,6 +251,27 @@ def collective(found: dict[str, Any]) -> list[str]:
     return lines + table(("exchange", "bytes to each peer", "processor ms", "least"), body)
 
 
+def coding(found: dict[str, Any]) -> list[str]:
+    lines = ["## What codecs cost a board", "", where(found), ""]
+    lines += [
+        "Processor time of one thread to encode K and V of a board's rows (12 heads of 64), and to decode",
+        "those of the others, against that of its share of a ViT-B block; 3 % were asked for. Other work was",
+        "going on at the same time.",
+        "",
+    ]
+    body = [
+        (
+            f"{r['boards']} boards, {r['tokens']} tokens, {r['codec']}",
+            number(r["sent_bytes"] / 1e3),
+            number(1e6 * r["encode_s"]["median"], 0),
+            number(1e6 * r["decode_s"]["median"], 0),
+            f"{r['share']:.1%}",
+        )
+        for r in found["rows"]
+    ]
+    return lines + table(("exchange", "sent kB", "encode us", "decode us", "of the block"), body)
+
+
 def others() -> list[str]:
     lines = []
     planner, overhead = read("planner"), read("overhead")
@@ -297,6 +318,9 @@ def main() -> None:
         lines += speedup(fast)
     if spent is not None:
         lines += collective(spent)
+    codecs = read("coding")
+    if codecs is not None:
+        lines += coding(codecs)
     ends = read("aborts")
     if ends is not None:
         lines += aborts(ends)

@@ -151,7 +151,13 @@ class Experiment:
             )
             self._following = True
             async with running(self._follow()):
-                deployment = Deployment(bundle=source, objective=self._scenario.objective, max_boards=1)
+                deployment = Deployment(
+                    bundle=source,
+                    objective=self._scenario.objective,
+                    max_boards=1,
+                    max_error=self._scenario.max_error,
+                    max_accuracy_loss=self._scenario.max_accuracy_loss,
+                )
                 if self._single_possible():
                     await operator.publish(deployment)
                     await self._baseline(load)

@@ -133,6 +133,8 @@ class Scenario:
     bundle: str
     objective: Objective
     max_boards: int
+    max_error: float
+    max_accuracy_loss: float
     margin: float
     dwell_s: float
     broker: Literal["mosquitto", "embedded"]

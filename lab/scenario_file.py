@@ -167,6 +167,8 @@ def _scenario(top: _Table, file: str, kinds: Sequence[str]) -> Scenario:
         bundle=top.take("bundle", read_text, "a folder", ""),
         objective=top.take("objective", read_choice(_OBJECTIVES), f"one of {list(_OBJECTIVES)}", "latency"),
         max_boards=top.take("max_boards", read_whole(0), "a whole number of 0 or more", 0),
+        max_error=top.take("max_error", read_number(0.0, 1.0), "a share of 0 to 1", 0.0),
+        max_accuracy_loss=top.take("max_accuracy_loss", read_number(0.0, 1.0), "a share of 0 to 1", 0.0),
         margin=top.take("margin", read_number(0.0), "a share of 0 or more", 0.1),
         dwell_s=top.take("dwell", read_number(0.0), "seconds, 0 or more", 5.0),
         broker=top.take("broker", read_choice(_BROKERS), f"one of {list(_BROKERS)}", "mosquitto"),

@@ -235,7 +235,13 @@ class Cluster:
         source = BundleSource(
             name=self._setting.manifest.name, manifest=self._setting.digest, url="http://desk:1"
         )
-        deployment = Deployment(bundle=source, objective=self._scenario.objective, max_boards=max_boards)
+        deployment = Deployment(
+            bundle=source,
+            objective=self._scenario.objective,
+            max_boards=max_boards,
+            max_error=self._scenario.max_error,
+            max_accuracy_loss=self._scenario.max_accuracy_loss,
+        )
         self._state = controller.deployed(self._state, deployment, self._timeline.now_s)
         self._state = replace(self._state, manifest=self._setting.manifest)
         self._decide_soon()

@@ -194,7 +194,7 @@ def _rows_in(step: Collective, giver: BoardId, index: int, parts: Sequence[Array
     try:
         return coding.rows_of(step.codec, parts, step.axes[index], like)
     except WireError as error:
-        raise MisfitError(step, giver, f"{step.tensors[index]}: {error}") from error
+        raise MisfitError(step, giver, f"{step.made[index]}: {error}") from error
 
 
 def _start(step: Collective, board: BoardId, tensors: Tensors) -> int:
