@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.book import Book, book_of, pack, unpack
@@ -100,6 +100,7 @@ def test_a_rate_is_one_or_more(rate: float) -> None:
     data=st.data(),
     dtype=st.sampled_from(["float32", "float16"]),
 )
+@settings(deadline=None)
 def test_bytes_are_what_is_promised(
     codec: Codec, shape: tuple[int, ...], start: int, data: st.DataObject, dtype: str
 ) -> None:
@@ -182,6 +183,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 
 
 @given(bits=st.integers(1, 12), rows=st.integers(0, 5), many=st.integers(1, 40))
+@settings(deadline=None)
 def test_codes_are_packed_without_a_gap(bits: int, rows: int, many: int) -> None:
     codes = np.random.default_rng(bits).integers(0, 1 << bits, (rows, many))
     packed = pack(codes, bits)
@@ -192,6 +194,7 @@ def test_codes_are_packed_without_a_gap(bits: int, rows: int, many: int) -> None
 @given(
     codec=codecs().filter(lambda codec: codec.number == "vq" and codec.codes <= 256), rows=st.integers(1, 9)
 )
+@settings(deadline=None)
 def test_the_nearest_code_is_chosen(codec: Codec, rows: int) -> None:
     """The slow way: each piece of each row against each vector."""
     codec = Codec(number="vq", groups=codec.groups, codes=codec.codes, stages=codec.stages)
@@ -210,6 +213,7 @@ def test_the_nearest_code_is_chosen(codec: Codec, rows: int) -> None:
 
 
 @given(width=st.integers(1, 2), codes=st.sampled_from([4, 16, 32]), seed=st.integers(0, 99))
+@settings(deadline=None)
 def test_narrow_pieces_get_about_the_nearest_code(width: int, codes: int, seed: int) -> None:
     codec = Codec(number="vq", groups=3, codes=codes, stages=1)
     chance = np.random.default_rng(seed)

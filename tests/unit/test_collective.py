@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.book import book_of
@@ -189,6 +189,7 @@ def test_chunks_come_to_their_places(shares: Sequence[float], units: int, chunks
     last=st.integers(0, 5),
     causal=st.booleans(),
 )
+@settings(deadline=None)
 def test_rows_that_are_kept_come_as_they_are(
     shares: Sequence[float], units: int, rate: float, first: int, last: int, causal: bool
 ) -> None:
