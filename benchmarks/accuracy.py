@@ -208,9 +208,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--steps", default=4000)
+@click.option("--steps", default=5000)
 @click.option("--batch", default=128)
-@click.option("--learning-rate", default=1e-3)
+@click.option("--learning-rate", default=6e-4)
 @click.argument("more", nargs=-1)
 def train(steps: int, batch: int, learning_rate: float, more: tuple[str, ...]) -> None:
     """Fine-tune the vision transformer; MORE goes to shoal train as it is."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from shoal.cli import cli
-from shoal.codebooks import read_book
+from shoal.codebooks import read_book, wanted
 from shoal.codec import codec_of
+from shoal.coordinator.accuracy import recipes
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.bundle import check_bundle, read_manifest
 from shoal.exporter.calibrate import calibrate
@@ -26,7 +27,9 @@ from shoal.exporter.render import details
 from shoal.exporter.trial import Trial
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Outcome
-from shoal.records import Array, Sha256
+from shoal.program import Collective
+from shoal.records import Array, BoardId, Sha256
+from shoal.sharding import programs
 from tests import models
 
 ROWS, TOKENS = 24, 12
@@ -345,3 +348,18 @@ def test_boards_go_on_without_rows_that_are_late(bundle: tuple[Path, Manifest]) 
     np.testing.assert_array_equal(hidden(trial.hurried(shares, asked, lambda *_: True)), alone)
     of_one = hidden(trial.hurried(shares, asked, lambda _step, giver, _taker: giver == "board-1"))
     assert 1e-3 < np.abs(of_one - whole).mean() < np.abs(alone - whole).mean()
+
+
+def test_every_measured_recipe_can_be_planned_and_has_its_books(bundle: tuple[Path, Manifest]) -> None:
+    _, manifest = bundle
+    boards = [BoardId(name) for name in ("a", "b", "c", "d")]
+    found = [recipe for recipe in recipes(manifest, 0.0, 1.0) if recipe.sharding]
+    assert {recipe.sharding for recipe in found} == {"sequence", "sequence-hidden"}
+    assert any("vq" in recipe.words for recipe in found)
+    for recipe in found:
+        sharding = next(each for each in manifest.shardings if each.name == recipe.sharding)
+        told = programs(sharding, boards, boards[0], (0.25,) * 4, recipe.codecs)
+        for program in told.values():
+            books = wanted(manifest, program)
+            coded = [s for s in program.steps if isinstance(s, Collective) and s.codec.groups]
+            assert {step.tag: set(step.tensors) for step in coded} == {t: set(b) for t, b in books.items()}
