@@ -11,21 +11,20 @@ import math
 import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, Literal
 from zlib import crc32
 
+from shoal.agent.link_state import BAND, ENOUGH, FRESH_S, NEWEST, Link, slower_trips
 from shoal.agent.peers import ExchangeError, Heard, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, links
 from shoal.profiler.airtime import Air
-from shoal.profiler.changes import Watched, seen
-from shoal.profiler.dozing import Trips, dozes
-from shoal.profiler.goodput import Transfer, goodput, shared
+from shoal.profiler.changes import seen
+from shoal.profiler.goodput import Transfer, shared
 from shoal.profiler.statistics import differs
-from shoal.profiler.tcp_info import TcpInfo, receiver_bound
+from shoal.profiler.tcp_info import receiver_bound
 from shoal.records import BoardId, LinkProfile
 
 log = logging.getLogger(__name__)
@@ -39,22 +38,8 @@ SHARE: Final = 0.01
 """... or as seldom as this share of the time allows."""
 ALARM_PAUSE_S: Final = 2.0
 """A change asks for one probe in so long at most."""
-BAND: Final = 0.15
-"""A link is told anew if it differs by more."""
 WINDOW_S: Final = 0.1
 """Of the transfers within so long one counts."""
-QUIET_BAND: Final = 0.25
-"""Without an alarm it takes more: what transfers of a busy board tell is noisy."""
-FRESH_S: Final = 5.0
-"""Transfers are taken into account for so long."""
-ENOUGH: Final = 5
-"""So many transfers tell as much as a probe ..."""
-NEWEST: Final = 3
-"""... and so many are what is known at once when the link has changed."""
-SUSPICION: Final = 3.0
-"""Transfers that are slower by this factor are looked into, whatever the reason may be."""
-LEAST_TRIP_S: Final = 3e-4
-"""Round trips that differ by less are the same."""
 GLANCE_BYTES: Final = 64 * 1024
 LEAST_GLANCE_S: Final = 1e-3
 """A glance at a link that is off by less says that it is as it was."""
@@ -77,8 +62,6 @@ FASTEST_AIR: Final = 1e8
 AGAIN_S: Final = 1.0
 """A peer that refuses at once may only be about to start: it is tried again so soon."""
 TURN_LOOK_S: Final = 0.005
-TRIPS: Final = 32
-RESTED_TRIPS: Final = 12
 REST_S: Final = 1.0
 """A radio that saves power dozes once nothing has come for so long."""
 HELD_S: Final = 0.5
@@ -86,34 +69,6 @@ HELD_S: Final = 0.5
 be as many messages as there are links, times the boards."""
 TURN_S: Final = 5.0
 """Whoever waits for its turn for longer tries again later."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Link:
-    """What is known of the link to one peer."""
-
-    found: LinkProfile | None = None
-    due_s: float = 0.0
-    probed_s: float = -1e9
-    watched: Watched = field(default_factory=Watched)
-    transfers: deque[tuple[float, Transfer]] = field(default_factory=lambda: deque(maxlen=64))
-    trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
-    rested_s: deque[float] = field(default_factory=lambda: deque(maxlen=RESTED_TRIPS))
-    """Round trips that came after a pause."""
-    info: TcpInfo | None = None
-    heard_s: float = -1e9
-    window_s: float = -1e9
-    """When the window under way began."""
-    best: Transfer | None = None
-    """The fastest of its transfers: whatever else a machine does, it only makes them slower."""
-    judged: int | None = None
-    """After so many alarms it was last judged whether both ways share one medium."""
-    suspects: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST))
-    """Bytes a second of slower transfers of which the kernel says that there was no more to send."""
-    doubted: float = math.inf
-    """A probe was asked for when such transfers were as slow as this."""
-    slow_trips: int = 0
-    """Looks one after the other at which round trips were longer than is known."""
 
 
 class LinkWatch:
@@ -134,7 +89,7 @@ class LinkWatch:
         self._changed = changed
         self._say = claim
         self._lock = threading.Lock()
-        self._links: dict[BoardId, _Link] = {}
+        self._links: dict[BoardId, Link] = {}
         self._air = Air()
         self._number = 0
         self._phase_s = crc32(board.encode()) / 2**32 * PERIOD_S  # not all boards at once
@@ -177,7 +132,7 @@ class LinkWatch:
             slower = transfer.rate < link.found.goodput_bytes_per_s
             bound = info is not None and receiver_bound(before, info)
             if slower and info is not None and (info.app_limited or bound):  # the link can do more
-                if not bound and _suspicious(link, transfer.rate):
+                if not bound and link.suspicious(transfer.rate):
                     link.due_s = min(link.due_s, now_s)
                     link.transfers.clear()  # else the probe would take their word
                 return
@@ -198,35 +153,9 @@ class LinkWatch:
                 newest = list(link.transfers)[-NEWEST:]
                 link.transfers.clear()
                 link.transfers.extend(newest)
-            changed = alone and link.watched.alarms > 0 and self._follow(link)
+            changed = alone and link.watched.alarms > 0 and link.follow()
         if changed:
             self._changed()
-
-    def _follow(self, link: _Link) -> bool:
-        """Take over the newest transfers of a link that has just changed, and say whether that is news.
-
-        Their middle and not their line: the sizes from before the change would bend it.  Holds the lock.
-        """
-        if link.watched.level is not None or link.found is None or len(link.transfers) < NEWEST:
-            return False
-        rate = statistics.median(t.rate for _, t in list(link.transfers)[-NEWEST:])
-        if not differs(link.found.goodput_bytes_per_s, rate, BAND):
-            return False
-        link.found = replace(link.found, goodput_bytes_per_s=rate)
-        return True
-
-    def _learn(self, link: _Link, now_s: float) -> bool:
-        """Take over what transfers tell, if there are enough; say whether that is news.  Holds the lock."""
-        fresh = [t for at_s, t in link.transfers if now_s - at_s <= FRESH_S]
-        rate = goodput(fresh) if len(fresh) >= ENOUGH else None
-        if (
-            rate is None
-            or link.found is None
-            or not differs(link.found.goodput_bytes_per_s, rate, QUIET_BAND)
-        ):
-            return False
-        link.found = replace(link.found, goodput_bytes_per_s=rate)
-        return True
 
     async def run(self, neighbours: Callable[[], frozenset[BoardId]]) -> None:
         """Probe the links that are due, one at a time, for ever."""
@@ -237,8 +166,8 @@ class LinkWatch:
                 for peer in self._links.keys() - peers:
                     del self._links[peer]
                 for peer in peers:
-                    self._links.setdefault(peer, _Link())
-                news = [self._learn(link, now_s) for link in self._links.values()]
+                    self._links.setdefault(peer, Link())
+                news = [link.learn(now_s) for link in self._links.values()]
                 due = sorted(peer for peer, link in self._links.items() if now_s >= link.due_s)
             if any(news):
                 self._changed()
@@ -290,7 +219,7 @@ class LinkWatch:
         """
         begun_s = time.monotonic()
         with self._lock:
-            link = self._links.setdefault(peer, _Link())
+            link = self._links.setdefault(peer, Link())
             old = link.found
             fresh = sum(1 for at_s, _ in link.transfers if begun_s - at_s <= FRESH_S)
             told = old is not None and fresh >= ENOUGH
@@ -319,13 +248,13 @@ class LinkWatch:
                 changed, link.found = old is not None, None
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
             else:
-                found = replace(found, dozing=_dozes(link, old))
+                found = replace(found, dozing=link.dozes(old))
                 other = old is None or differs(old.goodput_bytes_per_s, found.goodput_bytes_per_s, BAND)
                 link.doubted = math.inf if other else link.doubted
                 changed = (
                     old is None
                     or (old.dozing, old.shared) != (found.dozing, found.shared)
-                    or _slower_trips(old.rtt_s, found.rtt_s)
+                    or slower_trips(old.rtt_s, found.rtt_s)
                     or other
                 )
                 if changed or old is None:
@@ -386,28 +315,3 @@ class LinkWatch:
         link.slow_trips = 0
         found = links.profile(trips_s, links.goodput(ping, statistics.median(trips_s)))
         return replace(found, rtt_p95_s=links.profile(list(link.trips_s), 1.0).rtt_p95_s)
-
-
-def _dozes(link: _Link, old: LinkProfile | None) -> bool:
-    """Say whether a radio on the way dozes; what cannot be told now is as it was."""
-    found = dozes(Trips(rested_s=tuple(link.rested_s), following_s=tuple(link.trips_s)))
-    return found if found is not None else old is not None and old.dozing
-
-
-def _slower_trips(old_s: float, new_s: float) -> bool:
-    """Say whether round trips differ by enough to matter; the scheduler's jitter does not."""
-    return differs(old_s, new_s, BAND) and abs(new_s - old_s) > LEAST_TRIP_S
-
-
-def _suspicious(link: _Link, rate: float) -> bool:
-    """Say whether the last transfers that had no more to send are so slow that a probe should tell.
-
-    One that has found the link as it was is asked for again only when they are that much slower still.
-    """
-    link.suspects.append(rate)
-    known = min(link.doubted, link.found.goodput_bytes_per_s if link.found is not None else math.inf)
-    if len(link.suspects) < NEWEST or max(link.suspects) > known / SUSPICION:
-        return False
-    link.doubted = max(link.suspects)
-    link.suspects.clear()
-    return True

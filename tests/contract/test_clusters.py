@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from shoal import wire
 from shoal.coordinator import clusters
 from shoal.coordinator.broker import BrokerProcess, Kind
-from shoal.coordinator.client import Operator
+from shoal.coordinator.client import Operator, fetch_history
+from shoal.coordinator.depot import Depot
+from shoal.coordinator.history import History, file_of
 from shoal.coordinator.service import Absence, Service
 from shoal.coordinator.weigh import Settings
-from shoal.errors import ConfigError
+from shoal.errors import BoardError, ConfigError
 from shoal.messages import Coordinator, Decision
 from shoal.mqtt import Mqtt, Up
 from shoal.records import Profile
@@ -23,6 +27,7 @@ from shoal.store import Store
 from tests import build
 from tests.build import A
 from tests.contract.test_broker import both_kinds, free_port
+from tests.unit.test_history import entry
 
 WAIT_S = 10.0
 URL = "http://10.0.0.1:9000"
@@ -142,3 +147,24 @@ def test_nonsense_is_refused_once_by_name_and_the_coordinator_goes_on(
     assert len(refusals) == 1
     assert "shoal/v1/a/board/a/profile" in refusals[0]
     assert "median_s" in refusals[0]
+
+
+def test_the_coordinator_serves_the_history_of_each_cluster(tmp_path: Path) -> None:
+    files = {cluster: file_of(tmp_path, cluster) for cluster in ("a", "b")}
+    kept = History(files["a"])
+    kept.keep([entry(1), entry(2)])
+    kept.write()
+
+    async def run() -> None:
+        runner = web.AppRunner(Depot(Store(tmp_path), files).application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession() as http:
+            assert await fetch_history(http, url, "a", 0.0, 0) == (entry(1), entry(2))
+            assert await fetch_history(http, url, "b", 0.0, 0) == (), "nothing has happened there yet"
+            with pytest.raises(BoardError, match="expected one of a, b"):
+                await fetch_history(http, url, "c", 0.0, 0)
+        await runner.cleanup()
+
+    asyncio.run(run())
