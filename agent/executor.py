@@ -419,7 +419,8 @@ class Executor:
 def _needs(step: Step, sessions: Mapping[Run, Session]) -> tuple[str, ...]:
     """Return the tensors that a step reads."""
     if isinstance(step, Run):
-        return sessions[step].inputs
+        ranged = (RANGE,) if step.chunks > 1 else ()  # to divide the rows, even if the segment reads none
+        return (*sessions[step].inputs, *ranged)
     if isinstance(step, Collective):
         return needs(step)
     return () if step.kind == "recv" else step.tensors
