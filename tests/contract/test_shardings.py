@@ -25,6 +25,7 @@ from shoal.errors import ModelError, PlanError
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import Manner, play
 from shoal.firmware_configs import boards
+from shoal.lab import builtin
 from shoal.manifest import Manifest, ShardCollective
 from shoal.measured import Codebook, recipe_of
 from shoal.parts import pieces
@@ -169,6 +170,27 @@ def test_boards_together_answer_within_the_error_of_their_codec(
             got = cluster.ask(asked, original.outputs)
             for output, array in want.items():
                 assert np.abs(np.subtract(got[output], array)).max() <= within * np.abs(array).max()
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.parametrize("name", ["sequence", "sequence-hidden"])
+def test_rows_are_divided_in_chunks_where_no_segment_reads_their_range(name: str, tmp_path: Path) -> None:
+    """The lab's encoders have no positions: nothing but dividing the rows needs the range."""
+    model = tmp_path / "encoder.onnx"
+    builtin.write("encoder-tiny", model)
+    manifest = export(model, tmp_path / "bundle", sizes={"batch": 1, "tokens": TOKENS})
+    store = Store(tmp_path / "depot")
+    for path in (*(tmp_path / "bundle").glob("*.onnx"), *(tmp_path / "bundle" / "blobs").iterdir()):
+        store.put(path.read_bytes())
+    sharding = next(s for s in manifest.shardings if s.name == name)
+    boards = [BoardId("a"), BoardId("b")]
+    told = programs(sharding, boards, boards[0], (0.5, 0.5), codec_of("f32"), 2)
+    cluster = Cluster(tmp_path, tmp_path / "depot", manifest, told)
+    try:
+        asked = {"x": np.random.default_rng(0).standard_normal((2, 9, 96)).astype(np.float32)}
+        want = open_session(model).run(asked)["y"]
+        assert np.allclose(cluster.ask(asked, ["y"])["y"], want, atol=1e-4)
     finally:
         cluster.stop()
 
