@@ -195,7 +195,9 @@ def test_rows_are_divided_in_chunks_where_no_segment_reads_their_range(name: str
     told = programs(sharding, boards, boards[0], (0.5, 0.5), codec_of("f32"), 2)
     cluster = Cluster(tmp_path, tmp_path / "depot", manifest, told)
     try:
-        asked = {"x": np.random.default_rng(0).standard_normal((2, 9, 96)).astype(np.float32)}
+        asked: dict[str, Array] = {
+            "x": np.random.default_rng(0).standard_normal((2, 9, 96)).astype(np.float32)
+        }
         want = open_session(model).run(asked)["y"]
         assert np.allclose(cluster.ask(asked, ["y"])["y"], want, atol=1e-4)
     finally:
