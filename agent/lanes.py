@@ -6,7 +6,7 @@ from typing import Final
 
 from shoal.agent.waiting import Pace
 from shoal.manifest import Manifest
-from shoal.program import Lane, Plan
+from shoal.program import Lane, Plan, rows_of
 from shoal.program import serving as lanes_for
 from shoal.records import Array
 from shoal.sizes import sizes_in
@@ -74,16 +74,9 @@ def capacity(lane: Lane) -> int:
 
 
 def shares(rows: int, lanes: Sequence[Lane]) -> list[tuple[int, int]]:
-    """Return ranges of rows in proportion to the lanes' weights; empty ranges are left out.
-
-    Each row goes to the lane that would finish it first.
-    """
-    counts = [0] * len(lanes)
-    for _ in range(rows):
-        first = min(range(len(lanes)), key=lambda i: (counts[i] + 1) / lanes[i].weight)
-        counts[first] += 1
+    """Return ranges of rows, one after the other, as `rows_of` has it; empty ranges are left out."""
     found, start = [], 0
-    for count in counts:
+    for count in rows_of(rows, [lane.weight for lane in lanes]):
         if count:
             found.append((start, start + count))
             start += count

@@ -7,7 +7,6 @@ both equal.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Final
 
 from shoal.agent import waiting
@@ -23,7 +22,7 @@ from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest
 from shoal.messages import Telemetry
-from shoal.program import Plan, bounds
+from shoal.program import Plan, rows_of
 from shoal.program import serving as lanes_for
 from shoal.records import BoardId
 
@@ -139,8 +138,7 @@ class Dispatcher:
         total = ask.sizes.get(self._manifest.batch, 1) if self._manifest.batch is not None else 1
         rows = [total]
         if total > 1 and len(lanes) > 1:
-            edges = bounds(total, [lane.weight for lane in lanes])
-            rows = [stop - start for start, stop in pairwise(edges) if stop > start]
+            rows = [count for count in rows_of(total, [lane.weight for lane in lanes]) if count]
         try:
             if plan is not None:
                 waiting.admit(
