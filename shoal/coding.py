@@ -214,6 +214,7 @@ def _from_nibbles(parts: Sequence[Array], values: int) -> NDArray[np.float32]:
     pairs = packed.shape[2]
     made[:, :, :pairs] = whole & 15
     made[:, :, pairs : 2 * pairs] = whole >> 4
+    made[:, :, 2 * pairs :] = 0  # behind the row: what lies there by chance may be no number
     made -= MIDDLE
     apart = made.reshape(*packed.shape[:2], groups, GROUP)
     apart *= scale.astype(np.float32)[:, :, :, None]
