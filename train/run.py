@@ -102,10 +102,7 @@ def train(order: Order, report: Report) -> Outcome:
         network = Network({s.name: read_graph(bundle / file_of(s.name)) for s in sharding.segments})
         trial = Trial(manifest, bundle, sharding)
         check_codecs([str(codec) for codec in order.recipe.codecs], trial.values())
-        if state is None:
-            books = _books(trial, data, order.recipe)
-        else:
-            books = books_in(state)
+        books = _books(trial, data, order.recipe) if state is None else books_in(state)
         outputs = tuple(spec.name for spec in manifest.outputs)
         tuning = Tuning(sharding, network, outputs, order.recipe, books)
         _compare(tuning, data, original)
