@@ -17,6 +17,7 @@ from shoal.exporter.export import export
 from shoal.exporter.judge import LABELS, metric_of
 from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import Place, beside, digest_of, write_learnt
+from shoal.exporter.recipes import check_codecs
 from shoal.exporter.trial import Trial
 from shoal.manifest import WHOLE, Manifest, Sharding, file_of
 from shoal.records import Array
@@ -99,10 +100,9 @@ def train(order: Order, report: Report) -> Outcome:
         sharding = _sharding(manifest, order)
         original = open_session(bundle / file_of(WHOLE), threads=torch.get_num_threads())
         network = Network({s.name: read_graph(bundle / file_of(s.name)) for s in sharding.segments})
-        if state is None:
-            books = _books(Trial(manifest, bundle, sharding), data, order.recipe)
-        else:
-            books = books_in(state)
+        trial = Trial(manifest, bundle, sharding)
+        check_codecs([str(codec) for codec in order.recipe.codecs], trial.values())
+        books = _books(trial, data, order.recipe) if state is None else books_in(state)
         outputs = tuple(spec.name for spec in manifest.outputs)
         tuning = Tuning(sharding, network, outputs, order.recipe, books)
         _compare(tuning, data, original)

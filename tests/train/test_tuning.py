@@ -146,6 +146,8 @@ def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
         trained(MODEL, data, target, "--resume")
     with pytest.raises(ConfigError, match=r"expected a codec .*got 'zip'"):
         trained(MODEL, data, target, "--codec", "zip")
+    with pytest.raises(ConfigError, match=r"--codec vq7x16: expected groups that divide the 64 values"):
+        trained(MODEL, data, target, "--codec", "vq7x16")
     target.with_name("trained.onnx.training").write_bytes(b"something else")
     with pytest.raises(ConfigError, match=r"trained.onnx.training: expected a training to go on with, got"):
         trained(MODEL, data, target, "--resume")
