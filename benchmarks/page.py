@@ -183,7 +183,8 @@ def speedup(found: dict[str, Any]) -> list[str]:
         "board of the same run with the original graph. Real agents in namespaces, a quota of processor time",
         "each, RTT 2 ms. *Limit* is what computing alone would give: the whole model against a board's",
         "share, without exchange or waiting, on one thread of this machine. *Hidden* is in what share of the",
-        "time in which bytes came in the boards computed.",
+        "time in which bytes came in the boards computed, *waiting* the share of a request in which a board had",
+        "processor time to spare, *exchange* all that it spent beside segments, for one exchange.",
     )
     body = [
         (
@@ -196,12 +197,14 @@ def speedup(found: dict[str, Any]) -> list[str]:
             f"{r['speedup_two']:.2f} ({r['asked'][1]})",
             number(r["limit"], 2),
             f"{r['hidden']:.0%}",
+            f"{r['waiting']:.0%}" if "waiting" in r else "",
+            number(1e3 * r["exchange_cpu_s"], 1) if "exchange_cpu_s" in r else "",
             f"{r['max_abs_err']:.1e}",
         )
         for r in found["rows"]
     ]
     head = ("cell", "chunks", "alone ms", "together ms", "speed-up (asked)", "two in flight (asked)")
-    lines += table((*head, "limit", "hidden", "largest error"), body)
+    lines += table((*head, "limit", "hidden", "waiting", "exchange ms", "largest error"), body)
     lines += [
         "What four boards did in one request: [request.trace.json](plots/request.trace.json), to be opened",
         "in ui.perfetto.dev.",

@@ -125,6 +125,8 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                 TRACE.write_text(json.dumps({"traceEvents": events}, separators=(",", ":")))
             alone_s = statistics.median(found["alone"])
             one, two = (alone_s / statistics.median(found[what]) for what in ("one", "two"))
+            ratio, segments_s = limit(bundle, cell)
+            spent_s = statistics.median(found["cpu"])
             rows.append(
                 {
                     "boards": count,
@@ -136,7 +138,10 @@ async def measure(cells: Sequence[Cell], bundle: Path, folder: Path, turns: int)
                     "speedup_two": two,
                     "asked": [cell.one, cell.two],
                     "met": one >= cell.one and two >= cell.two,
-                    "limit": limit(bundle, cell),
+                    "limit": ratio,
+                    "segments_cpu_s": segments_s,
+                    "exchange_cpu_s": (spent_s - segments_s) / sharding.exchanges,
+                    "waiting": 1 - spent_s / QUOTAS[count] / statistics.median(found["one"]),
                     "hidden": hidden(events),
                     "max_abs_err": error,
                     "resident_beyond_bytes": max(beyond),
@@ -196,10 +201,10 @@ class Timed:
         return made
 
 
-def limit(bundle: Path, cell: Cell) -> float:
-    """Return the speed-up of computing alone: the whole against a board's mean share, without exchange.
+def limit(bundle: Path, cell: Cell) -> tuple[float, float]:
+    """Return the speed-up of computing alone, without exchange, and what a board's mean share takes.
 
-    All boards are played in this process, without a quota, in turns with the whole model.
+    That is processor time; the speed-up is the whole model against it.  All boards are played in this process, without a quota, in turns with the whole model.
     """
     manifest = read_manifest(bundle)
     sharding = next(s for s in manifest.shardings if s.name == "sequence")
@@ -214,14 +219,15 @@ def limit(bundle: Path, cell: Cell) -> float:
 
     whole = Timed(open_session(bundle / f"{WHOLE}.onnx"))
     inputs = {"input_ids": question(cell.tokens)}
-    ratios = []
+    ratios, shares = [], []
     for _ in range(4):
         for each in (whole, *sessions.values()):
             each.spent_s = 0.0
         whole.run(inputs)
         play(told, boards[0], inputs, opened)
-        ratios.append(cell.boards * whole.spent_s / sum(each.spent_s for each in sessions.values()))
-    return statistics.median(ratios[1:])
+        shares.append(sum(each.spent_s for each in sessions.values()) / cell.boards)
+        ratios.append(whole.spent_s / shares[-1])
+    return statistics.median(ratios[1:]), statistics.median(shares[1:])
 
 
 def off(got: Array, wanted: Array) -> float:
