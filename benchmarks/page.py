@@ -183,8 +183,8 @@ def speedup(found: dict[str, Any]) -> list[str]:
         "board of the same run with the original graph. Real agents in namespaces, a quota of processor time",
         "each, RTT 2 ms. *Limit* is what computing alone would give: the whole model against a board's",
         "share, without exchange or waiting, on one thread of this machine. *Hidden* is in what share of the",
-        "time in which bytes came in the boards computed, *waiting* the share of a request in which a board had",
-        "processor time to spare, *exchange* all that it spent beside segments, for one exchange.",
+        "time in which bytes came in the boards computed, *waiting* the share of a request in which a board",
+        "had processor time to spare, *exchange* all that it spent beside segments, for one exchange.",
     )
     body = [
         (

@@ -204,7 +204,8 @@ class Timed:
 def limit(bundle: Path, cell: Cell) -> tuple[float, float]:
     """Return the speed-up of computing alone, without exchange, and what a board's mean share takes.
 
-    That is processor time; the speed-up is the whole model against it.  All boards are played in this process, without a quota, in turns with the whole model.
+    That is processor time; the speed-up is the whole model against it.  All boards are played in this
+    process, without a quota, in turns with the whole model.
     """
     manifest = read_manifest(bundle)
     sharding = next(s for s in manifest.shardings if s.name == "sequence")
