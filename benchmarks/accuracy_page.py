@@ -78,7 +78,8 @@ def _equal(rows: Sequence[Row]) -> list[str]:
         parts = sorted({row["parts"] for row in some})
         body = []
         for codec in dict.fromkeys(
-            row["codec"] for row in sorted(some, key=lambda row: -row["bytes_per_token_layer"])
+            row["codec"]
+            for row in sorted(some, key=lambda row: (row["parts"], -row["bytes_per_token_layer"]))
         ):
             by_parts = {row["parts"]: row for row in some if row["codec"] == codec}
             first = by_parts[min(by_parts)]
