@@ -246,7 +246,9 @@ def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
     goal = ranking.goal
     best = min(several, key=lambda candidate: goal.cost(candidate.predicted))
     ratio = goal.cost(best.predicted) / goal.cost(chosen.predicted)
-    if ratio < 1:
+    if ratio <= 1 - ranking.question.margin:
+        verdict = f"better by {1 - ratio:.0%}, but did not turn out so or could not be had of late"
+    elif ratio < 1:
         verdict = f"better by {1 - ratio:.0%} only, less than the margin of {ranking.question.margin:.0%}"
     elif goal.objective == "energy":
         return f"{len(best.boards)} boards would take {ratio:.2f} times the joules"

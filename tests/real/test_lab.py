@@ -21,6 +21,7 @@ from shoal.lab.places import place_for
 from shoal.lab.report import summary
 from shoal.lab.scenario_file import parse
 from shoal.lab.simulate import simulate
+from shoal.manifest import WHOLE
 from tests.real.lab_check import SCENARIO
 
 
@@ -45,7 +46,6 @@ def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
     assert "without root" in found["how"]
     assert (found["failed"], found["wrong"]) == (0, 0)
     assert found["requests"] > 20
-    assert found["single_p50_ms"] > 2 * 10  # two clients of a board of a twentieth of a core
     (event,) = found["events"]
     assert event["what"] == "b killed"
     assert event["new_plan_s"] < 5
@@ -59,6 +59,8 @@ def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     file.write_text(out)
     calibration = subject.read_calibration(file)
+    whole_ms = 1e3 * calibration.seconds[WHOLE] / 0.05
+    assert found["single_p50_ms"] > 1.8 * whole_ms, "two clients of a board of a twentieth of a core"
     simulated = summary(simulate(scenario, subject.setting(scenario, about, calibration)))
     for what in ("single_p50_ms", "calm_p50_ms"):
         figure = simulated[what]
