@@ -104,7 +104,9 @@ class Dispatcher:
                 self._serving = None
             elif self._serving is None or self._serving.plan != plan:
                 self._serving = Serving(plan=plan, manifest=manifest)
-                self._tally.alone_s.clear()
+                # What it tells is of one plan; what went wrong is not to be lost.
+                before = self._tally
+                self._tally = Tally(since_s=time.monotonic(), failed=before.failed, retried=before.retried)
             self._changed.notify_all()
 
     async def stop(self) -> None:
@@ -321,6 +323,8 @@ class Dispatcher:
                     serving = self._serving
                     if self._stopping:
                         raise ExpiredError(f"{self._board} is stopping")
+                    if turn.number not in self._inside:
+                        raise ExpiredError("the rest of its batch has failed")
                     until_s = self._latest_s(question, turn, last, now_s)
                     if serving is not None:
                         if not self._is_ours(serving, question):
@@ -346,7 +350,12 @@ class Dispatcher:
 
     def _is_next(self, turn: Turn, serving: Serving, lane: int) -> bool:
         """Say whether of those that wait for this lane none comes before."""
-        return self._line.first(lambda other: lane in serving.lanes(self._inside[other.number])) == turn
+
+        def able(other: Turn) -> bool:
+            inputs = self._inside.get(other.number)  # none: the rest of its batch has failed
+            return inputs is not None and lane in serving.lanes(inputs)
+
+        return self._line.first(able) == turn
 
     def _latest_s(self, question: Question, turn: Turn, last: ShoalError | None, now_s: float) -> float:
         """Return until when it is of use to wait; LateError or ExpiredError if it is no more."""

@@ -323,6 +323,7 @@ class Reconciler:
         manifest = self._store.manifest(plan.bundle)
         if manifest.golden is None:
             return ""
+        self._room.needed |= {manifest.golden.sha256}
         if source is not None:
             await self._fetcher.fetch(source.url, [manifest.golden])
         golden = unpack(await asyncio.to_thread(self._store.path(manifest.golden.sha256).read_bytes))

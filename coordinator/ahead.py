@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from shoal.codebooks import each
+from shoal.codebooks import wanted as wanted_books
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.weigh import Question, Ranking, by_board, rank
 from shoal.manifest import Manifest
@@ -88,10 +90,19 @@ def able(
         candidate
         for candidate in candidates
         if all(
-            board not in disk_bytes or file_bytes(manifest, _runs(programs)) <= disk_bytes[board]
+            board not in disk_bytes or _file_bytes(manifest, programs) <= disk_bytes[board]
             for board, programs in by_board(candidate.lanes).items()
         )
     )
+
+
+def _file_bytes(manifest: Manifest, programs: Sequence[Program]) -> int:
+    """Return the bytes of all files that a board needs for its programs, if it is the lead."""
+    books = each(wanted_books(manifest, program) for program in programs)
+    more_bytes = sum(book.blob.size_bytes for book in books.values())
+    if manifest.golden is not None:
+        more_bytes += manifest.golden.size_bytes
+    return file_bytes(manifest, _runs(programs)) + more_bytes
 
 
 def file_bytes(manifest: Manifest, runs: Iterable[Run]) -> int:

@@ -25,15 +25,21 @@ from shoal.coordinator.weigh import (
     Ranking,
     describe,
     fits_beside,
+    price,
     rank,
     reason_to_stay,
     why_not_more,
 )
+from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.messages import Decision, Deployment, Desired, Telemetry
 from shoal.program import Plan, shape_of
 from shoal.records import BoardId
 
+WRONG: Final = "not proven: output "
+"""What a lead says of a plan that answers wrongly, other than one that does not answer."""
+UNPROVEN_S: Final = 600.0
+"""So long such a plan is not tried again while another one serves."""
 HASTY_S: Final = 60.0
 """Two switches within this time that nothing forced double the dwell."""
 
@@ -53,7 +59,7 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
     elif before.profile and after.profile and before.profile.links != after.profile.links:
         cause = f"the links of {board} changed"
     if before and before.profile and after.profile and experience.is_other(before.profile, after.profile):
-        state = replace(state, trial=_void(state, board))
+        state = replace(state, trial=_tried_anew(state, board, now_s))
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
     state = replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
     if isinstance(message, Telemetry):
@@ -70,25 +76,37 @@ def _crowded(state: State, message: Telemetry, now_s: float) -> State:
 
 def _tried(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
     """Return the state after the lead told how long requests took under the plan that is on trial."""
-    switched_s = state.switched_s
-    if switched_s is None or now_s - switched_s > experience.TRIAL_S:
+    if state.switched_s is None:
         return state
-    trial = experience.heard(state.trial, plan, message)
-    record = experience.shown(state.record, plan, trial, now_s)
+    trial = experience.begun(state.trial, plan, state.switched_s)
+    if now_s - trial.since_s > experience.TRIAL_S:
+        return state
+    trial = experience.heard(trial, message, now_s)
+    expected_s = _expected_s(state, plan) if trial.changed else plan.predicted.latency_s
+    factor = None if expected_s is None else experience.measured(trial, expected_s)
+    record = experience.shown(state.record, plan, factor, now_s)
     single = experience.Memory.of(state.experience, record, plan, now_s).single
-    learnt = experience.learnt(state.experience, plan, trial, state.settings.margin, now_s, single)
+    learnt = experience.learnt(state.experience, plan, factor, state.settings.margin, now_s, single)
     cause = state.cause
     if learnt != state.experience and plan.strategy in learnt:
         cause = f"{plan.strategy} turned out {learnt[plan.strategy].factor:.1f} times slower than predicted"
     return replace(state, trial=trial, record=record, experience=learnt, cause=cause)
 
 
-def _void(state: State, board: BoardId) -> experience.Trial | None:
+def _expected_s(state: State, plan: Plan) -> float | None:
+    """Return what a request takes under `plan` by the cost model now; None: it cannot be said."""
+    try:
+        return price(state.ranking.question, plan).latency_s if state.ranking else None
+    except (PlanError, KeyError):
+        return None
+
+
+def _tried_anew(state: State, board: BoardId, now_s: float) -> experience.Trial | None:
     """Return the trial of the plan in force after something of `board` has changed."""
     plan = state.serving
     if plan is None or board not in plan.boards:
         return state.trial
-    return experience.Trial(epoch=plan.epoch, void=True)
+    return experience.Trial(epoch=plan.epoch, since_s=now_s, changed=True)
 
 
 def deployed(state: State, deployment: Deployment | None, now_s: float) -> State:
@@ -99,6 +117,7 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
     return replace(
         state,
         deployment=deployment,
+        wrong=frozenset(),
         deployed_s=now_s,
         manifest=state.manifest if same_bundle else None,
         pending=None,
@@ -143,12 +162,14 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     state = _advance(_without_strangers(state, now_s), now_s)
     deployment, manifest = state.deployment, state.manifest
     if deployment is None:
-        state = replace(state, decision=telling.waiting(state, ("a deployment",)))
+        state = replace(state, decision=telling.waiting(state, ("a deployment",), now_s))
     elif manifest is None:
-        state = replace(state, decision=telling.waiting(state, (f"the bundle {deployment.bundle.name}",)))
+        state = replace(
+            state, decision=telling.waiting(state, (f"the bundle {deployment.bundle.name}",), now_s)
+        )
     elif manifest.name != deployment.bundle.name:
         wanted = f"a bundle called {deployment.bundle.name}; the one deployed is {manifest.name}"
-        state = replace(state, decision=telling.waiting(state, (wanted,)))
+        state = replace(state, decision=telling.waiting(state, (wanted,), now_s))
     elif state.pending is None:
         state = _looked_ahead(_choose(state, deployment, manifest, now_s), now_s)
     effects: list[Effect] = []
@@ -208,20 +229,23 @@ def _advance(state: State, now_s: float) -> State:
         return state
     broken = why_broken(state, pending.plan, now_s)
     failed = why_failed(state, pending.plan, now_s)
-    late = now_s - pending.since_s > state.settings.prepare_timeout_s
+    readiness = readiness_of(state, pending.plan, now_s)
+    ready = pending.cleared and all(r is not None and r.phase == "ready" for r in readiness.values())
+    proven = ready and is_proven(state, pending.plan, now_s)
+    late = not proven and now_s - pending.since_s > state.settings.prepare_timeout_s
     if broken or failed or late:
         why = broken or failed or "not ready in time"
         given_up = state.given_up if broken else {**state.given_up, pending.plan.shape(): now_s}
         cause = broken or f"gave up epoch {pending.plan.epoch} ({why})"
-        return replace(state, pending=None, given_up=given_up, cause=cause)
+        wrong = state.wrong | {pending.plan.shape()} if WRONG in failed else state.wrong
+        return replace(state, pending=None, given_up=given_up, wrong=wrong, cause=cause)
     if not pending.cleared:
         if way_is_free(state, pending, now_s):
             return replace(state, serving=None, draining=None, pending=replace(pending, cleared=True))
         return state
-    readiness = readiness_of(state, pending.plan, now_s)
-    if not all(r is not None and r.phase == "ready" for r in readiness.values()):
+    if not ready:
         return state
-    if not is_proven(state, pending.plan, now_s):
+    if not proven:
         return replace(state, pending=replace(pending, proving=True))
     return _commit(state, pending.plan, now_s)
 
@@ -248,6 +272,9 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     """Weigh all candidates against the plan in force; begin to prepare one if it is worth it."""
     living = fleets.living(state.fleet, now_s)
     counts = needs_power(deployment.objective, deployment.limits)
+    limits = deployment.limits
+    if crowd.objective(state.crowd, deployment.objective) != deployment.objective:
+        limits = replace(limits, rate_per_s=None)  # more comes than was said
     question = Question(
         manifest=manifest,
         profiles=fleets.profiles(state.fleet, deployment.bundle.manifest, now_s),
@@ -256,7 +283,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         max_boards=deployment.max_boards,
         recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
         margin=state.settings.margin,
-        limits=deployment.limits,
+        limits=limits,
         powers=fleets.powers(state.fleet, now_s) if counts else {},
     )
     old = state.serving
@@ -266,7 +293,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if state.switched_s is not None and state.switched_s >= state.deployed_s:
         fresh = False  # this is not the first plan for what is deployed
     if fresh and not settled and (unprofiled or not living):
-        return replace(state, decision=telling.waiting(state, unprofiled or ("boards",)))
+        return replace(state, decision=telling.waiting(state, unprofiled or ("boards",), now_s))
     if state.ranking is None or state.ranking.question != question:
         state = replace(state, ranking=rank(question))
     ranking = state.ranking
@@ -279,22 +306,27 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         disk_bytes = {name: board.reported.disk_bytes for name, board in living.items() if board.reported}
         possible = ahead.able(known, manifest, disk_bytes)
         if known and not possible:
-            return replace(state, decision=telling.waiting(state, ("more room on the boards' disks",)))
+            return replace(state, decision=telling.waiting(state, ("more room on the boards' disks",), now_s))
         ranking = replace(ranking, candidates=possible)
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
-        return replace(state, decision=telling.waiting(state, (*unprofiled, *refusal)))
+        return replace(state, decision=telling.waiting(state, (*unprofiled, *refusal), now_s))
     broken = why_unfit(state, old, now_s) if old is not None else ""
     serves = old is not None and not broken
     if ranking.refusal and (serves or fresh):  # a limit begins no service that breaks it, and ends none
-        return replace(state, decision=telling.waiting(state, (*unprofiled, ranking.refusal)))
+        return replace(state, decision=telling.waiting(state, (*unprofiled, ranking.refusal), now_s))
     pause_s = state.settings.hold_off_s if serves else state.settings.retry_s
-    tried_s = [_given_up_s(state, c) for c in ranking.candidates]
+    tried = [(_given_up_s(state, c), c) for c in ranking.candidates]
     open_to_us = [
-        (at_s, c) for at_s, c in zip(tried_s, ranking.candidates, strict=True) if now_s - at_s >= pause_s
+        (at_s, c)
+        for at_s, c in tried
+        if now_s - at_s
+        >= (UNPROVEN_S if serves and state.wrong and _shape(state, c) in state.wrong else pause_s)
     ]
     if not open_to_us:
-        return replace(state, decision=telling.waiting(state, ("the retry of a plan that was given up",)))
+        return replace(
+            state, decision=telling.waiting(state, ("the retry of a plan that was given up",), now_s)
+        )
     if not serves:  # the best one, and if that was given up before, the others before it again
         open_to_us.sort(key=lambda one: one[0])
     best = open_to_us[0][1]

@@ -22,6 +22,8 @@ from shoal.program import Plan
 from shoal.records import BoardId, Profile
 
 TRIAL_S: Final = 30.0
+CALM_S: Final = 3.0
+"""What is told so soon after a change may be of requests before it, and the profiles be half true yet."""
 LEAST: Final = 5
 """So many requests tell."""
 RECALL_S: Final = 600.0
@@ -39,10 +41,12 @@ class Trial:
     """What a plan has shown so far."""
 
     epoch: int
+    since_s: float
+    """When the plan came into force, or a board or a link of it changed."""
+    changed: bool = False
+    """One has: what was predicted of the plan no longer counts, but what the cost model says of it now."""
     alone: int = 0
     medians_s: tuple[float, ...] = ()
-    void: bool = False
-    """A board or a link of it has changed since: it is no longer what was predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +84,16 @@ def who(plan: Plan) -> Who:
     return plan.strategy, (plan.lead, *sorted(plan.boards - {plan.lead}))
 
 
-def heard(trial: Trial | None, plan: Plan, told: Telemetry) -> Trial:
-    """Return the trial of `plan` after what its lead told."""
-    known = trial if trial is not None and trial.epoch == plan.epoch else Trial(epoch=plan.epoch)
-    if not told.alone or told.alone_median_s <= 0 or known.void:
+def begun(trial: Trial | None, plan: Plan, switched_s: float) -> Trial:
+    """Return the trial of `plan`, which came into force then; it goes on if it has begun."""
+    known = trial is not None and trial.epoch == plan.epoch
+    return trial if trial is not None and known else Trial(epoch=plan.epoch, since_s=switched_s)
+
+
+def heard(trial: Trial, told: Telemetry, now_s: float) -> Trial:
+    """Return the trial of a plan after what its lead told."""
+    known = trial
+    if not told.alone or told.alone_median_s <= 0 or (known.changed and now_s - known.since_s < CALM_S):
         return known
     return replace(known, alone=known.alone + told.alone, medians_s=(*known.medians_s, told.alone_median_s))
 
@@ -95,16 +105,13 @@ def is_other(old: Profile, new: Profile) -> bool:
     return any(max(was, now) > OTHER * min(was, now) for was, now in ((old.slowdown, new.slowdown), *links))
 
 
-def measured(plan: Plan, trial: Trial) -> float | None:
-    """Return how many times longer than predicted a plan takes; None: its trial does not say enough yet."""
-    if trial.void or trial.alone < LEAST:
-        return None
-    return statistics.median(trial.medians_s) / plan.predicted.latency_s
+def measured(trial: Trial, expected_s: float) -> float | None:
+    """Return how many times longer than expected a plan takes; None: its trial does not say enough yet."""
+    return statistics.median(trial.medians_s) / expected_s if trial.alone >= LEAST else None
 
 
-def shown(record: Record, plan: Plan, trial: Trial, now_s: float) -> Record:
+def shown(record: Record, plan: Plan, factor: float | None, now_s: float) -> Record:
     """Return the record with what the trial of a plan says, if it says enough."""
-    factor = measured(plan, trial)
     return record if factor is None else {**record, who(plan): Shown(factor=factor, seen_s=now_s)}
 
 
@@ -115,13 +122,12 @@ def left(record: Record, plan: Plan, now_s: float) -> Record:
 
 
 def learnt(
-    experience: Experience, plan: Plan, trial: Trial, margin: float, now_s: float, single: float = 1.0
+    experience: Experience, plan: Plan, factor: float | None, margin: float, now_s: float, single: float = 1.0
 ) -> Experience:
-    """Return the experience with what the trial of a plan says, if it says enough.
+    """Return the experience with what the trial of a plan says, `factor`, if it says enough.
 
     `single` is how many times longer than predicted single boards take.
     """
-    factor = measured(plan, trial)
     if factor is None or len(plan.boards) < 2:
         return experience
     known = experience.get(plan.strategy)

@@ -49,6 +49,8 @@ class State:
     dwell_s: float = 0.0
     given_up: Mapping[tuple[object, ...], float] = field(default_factory=dict)
     """When a plan of that shape could not be prepared."""
+    wrong: frozenset[tuple[object, ...]] = frozenset()
+    """Shapes of plans that answered the golden request wrongly."""
     trial: Trial | None = None
     """What the plan in force has shown so far."""
     experience: Experience = field(default_factory=dict)

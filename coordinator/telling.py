@@ -24,7 +24,7 @@ def decision(state: State, ranking: Ranking, epochs: tuple[int, int], reason: st
     )
 
 
-def waiting(state: State, what: tuple[str, ...]) -> Decision:
+def waiting(state: State, what: tuple[str, ...], now_s: float) -> Decision:
     """Return the decision to go on as it is, for want of `what`."""
     return Decision(
         epoch=state.serving.epoch if state.serving else 0,
@@ -33,7 +33,7 @@ def waiting(state: State, what: tuple[str, ...]) -> Decision:
         reason=state.cause,
         alternatives=(),
         waiting_for=what,
-        slower=(),
+        slower=experience.told(state.experience, now_s, state.calendar_s),
     )
 
 

@@ -78,7 +78,8 @@ class Ranking:
 
     question: Question
     candidates: tuple[Candidate, ...]
-    """If no plan keeps to the limits, those that there would be without limits."""
+    """If no plan keeps to the limits, those that there would be without limits; if joules cannot be counted
+    yet, those for the least latency."""
     refusal: str
     """Why there is no plan; with candidates: which limits none of them keeps to."""
 
@@ -86,6 +87,8 @@ class Ranking:
     def goal(self) -> Goal:
         """Return by what the candidates are compared."""
         found = self.question.goal
+        if found.why_not_known(self.question.profiles):
+            return Goal(objective="latency")
         return replace(found, limits=NO_LIMITS) if self.refusal else found
 
 
@@ -107,6 +110,9 @@ def rank(question: Question) -> Ranking:
         without = rank(replace(question, limits=NO_LIMITS))
         return replace(without, question=question, refusal=str(error))
     except PlanError as error:
+        if question.goal.why_not_known(question.profiles):  # what serves is not to end for that
+            without = rank(replace(question, objective="latency", limits=NO_LIMITS, powers={}))
+            return replace(without, question=question, refusal=str(error))
         return Ranking(question=question, candidates=(), refusal=str(error))
     except (ArithmeticError, ValueError, LookupError) as error:  # profiles that contradict each other
         return Ranking(question=question, candidates=(), refusal=f"the planner gave up: {error!r}")
@@ -129,7 +135,7 @@ def reason_to_stay(
     stay as they are, loss in seconds of service that the switch costs.
     """
     try:
-        kept = _price(question, old)
+        kept = price(question, old)
     except (PlanError, KeyError):
         return ""  # a board of it has lost its profile of this bundle
     old_factor, new_factor = known
@@ -149,7 +155,7 @@ def reason_to_stay(
     return ""
 
 
-def _price(question: Question, plan: Plan) -> Prediction:
+def price(question: Question, plan: Plan) -> Prediction:
     """Return what `plan` costs now; errors as `predict`."""
     known = question.priced.get(plan.epoch)
     if known is not None and known[0] is plan:

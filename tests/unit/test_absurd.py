@@ -155,8 +155,9 @@ def test_nothing_takes_no_time() -> None:
 
 def test_telemetry_that_cannot_be_is_none_and_that_which_can_be_teaches_no_nonsense() -> None:
     plan = build.plan(1, A, B)
-    told = experience.Trial(epoch=1, alone=experience.LEAST, medians_s=(LONGEST_S,))
-    learnt = experience.learnt({}, plan, told, 0.1, 0.0)
+    told = experience.Trial(epoch=1, since_s=0.0, alone=experience.LEAST, medians_s=(LONGEST_S,))
+    factor = experience.measured(told, plan.predicted.latency_s)
+    learnt = experience.learnt({}, plan, factor, 0.1, 0.0)
     assert math.isfinite(learnt[plan.strategy].factor)
 
 

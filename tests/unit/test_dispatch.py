@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 
+from shoal.agent import waiting
 from shoal.agent.dispatch import Dispatcher, ExpiredError, MovedError, Question
 from shoal.agent.executor import Executor
 from shoal.agent.waiting import LateError, OverloadedError
@@ -221,6 +222,21 @@ def test_a_batch_is_divided_by_weight_and_put_together_in_order() -> None:
         np.testing.assert_array_equal((await dispatcher.infer(question(rows)))["y"], rows + 1)
         assert sorted(count for _, _, count in fake.asked) == [2, 2, 3]
         assert {lane for _, lane, _ in fake.asked} == {0, 1, 2}
+
+    run(work)
+
+
+def test_the_rest_of_a_batch_that_has_failed_is_in_nobodys_way() -> None:
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        await dispatcher.serve(plan(), manifest())
+        busy = [asyncio.ensure_future(dispatcher.infer(question())) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        dead = waiting.turn(99, now_s=0.0, deadline_s=None, patience_s=time.monotonic() + 9, work=1.0)
+        dispatcher._line.join(dead)  # as one whose wait was cancelled but has not ended yet
+        busy.append(asyncio.ensure_future(dispatcher.infer(question())))
+        for each in await asyncio.gather(*busy):
+            assert each["y"] is not None
+        assert len(fake.asked) == 3
 
     run(work)
 

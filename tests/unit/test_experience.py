@@ -1,15 +1,17 @@
 """Plans that turn out slower than predicted: left again, remembered, and tried again later."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from shoal.coordinator import controller, experience
-from shoal.coordinator.experience import RECALL_S, Memory, Shown, Slower, Trial, who
+from shoal.coordinator.experience import RECALL_S, Memory, Shown, Slower, who
 from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.state import State
-from shoal.coordinator.weigh import Settings
+from shoal.coordinator.weigh import Ranking, Settings
 from shoal.messages import Decision, Telemetry
 from shoal.program import Lane, Plan, Prediction, Program, Run
 from tests import build
@@ -45,12 +47,12 @@ def plan(epoch: int = 4, strategy: str = "sequence", boards: int = 2) -> Plan:
     )
 
 
-def after(*reports: Telemetry, of: Plan) -> Trial:
-    trial = None
+def after(*reports: Telemetry, of: Plan) -> float | None:
+    """Return what a trial says after these reports: how many times longer than predicted requests take."""
+    trial = experience.begun(None, of, 40.0)
     for report in reports:
-        trial = experience.heard(trial, of, report)
-    assert trial is not None
-    return trial
+        trial = experience.heard(trial, report, 45.0)
+    return experience.measured(trial, of.predicted.latency_s)
 
 
 def test_a_plan_as_fast_as_predicted_teaches_nothing() -> None:
@@ -145,8 +147,7 @@ def test_the_controller_hears_the_lead_of_the_plan_on_trial_only() -> None:
 
 
 def shown(of: Plan, median_s: float, now_s: float = 50.0) -> experience.Record:
-    trial = after(told(of.epoch, median_s, alone=9), of=of)
-    return experience.shown({}, of, trial, now_s)
+    return experience.shown({}, of, after(told(of.epoch, median_s, alone=9), of=of), now_s)
 
 
 def candidates(sequence_s: float, local_s: float) -> tuple[Candidate, ...]:
@@ -205,7 +206,7 @@ def test_what_a_plan_showed_counts_on_its_own_boards_and_for_a_while() -> None:
     assert (memory.factor("local", (A,)), memory.factor("local", (B,)), memory.single) == (1.5, 1.0, 1.0)
 
 
-def test_a_trial_ends_when_a_board_of_the_plan_changes() -> None:
+def test_a_trial_begins_anew_when_a_board_of_the_plan_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = replace(build.profile(build.chain(), 0.1), slowdown=1.0)
     state = served(State(incarnation=1, settings=Settings(), connected=True))
     for board in (A, B):
@@ -214,3 +215,11 @@ def test_a_trial_ends_when_a_board_of_the_plan_changes() -> None:
     state = controller.heard(state, B, hot, 105.0, retained=False)
     found = controller.heard(state, A, told(4, 0.5, alone=9), 106.0, retained=False)
     assert (found.experience, found.record) == ({}, {}), "it is the board, and not the plan, that is slower"
+    # What the cost model says of it now is what counts.
+    predicted = Prediction(latency_s=0.25, throughput_per_s=4.0)
+    monkeypatch.setattr(controller, "price", lambda _question, _plan: predicted)
+    state = replace(state, ranking=cast(Ranking, SimpleNamespace(question=None)))
+    soon = controller.heard(state, A, told(4, 0.5, alone=9), 106.0, retained=False)
+    assert soon.record == {}, "half of that may be of requests before"
+    found = controller.heard(state, A, told(4, 0.5, alone=9), 125.0 + experience.CALM_S, retained=False)
+    assert found.experience["sequence"].factor == pytest.approx(2.0)

@@ -91,6 +91,17 @@ def test_a_plan_that_answers_wrongly_is_given_up_with_the_reason() -> None:
     assert world.plans[0][1].reason.startswith("gave up epoch 1 (a: not proven: output y: off by 2): ")
 
 
+def test_a_plan_that_answers_wrongly_is_not_tried_again_soon_while_another_serves() -> None:
+    world = world_of(answers_wrongly=lambda plan: plan.strategy == "local")
+    world.until(lambda: world.serving, 10)
+    served = world.serving
+    world.run(200)
+    assert served is not None
+    assert world.serving == served
+    assert served.strategy != "local"
+    assert world.state.epoch == served.epoch, "none was prepared since"
+
+
 def test_a_lead_that_never_proves_its_plan_is_not_waited_for_without_end() -> None:
     world = world_of()
     world.boards[A].proven = 99  # what an earlier plan of that board was, it says for ever

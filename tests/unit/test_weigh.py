@@ -192,3 +192,12 @@ def test_alternatives_say_where_the_time_goes() -> None:
     # over a and b: a computes 0.1 s of 0.204 s, and 100 bytes go each way
     assert (first.compute_s, first.wait_s) == pytest.approx((0.1, 0.104))
     assert first.carried_bytes == 200
+
+
+def test_while_joules_cannot_be_counted_there_is_a_plan_for_want_of_another() -> None:
+    asked = replace(question(ROOMY), objective="energy")
+    ranking = rank(asked)
+    assert "energy and power cannot be counted" in ranking.refusal
+    assert [c.lead for c in ranking.candidates] == [c.lead for c in rank(question(ROOMY)).candidates]
+    assert ranking.goal.objective == "latency"
+    assert all(each.note for each in alternatives(ranking)), "and it can be told"
