@@ -5,7 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.clock import wall_ms
@@ -47,7 +47,7 @@ TICK_S: Final = 0.05
 REST_S: Final = 0.2
 """So long heartbeats and the like wait to be heard while nothing is."""
 BUSY_S: Final = 0.05
-"""Whatever takes longer keeps this process from listening."""
+"""So long, in all, this process may decide and not listen before that counts."""
 SETTLE_S: Final = 3 * HEARTBEAT_S
 """After the broker is (back) there, heartbeats are listened to for so long before anything is judged."""
 CALENDAR_S: Final = 1.0
@@ -63,6 +63,8 @@ class Absence:
     """For how long, in all, this process was too busy to listen to anyone; its clusters share one."""
 
     total_s: float = 0.0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the cluster that decides: between two that plan, all hear what has come."""
 
 
 class Service:
@@ -156,13 +158,17 @@ class Service:
             if self._contradicted and self._ready_s is not None:
                 self._say_again()
             if time.monotonic() >= self._due_s:
-                self._decide()
-                self._note(None)
+                async with self._absence.turn:
+                    if self._stop:
+                        return
+                    self._decide()
+                    self._note(None)
+                    await asyncio.sleep(0)
 
     def _excuse(self) -> None:
         """Let the time not count in which this process could not listen: what was said is still to come."""
         missed_s = self._absence.total_s - self._absent_s
-        if missed_s:
+        if missed_s > BUSY_S:
             self._absent_s, now_s = self._absence.total_s, time.monotonic()
             self._state = replace(self._state, fleet=deaf(self._state.fleet, missed_s, now_s))
             self._attention = standing.excused(self._attention, missed_s, now_s)
@@ -172,6 +178,9 @@ class Service:
             log.warning("%s: broker %s: %s", self._cluster, self._mqtt.url, event.reason)
             self._ready_s, self._remembered, self._deployment_came = None, False, False
             self._rival = None
+            if self._answer is not None:
+                self._answer.cancel()
+                self._answer = None
             self._state = replace(self._state, connected=False)
         elif isinstance(event, Up):
             self._listen_anew()
@@ -202,12 +211,17 @@ class Service:
                 return False
             if late:
                 self._listen_anew()
+        paused = now_s - self._attention.looked_s > standing.PAUSE_S
         self._attention, ask = standing.looked(self._attention, now_s, came=came)
-        if ask:
-            if self._answer is not None:
-                self._answer.cancel()
-            self._answer = self._mqtt.ask()
+        if ask and (paused or self._answer is None):  # else the answer to the last question is on its way
+            self._ask()
         return self._attention.doubt_s is None
+
+    def _ask(self) -> None:
+        """Ask the broker to answer; what it would have answered before no longer counts."""
+        if self._answer is not None:
+            self._answer.cancel()
+        self._answer = self._mqtt.ask()
 
     def _listen_anew(self) -> None:
         """Listen to the boards for a while before any is judged."""
@@ -294,10 +308,8 @@ class Service:
         verdict = standing.verdict(self._me, other, begun=self._begun)
         if verdict == "yield":
             self._rival = other
-            if self._answer is not None:
-                self._answer.cancel()
             self._attention = standing.doubting(self._attention, time.monotonic())
-            self._answer = self._mqtt.ask()
+            self._ask()
         elif verdict == "outbid":  # an earlier one whose clock was ahead of ours, or one that has gone since
             self._outbid(other.incarnation)
         elif verdict == "say again":
@@ -330,12 +342,12 @@ class Service:
             state = replace(state, manifest=self._manifest(state.deployment))
         self._state, effects = controller.decide(state, now_s)
         self._due_s = due_s(self._state, now_s)
+        if not self._state.connected:
+            self._due_s = now_s + REST_S if self._ready_s is None else max(now_s, self._ready_s)
         self._perform(effects)
         if self._state.connected:
             self._memory.keep(self._state.incarnation, self._state.deployment, self._state.serving)
-        took_s = time.monotonic() - now_s
-        if took_s > BUSY_S:
-            self._absence.total_s += took_s
+        self._absence.total_s += time.monotonic() - now_s
 
     def _manifest(self, deployment: Deployment) -> Manifest | None:
         if not self._store.has(deployment.bundle.manifest):

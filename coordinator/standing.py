@@ -82,9 +82,11 @@ def looked(attention: Attention, now_s: float, *, came: bool) -> tuple[Attention
 def excused(attention: Attention, missed_s: float, now_s: float) -> Attention:
     """Return the attention after this process was too busy to listen for so long, as it knows itself.
 
-    That may have kept the broker's answer from being heard, so it does not count as late.  What was believed
-    before is old all the same: the broker is asked.
+    What was said meanwhile is still to be heard, in its order, so this is no pause and no silence; and as it
+    may have kept the broker's answer from being heard, that does not count as late.
     """
+    looked_s, heard_s = (min(now_s, each_s + missed_s) for each_s in (attention.looked_s, attention.heard_s))
+    attention = replace(attention, looked_s=looked_s, heard_s=heard_s)
     if attention.doubt_s is None:
         return attention
     doubt_s, asked_s = (min(now_s, each_s + missed_s) for each_s in (attention.doubt_s, attention.asked_s))

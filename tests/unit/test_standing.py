@@ -246,16 +246,18 @@ def test_another_pause_before_the_answer_makes_it_worthless() -> None:
     assert ask
 
 
-def test_time_in_which_this_process_was_busy_makes_no_answer_late_but_what_is_believed_old() -> None:
+def test_time_in_which_this_process_was_busy_is_no_pause_and_makes_no_answer_late() -> None:
     attention, _ = standing.looked(Attention(looked_s=10.0, heard_s=10.0), 12.0, came=False)
     busy = standing.excused(attention, 0.8, 12.9)
     assert standing.answered(attention, 12.9)[1]
     assert not standing.answered(busy, 12.9)[1]
     _, ask = standing.looked(busy, 12.9, came=True)
-    assert ask
+    assert not ask
     assert standing.excused(attention, 5.0, 13.0).doubt_s == 13.0
-    calm = Attention(looked_s=10.0, heard_s=10.0)
-    assert standing.excused(calm, 5.0, 20.0) == calm
+    calm = standing.excused(Attention(looked_s=10.0, heard_s=10.0), 0.8, 10.9)
+    assert standing.looked(calm, 10.9, came=False) == (Attention(looked_s=10.9, heard_s=10.8), False)
+    stopped = standing.excused(Attention(looked_s=10.0, heard_s=10.0), 0.8, 20.0)
+    assert standing.looked(stopped, 20.0, came=False)[1], "it was not busy all the time"
 
 
 def test_silence_of_all_is_asked_about_and_an_answer_that_is_late_says_that_boards_were_missed() -> None:
