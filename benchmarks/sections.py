@@ -30,5 +30,9 @@ def where(found: dict[str, Any]) -> str:
 
 
 def section(title: str, found: dict[str, Any], *words: str) -> list[str]:
-    """Return how a section begins: its title, where its figures are from, and what they are."""
-    return [f"## {title}", "", where(found), "", *words, *([""] if words else [])]
+    """Return how a section begins: its title, where its figures are from, and what they are.
+
+    A `note` in the file, written by whoever ran it, says what was not as it should be.
+    """
+    about = [*words, *([found["note"]] if "note" in found else [])]
+    return [f"## {title}", "", where(found), "", *about, *([""] if about else [])]
