@@ -20,6 +20,15 @@ from shoal.lab.report import Outcome, quantile_s
 from shoal.lab.run import run
 from shoal.lab.scenario_file import parse
 
+_WIDE: Final = """
+model = "encoder-wide"
+network.rate = "200mbit"
+network.delay = "0.25ms"
+[[board]]
+name = "pi"
+count = 3
+speed = 0.1
+"""
 SCENARIOS: Final = {
     "pipeline": """
 objective = "throughput"
@@ -33,25 +42,8 @@ memory = "9MB"
 [workload]
 clients = 3
 """,
-    "tokens": """
-model = "encoder-wide"
-network.rate = "200mbit"
-network.delay = "0.25ms"
-[[board]]
-name = "pi"
-count = 3
-speed = 0.1
-""",
-    "heads": """
-model = "encoder-wide"
-network.rate = "200mbit"
-network.delay = "0.25ms"
-[[board]]
-name = "pi"
-count = 3
-speed = 0.1
-memory = "30MB"
-""",
+    "tokens": _WIDE,
+    "heads": f'{_WIDE}memory = "30MB"\n',
     "air": """
 objective = "throughput"
 network.air = "40mbit"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     multiple=True,
     default=("default",),
     show_default=True,
-    help="May be given several times: one process can coordinate hundreds of clusters.",
+    help="May be given several times: 40 clusters of ten boards were tried.",
 )
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
 @click.option(

@@ -1,7 +1,7 @@
 """When the controller has to be asked again although nothing of interest was heard.  Pure.
 
 Most of what boards say is that they are still there.  Until that could end, or while nothing is under way,
-there is nothing to decide; so one process has time for hundreds of clusters.
+there is nothing to decide; so one process has time for many clusters.
 """
 
 from typing import Final

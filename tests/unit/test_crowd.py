@@ -89,3 +89,14 @@ def test_the_controller_plans_for_throughput_while_requests_wait_and_then_again_
         report(0.0, 2, 2)
         world.run(1)
     assert world.decision.objective == "latency"
+
+
+def test_a_crowd_is_planned_for_as_such_though_a_rate_was_said() -> None:
+    world = serving_pair()
+    world.deploy(build.deployment(limits=build.limits(rate_per_s=0.5)))
+    world.run(10)
+    assert world.serving is not None
+    assert world.serves("local", A)
+    for _ in range(2):
+        world.say(A, told(8.0, 20, epoch=world.serving.epoch))
+    world.until(lambda: world.serves("replicate", A, B), 10)

@@ -169,6 +169,9 @@ def test_why_not_more_boards() -> None:
     assert weighed(0.05, 0.068, waits=0) == "2 boards would be 1.4x slower"
     assert weighed(0.05, 0.052, waits=0) == "2 boards would be slower by 4%"
     assert weighed(0.1, 0.095, waits=0) == "2 boards would be better by 5% only, less than the margin of 10%"
+    assert weighed(0.1, 0.05, waits=0) == (
+        "2 boards would be better by 50%, but did not turn out so or could not be had of late"
+    )
 
 
 def test_where_there_is_one_board_there_is_nothing_to_say() -> None:
