@@ -134,7 +134,7 @@ def _range_memory_bytes(manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dt
     """Return [L+1, L+1]: what segments i up to, not including, j need together."""
     length = len(manifest.segments)
     needed = np.zeros((length + 1, length + 1))
-    weights = [segment.weight_bytes for segment in manifest.segments]
+    weights = [segment.held_bytes(()) for segment in manifest.segments]
     work = [segment.work_bytes for segment in manifest.segments]
     for start in range(length):
         needed[start, start + 1 :] = np.cumsum(weights[start:]) + np.maximum.accumulate(work[start:])

@@ -49,13 +49,15 @@ def plan(
 ) -> None:
     """Work out plans for what is deployed and print them; no board is told.
 
-    What is not given is as it is deployed.  --pareto compares all that the bundle offers, codecs too that the
-    deployment does not allow; limits are not looked at, but joules are counted at --rate.
+    What is not given is as it is deployed.  --pareto compares all that the bundle offers, codecs and
+    precisions too that the deployment does not allow, the latter where boards have timed them; limits are not
+    looked at, but joules are counted at --rate.
 
     Exits 0, or 4 if nothing fits or keeps to the limits.
     """
     from shoal.coordinator import render
     from shoal.coordinator.accuracy import recipes
+    from shoal.coordinator.grades import grades
     from shoal.coordinator.planner import propose
     from shoal.coordinator.question import Question
     from shoal.coordinator.weigh import Settings
@@ -72,6 +74,7 @@ def plan(
         objective=objective or deployed.objective,
         max_boards=max_boards,
         recipes=recipes(asked.manifest, deployed.max_error, deployed.max_accuracy_loss),
+        grades=grades(asked.manifest, deployed.max_error, deployed.max_accuracy_loss),
         margin=Settings().margin,
         limits=over(deployed.limits, limits_of(rate, max_latency, max_energy, max_power)),
         powers=asked.powers,
@@ -130,9 +133,11 @@ def _front(asked: "Question", plot: Path | None, *, as_json: bool) -> None:
     from shoal.coordinator import render
     from shoal.coordinator.accuracy import recipes
     from shoal.coordinator.front import front
+    from shoal.coordinator.grades import grades
     from shoal.coordinator.planner import explore
 
-    found = explore(replace(asked, recipes=recipes(asked.manifest, 1.0, 1.0)))
+    every = {"recipes": recipes(asked.manifest, 1.0, 1.0), "grades": grades(asked.manifest, 1.0, 1.0)}
+    found = explore(replace(asked, **every))
     if not found:
         raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
     points = front(found, asked.limits)

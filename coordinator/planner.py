@@ -17,12 +17,13 @@ from shoal.coordinator.accuracy import Recipe
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import memory_bytes, sharding_of
 from shoal.coordinator.goals import cost, why_unmet
+from shoal.coordinator.grades import named
 from shoal.coordinator.pipelines import ALWAYS_CLOSED, instance_of, pipelines, quickest
 from shoal.coordinator.question import Question
 from shoal.coordinator.sharded import Division
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
-from shoal.manifest import WHOLE
+from shoal.manifest import WHOLE, Precision
 from shoal.messages import NO_LIMITS, Objective
 from shoal.program import Lane, Prediction
 from shoal.records import BoardId
@@ -40,7 +41,12 @@ class Candidate:
     lanes: tuple[Lane, ...]
     predicted: Prediction
     lost: float | None = None
-    """The accuracy that its recipe lost when it was measured; None: it was not, or nothing is lost."""
+    """The accuracy that its recipe and its weights lost when that was measured; None: it was not, or nothing
+    is lost."""
+    precision: Precision | None = None
+    """Of its weights; None: as they were given."""
+    error: float = 0.0
+    """How far answers were off at export with such weights, as a share of the largest number."""
 
     @property
     def boards(self) -> tuple[BoardId, ...]:
@@ -61,9 +67,9 @@ class UnmetError(PlanError):
 def propose(question: Question) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    One of several boards that is not better than the best single board by the margin stands behind that.
-    Raises PlanError, which names the limit that binds, if nothing fits, and UnmetError if what fits does not
-    keep to the limits.
+    One of several boards that is not better than the best single board by the margin stands behind that, and
+    one in another precision behind the best in the given one.  Raises PlanError, which names the limit that
+    binds, if nothing fits, and UnmetError if what fits does not keep to the limits.
     """
     manifest, goal = question.manifest, question.goal
     unknown = goal.why_not_known(question.profiles)
@@ -74,22 +80,28 @@ def propose(question: Question) -> tuple[Candidate, ...]:
         raise PlanError(_why_nothing_fits(question))
     right = [c for c in found if math.isfinite(goal.cost(c.predicted))]
     if not right:
-        named = [(f"{c.strategy} on {', '.join(c.boards)}", c.predicted) for c in found]
-        raise UnmetError(f"{manifest.name}: {why_unmet(named, question.limits)}")
+        plans = [(f"{c.strategy} on {', '.join(c.boards)}", c.predicted) for c in found]
+        raise UnmetError(f"{manifest.name}: {why_unmet(plans, question.limits)}")
     other: Objective = "throughput" if question.objective == "latency" else "latency"
-    alone = min((goal.cost(c.predicted) for c in right if c.strategy == "local"), default=math.inf)
+    as_given = [c for c in right if c.precision is None]
+    given = min((goal.cost(c.predicted) for c in as_given), default=math.inf)
+    alone = min((goal.cost(c.predicted) for c in as_given if len(c.boards) == 1), default=math.inf)
+    others = [goal.cost(c.predicted) for c in right if c.precision is not None and len(c.boards) == 1]
+    alone = min([alone, *(each for each in others if each <= (1 - question.margin) * alone)])
 
     def rank(candidate: Candidate) -> float:
-        """Return the cost, at least that of one board if it is not clearly less."""
+        """Return the cost, at least that of what it is not clearly better than."""
         own = goal.cost(candidate.predicted)
-        clear = len(candidate.boards) == 1 or own <= (1 - question.margin) * alone
-        return own if clear else max(own, alone)
+        against = [alone] if len(candidate.boards) > 1 else []
+        against += [] if candidate.precision is None else [given]
+        return max([own, *(each for each in against if own > (1 - question.margin) * each)])
 
     ranked = sorted(
         right,
         key=lambda c: (
             rank(c),
             len(c.boards),
+            c.precision is not None,
             goal.cost(c.predicted),
             cost(c.predicted, other),
             c.strategy,
@@ -98,22 +110,46 @@ def propose(question: Question) -> tuple[Candidate, ...]:
     )
     best: dict[tuple[str, BoardId | None], Candidate] = {}
     for candidate in ranked:
-        led = candidate.lead if candidate.strategy in ("local", "replicate") else None
+        led = candidate.lead if candidate.strategy.startswith(("local", "replicate")) else None
         best.setdefault((candidate.strategy, led), candidate)
-    return tuple(
-        replace(c, lanes=by_size(question, c.lead, c.lanes[0], closely=index == 0))
-        if sharding_of(manifest, c.lanes[0])
-        else c
-        for index, c in enumerate(best.values())
-    )
+    return tuple(_mapped(question, each, closely=index == 0) for index, each in enumerate(best.values()))
+
+
+def _mapped(question: Question, candidate: Candidate, *, closely: bool) -> Candidate:
+    """Return a candidate with lanes for requests of all sizes, in the bundle's names; see `by_size`."""
+    asked, lanes = question.in_precision(candidate.precision), candidate.lanes
+    if sharding_of(asked.manifest, lanes[0]):
+        lanes = by_size(asked, candidate.lead, lanes[0], closely=closely)
+    return replace(candidate, lanes=named(question.manifest, candidate.precision, lanes))
 
 
 def explore(question: Question) -> list[Candidate]:
     """Return all plans that are looked at when anything may count, whatever the objective and the limits."""
-    return list(_found(replace(question, objective="latency", limits=NO_LIMITS), wide=True))
+    asked = replace(question, objective="latency", limits=NO_LIMITS)
+    manifest = question.manifest
+    return [
+        replace(each, lanes=named(manifest, each.precision, each.lanes)) for each in _found(asked, wide=True)
+    ]
 
 
 def _found(question: Question, *, wide: bool) -> Iterator[Candidate]:
+    """Yield candidates of every precision; their lanes name segments as in `Question.in_precision`."""
+    yield from _given(question.in_precision(None), wide=wide)
+    for grade in question.grades:
+        for each in _given(question.in_precision(grade.precision), wide=wide):
+            lost = (
+                None if grade.lost is None and each.lost is None else (grade.lost or 0.0) + (each.lost or 0.0)
+            )
+            yield replace(
+                each,
+                strategy=f"{each.strategy} in {grade.precision}",
+                precision=grade.precision,
+                error=grade.error,
+                lost=lost,
+            )
+
+
+def _given(question: Question, *, wide: bool) -> Iterator[Candidate]:
     """Yield candidates of every strategy; `wide`: many of each, since not only one figure counts."""
     yield from _local(question)
     if question.limit > 1:

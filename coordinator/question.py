@@ -1,14 +1,15 @@
 """All that the choice of a plan depends on: what is asked of the planner, and of all its parts.  Pure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from shoal.coordinator.accuracy import EXACT, Recipe
 from shoal.coordinator.cost import Barred, Profiles, link, predict
 from shoal.coordinator.goals import Goal
+from shoal.coordinator.grades import Grade, manifest_in, plain, precision_of, profile_in
 from shoal.coordinator.watts import Powers
 from shoal.coordinator.wires import Cells, cells_of
-from shoal.manifest import Manifest
+from shoal.manifest import Manifest, Precision
 from shoal.messages import NO_LIMITS, Limits, Objective
 from shoal.program import Lane, Plan, Prediction
 from shoal.records import BoardId, LinkProfile
@@ -26,9 +27,11 @@ class Question:
     """0: all."""
     recipes: tuple[Recipe, ...] = EXACT
     """Those that may be used where boards exchange rows."""
+    grades: tuple[Grade, ...] = ()
+    """Other precisions of the weights that may be used."""
     margin: float = 0.0
-    """Several boards must be better than one by this share: predictions err, and no plan is to be slower
-    than one board."""
+    """Several boards must be better than one by this share, for predictions err, and no plan is to be slower
+    than one board; so must weights in another precision than given be better than those."""
     limits: Limits = NO_LIMITS
     powers: Powers = field(default_factory=dict)
     """What all boards take; nothing if that does not matter."""
@@ -60,6 +63,37 @@ class Question:
         """Return the figure that is to be low, see `goals.cost`."""
         return self.goal.cost(predicted)
 
+    @cached_property
+    def _others(self) -> dict[Precision | None, "Question"]:
+        return {}
+
+    def in_precision(self, precision: Precision | None) -> "Question":
+        """Return the question about a bundle that has this precision only; None: what was given.
+
+        There all segments have the names that they have as given.
+        """
+        if not self.manifest.variants:
+            return self
+        if precision not in self._others:
+            grade = next((each for each in self.grades if each.precision == precision), None)
+            self._others[precision] = replace(
+                self,
+                manifest=manifest_in(self.manifest, precision),
+                profiles={b: profile_in(self.manifest, precision, p) for b, p in self.profiles.items()},
+                recipes=self.recipes if grade is None else grade.recipes,
+                grades=(),
+            )
+        return self._others[precision]
+
     def predict(self, lead: BoardId, lanes: tuple[Lane, ...]) -> Prediction:
         """Return what a request costs in a plan of these lanes; errors as `cost.predict`."""
-        return predict(self.manifest, self.profiles, self.barred, lead, lanes, self.cells, self.powers)
+        asked = self.in_precision(precision_of(self.manifest, lanes))
+        return predict(
+            asked.manifest,
+            asked.profiles,
+            asked.barred,
+            lead,
+            plain(self.manifest, lanes),
+            self.cells,
+            self.powers,
+        )

@@ -262,9 +262,9 @@ def _most(profile: Profile, sharding: Sharding, parts: Sequence[_Part]) -> int:
     fixed = max((segment.work_bytes for segment, _ in held), default=0)
     sliced = 0
     for segment, count in held:
-        beside = segment.held_bytes((0, 0)) if segment.units else segment.weight_bytes
+        beside = segment.held_bytes((0, 0) if segment.units else ())
         fixed += count * beside
-        sliced += count * (segment.weight_bytes - beside)
+        sliced += count * (segment.held_bytes(()) - beside)
     room = profile.memory_bytes - fixed
     if room < 0 or not sliced:
         return sharding.units if room >= 0 else 0

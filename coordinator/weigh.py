@@ -191,8 +191,10 @@ def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
 
 
 def _loss(candidate: Candidate) -> str:
-    """Say what a candidate's recipe lost when it was measured, if it was."""
-    return "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
+    """Say what a candidate's recipe and weights lost when that was measured, as far as it was."""
+    lost = "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
+    off = f", answers with {candidate.precision} weights off by {candidate.error:.2%} at export"
+    return lost if candidate.precision is None else f"{off}{lost}"
 
 
 def why_not_more(ranking: Ranking, chosen: Candidate) -> str:

@@ -16,6 +16,7 @@ from shoal.records import (
     check_not_negative,
     check_positive,
 )
+from shoal.segment import Precision
 
 HEARTBEAT_S: Final = 0.25
 """Agents send a heartbeat so often."""
@@ -100,6 +101,8 @@ class Desired:
     ahead: tuple[Run, ...]
     """What plans to come are likely to run here, the most likely first: its files are to be on the disk as
     far as there is room, fetched when there is nothing else to do.  Nothing of it is loaded."""
+    precisions: tuple[Precision, ...]
+    """In these, segments are fetched and timed too, if this board is one for it: plans may be in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -248,6 +248,6 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 
 def test_a_variant_of_other_segments_is_refused(made: tuple[Path, Manifest]) -> None:
     _, manifest = made
-    strange = Variant(precision="int8", segments={}, left_out={"nobody": "why"}, deviations=())
+    strange = Variant(precision="int8", segments={}, left_out={"nobody": "why"}, deviations=(), lost=None)
     with pytest.raises(ValueError, match="expected segments in int8, got nobody"):
         replace(manifest, variants=(strange,))

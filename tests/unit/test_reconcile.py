@@ -130,6 +130,7 @@ class Boards:
             committed=committed,
             proving=proving,
             ahead=ahead,
+            precisions=(),
         )
 
     def phases(self) -> dict[int, str]:
