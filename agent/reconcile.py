@@ -28,7 +28,7 @@ from shoal.messages import BundleSource, Desired, Readiness
 from shoal.profiler.counts import samples
 from shoal.profiler.segments import timed
 from shoal.program import Plan, Run
-from shoal.records import Address, BoardId
+from shoal.records import Address, Blob, BoardId
 from shoal.session import Session, shrink
 from shoal.store import Store
 
@@ -209,8 +209,11 @@ class Reconciler:
         try:
             manifest = await self.manifest(source)
             held: list[str] = []
-            for run in desired.ahead:
-                needs = Needs.of({run: manifest.by_name[run.segment]})
+            for one in desired.ahead:
+                if isinstance(one, Blob):
+                    needs = Needs(blobs=(manifest.blobs[one.sha256],), pieces=())
+                else:
+                    needs = Needs.of({one: manifest.by_name[one.segment]})
                 more = sorted(needs.names.difference(held))
                 try:
                     await self._fetcher.fetch(source.url, needs.blobs, [*held, *more], gently=True)

@@ -2,7 +2,8 @@
 
 The plans that come after the loss of each single board of the plan in force are the most likely ones to be
 needed in a hurry; after them, those that the ranking has next.  They are worked out once things have been
-as they are for a while, one at each look, and only where a board lacks something of the bundle.
+as they are for a while, one at each look, and only where a board lacks something of the bundle, or where
+boards may exchange codes: codebooks come only to those whose plans need them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +26,8 @@ NEXT: Final = 3
 MOST_BOARDS: Final = 16
 """With more boards to plan for, the loss of one is not worked out beforehand: that takes long."""
 
-Ahead = Mapping[BoardId, tuple[Run, ...]]
-"""By board, what it is likely to run, the most likely first."""
+Ahead = Mapping[BoardId, tuple[Run | Blob, ...]]
+"""By board, what it is likely to run, and the codebooks that it is likely to need, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +65,26 @@ def done(outlook: Outlook, now_s: float) -> bool:
     return not outlook.due and now_s - outlook.since_s >= CALM_S
 
 
+def coded(question: Question) -> bool:
+    """Say whether boards may exchange codes, for which they need codebooks."""
+    each_one = (one.codecs if isinstance(one.codecs, tuple) else (one.codecs,) for one in question.recipes)
+    return any(codec.number == "vq" for codecs in each_one for codec in codecs)
+
+
 def wanted(outlook: Outlook, ranking: Ranking, lacking: Mapping[BoardId, int]) -> Ahead:
-    """Return what the boards that lack some of the bundle, by how much, should have."""
+    """Return what boards should have: codebooks, and runs where they lack some of the bundle, by how much."""
+    manifest = ranking.question.manifest
     likely = (*outlook.lanes, *(each.lanes for each in ranking.candidates[:NEXT]))
-    found: dict[BoardId, dict[Run, None]] = {}
+    found: dict[BoardId, dict[Run | Blob, None]] = {}
     for lanes in likely:
         for board, programs in by_board(lanes).items():
+            books = each(wanted_books(manifest, program) for program in programs)
+            needs: list[Run | Blob] = [books[digest].blob for digest in sorted(books)]
             if lacking.get(board):
                 ordered = sorted(_runs(programs), key=lambda run: (run.segment, run.part))
-                found.setdefault(board, {}).update(dict.fromkeys(replace(r, chunks=1) for r in ordered))
-    return {board: tuple(runs) for board, runs in found.items()}
+                needs += [replace(run, chunks=1) for run in ordered]
+            found.setdefault(board, {}).update(dict.fromkeys(needs))
+    return {board: tuple(needs) for board, needs in found.items() if needs}
 
 
 def _runs(programs: Iterable[Program]) -> frozenset[Run]:

@@ -668,7 +668,7 @@ def _shardings(draw: st.DrawFn) -> Sharding:
 def _manifests(draw: st.DrawFn) -> Manifest:
     names = draw(
         st.lists(
-            _names.filter(lambda name: name != WHOLE and len(name) < 50 and "." not in name),
+            _names.filter(lambda name: name != WHOLE),
             min_size=1,
             max_size=3,
             unique=True,

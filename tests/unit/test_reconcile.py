@@ -119,7 +119,7 @@ class Boards:
         return replace(build.plan(epoch, lead, *boards), bundle=self.bundle)
 
     def desired(
-        self, *plans: Plan, committed: int = 0, proving: int = 0, ahead: tuple[Run, ...] = ()
+        self, *plans: Plan, committed: int = 0, proving: int = 0, ahead: tuple[Run | Blob, ...] = ()
     ) -> Desired:
         return Desired(
             coordinator=1,
