@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -12,10 +13,10 @@ from shoal.codec import codec_of
 from shoal.coordinator import experience, fleet
 from shoal.coordinator.accuracy import EXACT, Recipe
 from shoal.coordinator.question import Question
+from shoal.coordinator.watts import BoardPower
 from shoal.coordinator.weigh import rank
-from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
-from shoal.messages import Objective
+from shoal.messages import NO_LIMITS, Limits, Objective
 from shoal.records import LEAST_S, LONGEST_S, MOST_BYTES, BoardId, Law, LinkProfile, Profile, Timing
 from tests import build
 from tests.asking import propose
@@ -73,25 +74,50 @@ def _questions(draw: st.DrawFn) -> tuple[Manifest, Mapping[BoardId, Profile]]:
     return manifest, {board: draw(_profiles(manifest)) for board in BOARDS[: draw(st.integers(0, 4))]}
 
 
+_watts = st.sampled_from([-5.0, 0.0, 5e-324, 1e-3, 4.0, 1e12, 1e308])
+"""A meter may say what it likes, as long as it is a number."""
+_powers = st.builds(BoardPower, idle_w=_watts, work_w=_watts, source=st.just("absurd"))
+_wishes = st.sampled_from([None, 1e-12, 1e-3, 1.0, 1e6, 1e15])
+_limits = st.builds(
+    Limits, rate_per_s=_wishes, max_latency_s=_wishes, max_energy_j=_wishes, max_power_w=_wishes
+)
+
+
 @given(
     question=_questions(),
-    objective=st.sampled_from(("latency", "throughput")),
+    objective=st.sampled_from(get_args(Objective)),
     max_boards=st.integers(0, 5),
     barred=st.sampled_from([frozenset[frozenset[BoardId]](), frozenset([frozenset((A, B))])]),
+    powers=st.dictionaries(st.sampled_from(BOARDS), _powers),
+    limits=st.just(NO_LIMITS) | _limits,
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_absurd_profiles_give_plans_that_can_be_or_a_reason(
     question: tuple[Manifest, Mapping[BoardId, Profile]],
     objective: Objective,
     max_boards: int,
     barred: frozenset[frozenset[BoardId]],
+    powers: Mapping[BoardId, BoardPower],
+    limits: Limits,
 ) -> None:
     manifest, profiles = question
-    try:
-        found = propose(manifest, profiles, barred, objective, max_boards, RECIPES, 0.1)
-    except PlanError:
-        return
-    for candidate in found:
+    asked = Question(
+        manifest=manifest,
+        profiles=profiles,
+        barred=barred,
+        objective=objective,
+        max_boards=max_boards,
+        recipes=RECIPES,
+        margin=0.1,
+        limits=limits,
+        powers=powers,
+    )
+    ranking = rank(asked)
+    assert "gave up" not in ranking.refusal, "an error of arithmetic leaves a whole cluster without a plan"
+    assert ranking.candidates or ranking.refusal
+    costs = [ranking.goal.cost(candidate.predicted) for candidate in ranking.candidates]
+    assert all(math.isfinite(each) for each in costs)
+    for candidate in ranking.candidates:
         predicted = candidate.predicted
         for figure in (predicted.latency_s, predicted.throughput_per_s):
             assert 0 < figure < math.inf
@@ -99,19 +125,6 @@ def test_absurd_profiles_give_plans_that_can_be_or_a_reason(
             assert 0 <= figure < math.inf
         assert set(candidate.boards) <= set(profiles)
         assert all(0 < lane.weight < math.inf for lane in candidate.lanes)
-
-
-@given(question=_questions())
-@settings(max_examples=50, deadline=None)
-def test_no_board_keeps_the_planner_from_an_answer(
-    question: tuple[Manifest, Mapping[BoardId, Profile]],
-) -> None:
-    """What `rank` would catch, an error of arithmetic, would leave a whole cluster without a plan."""
-    manifest, profiles = question
-    asked = Question(
-        manifest=manifest, profiles=profiles, barred=frozenset(), objective="latency", max_boards=0
-    )
-    assert "gave up" not in rank(asked).refusal
 
 
 def test_a_board_with_sane_figures_serves_beside_one_with_absurd_ones() -> None:
