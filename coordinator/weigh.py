@@ -69,6 +69,8 @@ def rank(question: Question) -> Ranking:
     try:
         found = propose(question)
     except UnmetError as error:
+        if question.limits == NO_LIMITS:  # figures beyond all measure
+            return Ranking(question=question, candidates=(), refusal=str(error))
         without = rank(replace(question, limits=NO_LIMITS))
         return replace(without, question=question, refusal=str(error))
     except PlanError as error:

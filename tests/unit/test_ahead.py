@@ -14,7 +14,9 @@ from shoal.program import Plan, Run
 from shoal.records import BoardId
 from tests import build
 from tests.build import A, B, C, D
+from tests.unit.test_accuracy import MEASURED
 from tests.unit.test_controller import SMALL, World, measured
+from tests.unit.test_sharded import board as sharing
 
 WHOLE_RUN = Run(segment="whole")
 SHORT = 250
@@ -99,6 +101,21 @@ def test_after_a_board_of_the_plan_is_lost_the_next_plan_needs_no_fetch(
         return
     for board, wanted in needed(plan).items():
         assert wanted <= here[board], f"{board} has to fetch for {plan.strategy} after the loss of {lost}"
+
+
+def test_codebooks_of_likely_plans_are_placed_though_boards_lack_nothing_else() -> None:
+    """Codes are quicker on so slow a link: both boards get their book, and only while they may be used."""
+    world = World(MEASURED)
+    for name in (A, B):
+        world.add(name, profile=sharing(1.0, goodput=500.0))
+    world.deploy(replace(build.deployment(), max_accuracy_loss=0.05))
+    world.until(lambda: world.serving, 20)
+    world.run(CALM_S + 5)
+    (book, _) = MEASURED.codebooks
+    assert world.said[A].ahead == world.said[B].ahead == (book.blob,)
+    world.deploy(build.deployment())
+    world.run(5)
+    assert world.said[B].ahead == ()
 
 
 def test_with_very_many_boards_only_the_ranking_is_told() -> None:
