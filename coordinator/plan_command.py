@@ -136,8 +136,8 @@ def _front(asked: "Question", plot: Path | None, *, as_json: bool) -> None:
     from shoal.coordinator.grades import grades
     from shoal.coordinator.planner import explore
 
-    every = {"recipes": recipes(asked.manifest, 1.0, 1.0), "grades": grades(asked.manifest, 1.0, 1.0)}
-    found = explore(replace(asked, **every))
+    offered, others = recipes(asked.manifest, 1.0, 1.0), grades(asked.manifest, 1.0, 1.0)
+    found = explore(replace(asked, recipes=offered, grades=others))
     if not found:
         raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
     points = front(found, asked.limits)

@@ -11,6 +11,7 @@ import pytest
 from shoal.coordinator import client
 from shoal.coordinator.client import Operator
 from shoal.exporter.export import export
+from shoal.lab.load import running
 from shoal.lab.processes import Cluster
 from shoal.manifest import Manifest
 from shoal.messages import NO_LIMITS, Deployment
@@ -18,7 +19,7 @@ from shoal.program import Plan
 from shoal.records import Array, BoardId
 from shoal.session import open_session
 from tests import models
-from tests.real.client import Watch, running
+from tests.real.client import Watch
 
 WIDTH, LAYERS = 1024, 5
 
@@ -33,7 +34,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 def off(got: Array, want: Array) -> float:
     """Return by how much an answer is off, as a share of its largest number."""
-    return float(np.abs(got.astype(np.float64) - want).max() / np.abs(want).max())
+    wide, wide_got = want.astype(np.float64), got.astype(np.float64)
+    return float(np.abs(wide_got - wide).max() / np.abs(wide).max())
 
 
 def test_weights_of_eight_bits_serve_where_they_are_accepted(

@@ -40,7 +40,8 @@ def world_of(*seconds: float, memory_bytes: int = 10_000, missing_bytes: int = 1
 def runs(world: World, board: BoardId) -> set[Run]:
     """Return what a board has on its disk: what plans need, and what is held for plans to come."""
     desired = world.said[board]
-    return {run for plan in desired.plans for run in plan.runs_of(board)} | set(desired.ahead)
+    held = {one for one in desired.ahead if isinstance(one, Run)}
+    return {run for plan in desired.plans for run in plan.runs_of(board)} | held
 
 
 def needed(plan: Plan) -> dict[BoardId, set[Run]]:
