@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -196,7 +197,7 @@ async def _put(http: aiohttp.ClientSession, url: str, content: bytes, file: Path
         async with http.head(url) as there:
             if there.status == 200:
                 return
-        async with http.put(url, data=content) as answer:
+        async with http.put(url, data=io.BytesIO(content)) as answer:
             if answer.status == 422:
                 raise ModelError(f"{file}: spoilt: {(await answer.text()).strip()}")
             if answer.status >= 400:

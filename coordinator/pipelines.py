@@ -36,6 +36,8 @@ def pipelines(
     `wide`: of many between the quickest, the widest and the thriftiest.
     """
     boards = quickest(question)
+    if len(boards) < 2:
+        return
     instance = instance_of(question, boards)
     if wide:
         found = _many(instance, boards, question.goal, most)

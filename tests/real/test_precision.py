@@ -22,6 +22,7 @@ from tests import models
 from tests.real.client import Watch
 
 WIDTH, LAYERS = 1024, 5
+EXACT, TRIES = 1e-4, 100
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,12 @@ def test_weights_of_eight_bits_serve_where_they_are_accepted(
             )
             await watch.until(plan_of, lambda: bool(watch.plans) and watch.plans[-1].strategy == plan_of)
             plan = watch.plans[-1]
-            answer = await client.infer(watch.http, plan.addresses[plan.lead].http_url, plan.model, asked)
+            url = plan.addresses[plan.lead].http_url
+            for _ in range(TRIES):  # the plan is told before its boards are
+                answer = await client.infer(watch.http, url, plan.model, asked)
+                if (off(answer["y"], want) > EXACT) == (max_error > 0):
+                    break
+                await asyncio.sleep(0.05)
             errors.append(off(answer["y"], want))
             return plan
 
@@ -81,5 +87,5 @@ def test_weights_of_eight_bits_serve_where_they_are_accepted(
         cluster.start_board(BoardId("pi-1"))
         asyncio.run(run(cluster.url))
     first, coarse, last = errors
-    assert first < 1e-4 > last
-    assert 1e-4 < coarse <= limit
+    assert first < EXACT > last
+    assert EXACT < coarse <= limit
