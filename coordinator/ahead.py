@@ -3,7 +3,7 @@
 The plans that come after the loss of each single board of the plan in force are the most likely ones to be
 needed in a hurry; after them, those that the ranking has next.  They are worked out once things have been
 as they are for a while, one at each look, and only where a board lacks something of the bundle, or where
-boards may exchange codes: codebooks come only to those whose plans need them.
+plans may need codebooks or weights in another precision, which come to boards apart from the rest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,14 +65,17 @@ def done(outlook: Outlook, now_s: float) -> bool:
     return not outlook.due and now_s - outlook.since_s >= CALM_S
 
 
-def coded(question: Question) -> bool:
-    """Say whether boards may exchange codes, for which they need codebooks."""
+def wants_more(question: Question) -> bool:
+    """Say whether plans may need what no board fetches with the bundle: codebooks, or other precisions."""
     each_one = (one.codecs if isinstance(one.codecs, tuple) else (one.codecs,) for one in question.recipes)
-    return any(codec.number == "vq" for codecs in each_one for codec in codecs)
+    return bool(question.grades) or any(codec.number == "vq" for codecs in each_one for codec in codecs)
 
 
 def wanted(outlook: Outlook, ranking: Ranking, lacking: Mapping[BoardId, int]) -> Ahead:
-    """Return what boards should have: codebooks, and runs where they lack some of the bundle, by how much."""
+    """Return what boards should have: codebooks, and runs in other precisions, or of which they lack files.
+
+    `lacking` is how many bytes of the bundle as it was given boards do not have.
+    """
     manifest = ranking.question.manifest
     likely = (*outlook.lanes, *(each.lanes for each in ranking.candidates[:NEXT]))
     found: dict[BoardId, dict[Run | Blob, None]] = {}
@@ -80,9 +83,12 @@ def wanted(outlook: Outlook, ranking: Ranking, lacking: Mapping[BoardId, int]) -
         for board, programs in by_board(lanes).items():
             books = each(wanted_books(manifest, program) for program in programs)
             needs: list[Run | Blob] = [books[digest].blob for digest in sorted(books)]
-            if lacking.get(board):
-                ordered = sorted(_runs(programs), key=lambda run: (run.segment, run.part))
-                needs += [replace(run, chunks=1) for run in ordered]
+            ordered = sorted(_runs(programs), key=lambda run: (run.segment, run.part))
+            needs += [
+                replace(run, chunks=1)
+                for run in ordered
+                if lacking.get(board) or run.segment in manifest.swaps
+            ]
             found.setdefault(board, {}).update(dict.fromkeys(needs))
     return {board: tuple(needs) for board, needs in found.items() if needs}
 

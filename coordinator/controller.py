@@ -192,11 +192,11 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
 
 
 def _looked_ahead(state: State, now_s: float) -> State:
-    """Look what could come after the plan in force, if a board lacks some of the bundle, or may."""
+    """Look what could come after the plan in force, if a board lacks something for it, or may."""
     living = fleets.living(state.fleet, now_s)
     lacking = {name: board.reported.missing_bytes for name, board in living.items() if board.reported}
-    books = state.ranking is not None and ahead.coded(state.ranking.question)
-    if not any(lacking.values()) and not books:
+    more = state.ranking is not None and ahead.wants_more(state.ranking.question)
+    if not any(lacking.values()) and not more:
         return replace(state, outlook=None, ahead={})
     if state.serving is None or state.pending is not None or state.ranking is None:
         return state

@@ -121,10 +121,11 @@ class _Widened(Segment):
 
 
 def swapped(segment: Segment, swap: Swap, precision: Precision, name: str) -> Segment:
-    """Return a segment with other weights under a name; it costs what others of its kind and precision do."""
+    """Return a segment with other weights under a name; if that is another, it costs what its like do."""
     found = replace(segment, name=name, model=swap.model, weights=swap.weights, slices=swap.slices)
     if precision not in STORED_ONLY:
-        return replace(found, kind=f"{segment.kind}.{precision}")
+        kind = segment.kind if name == segment.name else f"{segment.kind}.{precision}"
+        return replace(found, kind=kind)
     return _Widened(**{field.name: getattr(found, field.name) for field in fields(found)}, given=segment)
 
 
