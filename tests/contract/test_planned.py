@@ -7,11 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shoal.agent.proof import DOUBT
+from shoal.coordinator import planner
+from shoal.coordinator.grades import grades
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.question import Question
+from shoal.exporter.export import export
 from shoal.manifest import Manifest
 from shoal.program import serving
 from shoal.records import BoardId, Profile, Source, Timing
 from shoal.session import open_session
+from shoal.store import Store
 from tests import build
 from tests.asking import propose
 from tests.contract.conftest import TOKENS
@@ -81,3 +87,47 @@ def test_slow_links_leave_a_request_on_one_board(bundle: tuple[Path, Path, Manif
         return replace(profile, links=dict.fromkeys(profile.links, build.link(3.0, 1e5)))
 
     assert best(manifest, slow).strategy == "local"
+
+
+@pytest.fixture(scope="module")
+def precise(
+    bundle: tuple[Path, Path, Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest]:
+    """Return the store that serves the bundle in all precisions, and its manifest."""
+    folder = tmp_path_factory.mktemp("precise")
+    manifest = export(bundle[0], folder / "bundle", sizes={"tokens": TOKENS}, precisions=["fp16", "int8"])
+    store = Store(folder / "depot")
+    for path in (*(folder / "bundle").glob("*.onnx"), *(folder / "bundle" / "blobs").iterdir()):
+        store.put(path.read_bytes())
+    return folder / "depot", manifest
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["local in int8", "pipeline in int8", "sequence in int8", "sequence in fp16", "tensor in fp16"],
+)
+def test_what_is_proposed_in_another_precision_is_run_in_that(
+    strategy: str, bundle: tuple[Path, Path, Manifest], precise: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    depot, manifest = precise
+    asked = Question(
+        manifest=manifest,
+        profiles=profiles(manifest),
+        barred=frozenset(),
+        objective="latency",
+        max_boards=0,
+        grades=grades(manifest, 1.0, 0.0),
+    )
+    chosen = next(candidate for candidate in planner.propose(asked) if candidate.strategy == strategy)
+    (lane,) = serving(chosen.lanes, {"tokens": TOKENS})
+    told = dict(chosen.lanes[lane].programs)
+    ran = {name for program in told.values() for name in program.segments}
+    assert not ran.isdisjoint(manifest.swaps)
+    cluster = Cluster(tmp_path, depot, manifest, {chosen.lead: told.pop(chosen.lead), **told})
+    original = open_session(bundle[0])
+    inputs = question(1, TOKENS, 5)
+    got = cluster.ask(inputs, original.outputs)
+    cluster.stop()
+    for name, want in original.run(inputs).items():
+        error = np.abs(got[name] - want).max() / np.abs(want).max()
+        assert 0 < error < DOUBT * chosen.error

@@ -132,6 +132,14 @@ def test_what_the_weights_are_off_is_not_left_for_what_boards_exchange() -> None
     assert left(0.085) == ["f32", "f16", "i8"]
 
 
+def test_no_segment_has_the_name_that_another_has_in_a_precision() -> None:
+    clash = replace(CHAIN.segments[0], name="s01.int8")
+    int8 = BOTH.variants[1]
+    others = replace(int8, segments={name: each for name, each in int8.segments.items() if name != "s00"})
+    with pytest.raises(ValueError, match=r"distinct segment names, got s01\.int8 twice"):
+        replace(BOTH, segments=(clash, *CHAIN.segments[1:]), variants=(others,))
+
+
 def test_what_has_no_use_in_one_piece_has_none() -> None:
     spoilt = replace(
         BOTH.variants[1], deviations=(deviation("local", 0.0, "NaN"), deviation("pipeline", 0.01))
