@@ -125,6 +125,7 @@ def profiles_of(cell: Cell, manifest: Manifest, calibration: Calibration) -> dic
             memory_bytes=MEMORY_BYTES,
             slowdown=1.0,
             staging_s=0.0,
+            exchanges=calibration.exchanges,
             source=Source.MEASURED,
         )
     return found
