@@ -12,7 +12,8 @@ from typing import Final
 from shoal.codebooks import each
 from shoal.codebooks import wanted as wanted_books
 from shoal.coordinator.planner import Candidate
-from shoal.coordinator.weigh import Question, Ranking, by_board, rank
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import Ranking, by_board, rank
 from shoal.manifest import Manifest
 from shoal.program import Lane, Plan, Program, Run
 from shoal.records import Blob, BoardId, Sha256

@@ -19,9 +19,9 @@ from shoal.coordinator.accuracy import recipes
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.question import Question
 from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
 from shoal.coordinator.weigh import (
-    Question,
     Ranking,
     describe,
     fits_beside,

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from shoal.codec import codec_of
 from shoal.coordinator import experience, fleet
 from shoal.coordinator.accuracy import EXACT, Recipe
-from shoal.coordinator.planner import propose
-from shoal.coordinator.weigh import Question, rank
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import rank
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
 from shoal.messages import Objective
 from shoal.records import LEAST_S, LONGEST_S, MOST_BYTES, BoardId, Law, LinkProfile, Profile, Timing
 from tests import build
+from tests.asking import propose
 from tests.build import A, B, C, D
 from tests.unit.test_sharded import by_heads, verified
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from shoal.coordinator import ahead
 from shoal.coordinator.ahead import CALM_S, MOST_BOARDS
-from shoal.coordinator.weigh import Question, rank
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import rank
 from shoal.program import Plan, Run
 from shoal.records import BoardId
 from tests import build
