@@ -9,7 +9,7 @@ import logging
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
@@ -34,6 +34,8 @@ ROUNDS: Final = 7
 BUDGET_S: Final = 0.25
 """... as long as rounds of one sort take no longer; three are always played."""
 LEAST_ROUNDS: Final = 3
+MOST: Final = 3
+"""Boards; what there is more to do for the third tells what a message costs."""
 SMALL: Final = (1, 8, 16)
 LARGE: Final = (1, 128, 768)
 """Shapes of what is reduced: the larger one tells what a byte costs."""
@@ -45,9 +47,10 @@ def rehearse() -> ExchangeCosts:
     """Measure, which takes about half a second on an idle core; usual figures if the board cannot."""
     try:
         with ExitStack() as held:
-            two, three = (_Troupe(count, held) for count in (2, 3))
-            small_s, wide_s = two.step_s(SMALL), three.step_s(SMALL)
-            large_s = two.step_s(LARGE)
+            troupe = _Troupe(held)
+            small_s, wide_s, large_s = (
+                troupe.step_s(boards, shape) for boards, shape in ((2, SMALL), (MOST, SMALL), (2, LARGE))
+            )
     except (OSError, ShoalError) as error:
         log.warning("exchanges not rehearsed, usual costs are taken: %s", error)
         return USUAL
@@ -109,9 +112,9 @@ def _middle_s(work: Callable[[], object]) -> float:
 class _Troupe:
     """Some boards in this process, connected over loopback."""
 
-    def __init__(self, count: int, held: ExitStack) -> None:
+    def __init__(self, held: ExitStack) -> None:
         """Connect them until `held` ends.  Raises BoardError if they cannot listen."""
-        self._boards = [BoardId(f"rehearsal-{number}") for number in range(count)]
+        self._boards = [BoardId(f"rehearsal-{number}") for number in range(MOST)]
         cluster = secrets.token_hex(8)
         self._executors: dict[BoardId, Executor] = {}
         self._addresses: dict[BoardId, Address] = {}
@@ -128,16 +131,16 @@ class _Troupe:
             own.know(self._addresses)
         self._epoch = 0
 
-    def step_s(self, shape: tuple[int, ...]) -> float:
-        """Return what one reduction of tensors of this shape costs each board.  Raises ShoalError.
+    def step_s(self, count: int, shape: tuple[int, ...]) -> float:
+        """Return what one reduction among so many costs each, of tensors of this shape.  Raises ShoalError.
 
         The broadcast that comes first counts as one.
         """
         tensor: Array = np.ones(shape, np.float32)
         self._epoch += 1
-        plan = self._plan()
-        for executor in self._executors.values():
-            executor.hold(plan, {})
+        plan = self._plan(self._boards[:count])
+        for board in plan.boards:
+            self._executors[board].hold(plan, {})
         lead = self._executors[plan.lead]
 
         def once() -> None:
@@ -156,10 +159,10 @@ class _Troupe:
             begun_s, spent_s = time.perf_counter(), time.process_time()
             once()
             taken_s.append(max(time.perf_counter() - begun_s, time.process_time() - spent_s))
-        return statistics.median(taken_s) / ((1 + STEPS) * len(self._boards))
+        return statistics.median(taken_s) / ((1 + STEPS) * count)
 
-    def _plan(self) -> Plan:
-        boards = tuple(self._boards)
+    def _plan(self, among: Sequence[BoardId]) -> Plan:
+        boards = tuple(among)
         first = Collective(
             kind="broadcast", tag=0, tensors=("x",), made=("x0",), axes=(), boards=boards, root=boards[0]
         )

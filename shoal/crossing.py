@@ -15,8 +15,6 @@ from shoal.book import by_grid
 from shoal.codec import Codec
 from shoal.records import ExchangeCosts
 
-TIMED: Final = ("f32", "f16", "i8", "i4")
-"""Numbers whose coding a board times; product quantisation needs codebooks."""
 COPY_BYTES_PER_S: Final = 2.5e9
 """Memory copied by one thread of a Raspberry Pi 4 (sbc-bench: 2.3 to 2.8 GB/s)."""
 _COPY_S: Final = 1 / COPY_BYTES_PER_S
