@@ -100,7 +100,9 @@ def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, cod
     sizes = sizes_at(manifest, sharding, _halves(sharding))[0]
     costs = [profiles[board].exchanges for board in boards]
     joining_s = [
-        crossing.board_encode_s(each) + crossing.unit_decode_s(each) * units + 2 * (exchanges + 1) * each.step_s
+        crossing.board_encode_s(each)
+        + crossing.unit_decode_s(each) * units
+        + 2 * (exchanges + 1) * each.step_s
         for each in costs
     ]
     encoding_s = [crossing.unit_encode_s(each) for each in costs]

@@ -128,9 +128,7 @@ def work(segment: str, share: float) -> Work:
     return Work(segment, round(share, 9))
 
 
-def moved(
-    manifest: Manifest, lane: Lane, exchanges: ExchangeCosts = FREE
-) -> dict[BoardId, tuple[Move, ...]]:
+def moved(manifest: Manifest, lane: Lane, exchanges: ExchangeCosts = FREE) -> dict[BoardId, tuple[Move, ...]]:
     """Return the moves of a lane, with shares that can be compared."""
     found = moves_of(manifest, replace(CALIBRATION, exchanges=exchanges), lane)
     return {
@@ -184,19 +182,24 @@ def test_a_codec_shrinks_what_is_handed_to_all_and_means_what_is_attended() -> N
     assert moves[A][4] == work("q1", q1_s(6, columns=6 + 2) / 0.15)
     assert moves[B][5] == Hand(4, ((A, 4 * ROW),))  # the answer goes as it is
     for board, own, others in ((A, 6, 4), (B, 4, 6)):
-        made, back = (move for move in coded[board] if isinstance(move, Code))
+        handed, came = (
+            next(index for index, move in enumerate(coded[board]) if isinstance(move, kind) and move.tag == 2)
+            for kind in (Hand, Await)
+        )
+        made, back = coded[board][handed - 1], coded[board][came + 1]
+        assert isinstance(made, Code)
+        assert isinstance(back, Code)
         assert made.seconds == pytest.approx(encode_s(CODED, codec_of("means2-i8"), own * ROW, own * 6))
         assert back.seconds == pytest.approx(decode_s(CODED, codec_of("means2-i8"), others * ROW))
-        at = coded[board].index(made)
-        assert isinstance(coded[board][at + 1], Hand), "it is coded before it is handed out"
-        assert isinstance(coded[board][coded[board].index(back) - 1], Await)
 
 
 def test_taking_part_costs_each_board_time_as_the_planner_reckons_it() -> None:
     lane = lane_of(sharded(), (A, B, C), (0.5, 0.3, 0.2))
     costs = replace(FREE, step_s=1.0, message_s=0.25)
     moves = moved(sharded(), lane, costs)
-    spent = {board: [move.seconds for move in each if isinstance(move, Code)] for board, each in moves.items()}
+    spent = {
+        board: [move.seconds for move in each if isinstance(move, Code)] for board, each in moves.items()
+    }
     # the scatter, the gather of k both ways, the answer; a message at either end is free
     assert spent == {A: [1.25, 1.25, 1.25, 1.25], B: [1.0, 1.25, 1.25, 1.0], C: [1.0, 1.25, 1.25, 1.0]}
     boards = {board: build.profile(sharded(), 0.0001, links=LINKS) for board in (A, B, C)}
