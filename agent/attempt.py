@@ -59,7 +59,7 @@ class Attempt:
     on_run: Callable[[Run, Shapes, float], None]
     """Hears of every run of a segment, the shapes of its inputs and the seconds it took."""
     on_exchange: Callable[[Crossed, float], None]
-    """Hears of every part of a gather or reduce, and the seconds it took when nothing had to be waited for."""
+    """Hears of every part of a gather or reduce, and the seconds it took, the wait for others left out."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
 

@@ -27,8 +27,8 @@ TRIES: Final = 3
 FLOW_S: Final = 0.35
 LEAST_FLOW_BYTES: Final = 600_000
 LONGEST_FLOW_S: Final = 1.5
-"""A slow way is measured until so much has come, or for so long: a receiver that wakes 30 ms late, on a machine
-that has other work, is a tenth of a short flow."""
+"""A slow way is measured until so much should have come, or for so long: a receiver that wakes 30 ms late,
+on a machine that has other work, misses a tenth of a short flow."""
 SETTLE_SHARE: Final = 0.4
 """Of a flow, for TCP to find its rate."""
 PROBES: Final = 15

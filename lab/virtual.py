@@ -49,7 +49,7 @@ class Worker:
         *,
         quota: float = 1.0,
     ) -> None:
-        """`seconds` is what each segment takes on a board of speed 1, `quota` what the board has of a core."""
+        """`seconds` is what each segment takes on a board of speed 1, `quota` its share of a core."""
         self.name = name
         self.speed = speed
         self.quota = quota

@@ -157,7 +157,7 @@ def test_a_board_pays_for_exchanges_by_its_own_costs() -> None:
     fast = fleet(A, B, C, rtt_s=1e-6, goodput=1e12)
     slow = replace(build.COSTS, step_s=0.5, message_s=0.1, byte_s=0.001)
     found = together({**fast, B: replace(fast[B], exchanges=slow)}, (0.4, 0.3, 0.3))
-    # b takes in its rows of x (3 rows, 7 numbers of ranges), hands out k and takes in that of two, hands out y
+    # b takes in its rows of x (3 rows, 7 numbers of ranges), hands out k, takes in that of two, hands out y
     scattered_s = 0.5 + 0.001 * (3 * ROW + 56)
     gathered_s = (0.6 + 2 * 0.001 * 3 * ROW) + (0.6 + 0.001 * 7 * ROW)
     answered_s = 0.5 + 0.001 * 3 * ROW

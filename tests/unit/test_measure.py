@@ -15,7 +15,7 @@ from shoal.agent.executor import Executor
 from shoal.agent.expected import Shapes
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
-from shoal.crossing import USUAL, Crossed
+from shoal.crossing import USUAL
 from shoal.errors import BoardError
 from shoal.manifest import WHOLE, Segment, memory_bytes
 from shoal.profiler import segments
