@@ -220,17 +220,18 @@ class Run:
 
 def candidates(manifest: Manifest, profiles: Profiles, own: Plan) -> list[Candidate]:
     """Return the plan in force, then the best single board, then what else is worth trying, best first."""
-    chosen = Candidate(strategy=own.strategy, lead=own.lead, lanes=own.lanes, predicted=own.predicted)
-    every = explore(
-        Question(
-            manifest=manifest,
-            profiles=profiles,
-            barred=frozenset(),
-            objective="latency",
-            max_boards=0,
-            recipes=CODECS,
-        )
+    question = Question(
+        manifest=manifest,
+        profiles=profiles,
+        barred=frozenset(),
+        objective="latency",
+        max_boards=0,
+        recipes=CODECS,
     )
+    # Priced anew: boards have looked more closely since it was chosen.
+    predicted = question.predict(own.lead, own.lanes)
+    chosen = Candidate(strategy=own.strategy, lead=own.lead, lanes=own.lanes, predicted=predicted)
+    every = explore(question)
     every.sort(key=lambda each: each.predicted.latency_s)
     local = next(each for each in every if each.strategy == "local")
     found = {shape(manifest, chosen): chosen}
