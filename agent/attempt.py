@@ -156,8 +156,8 @@ class Attempt:
         wanted = messages(step, self.board, waits.mine)
         begun_s = time.monotonic()
         came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
-        for made in makes(step):
-            del awaited[made]
+        for each in makes(step):
+            del awaited[each]
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -90,11 +91,9 @@ def coding_s() -> tuple[dict[str, float], dict[str, float]]:
     numbers: tuple[Number, ...] = ("f32", "f16", "i8", "i4")
     for number in numbers:
         codec, out = Codec(number=number), np.empty_like(rows)
-        parts = coding.encode(codec, rows, 1, 0, None)
-        encode_s[number] = _middle_s(lambda c=codec: coding.encode(c, rows, 1, 0, None)) / rows.nbytes
-        decode_s[number] = (
-            _middle_s(lambda c=codec, p=parts, o=out: coding.decode(c, p, 1, o, 0, None)) / rows.nbytes
-        )
+        parts = coding.encode(codec, rows, 1)
+        encode_s[number] = _middle_s(partial(coding.encode, codec, rows, 1)) / rows.nbytes
+        decode_s[number] = _middle_s(partial(coding.decode, codec, parts, 1, out)) / rows.nbytes
     return encode_s, decode_s
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shoal.agent import rehearsal
 from shoal.agent.exchanges import NEWEST, Exchanges
+from shoal.agent.peers import Peers
 from shoal.agent.rehearsal import LARGE, costs_of
 from shoal.codec import PLAIN, codec_of
 from shoal.crossing import MOST_OFF, USUAL, Crossed, factor_of, give_s, take_s
@@ -90,5 +91,5 @@ def test_a_board_that_cannot_listen_takes_usual_costs(monkeypatch: pytest.Monkey
     def refuse(*_given: object) -> None:
         raise BoardError("no loopback here")
 
-    monkeypatch.setattr(rehearsal.Peers, "listen", refuse)
+    monkeypatch.setattr(Peers, "listen", refuse)
     assert rehearsal.rehearse() == USUAL
