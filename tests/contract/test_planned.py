@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from shoal.coordinator.planner import Candidate
-from shoal.crossing import USUAL
 from shoal.manifest import Manifest
 from shoal.program import serving
 from shoal.records import BoardId, Profile, Source, Timing
@@ -39,7 +38,7 @@ def profiles(manifest: Manifest) -> dict[BoardId, Profile]:
             memory_bytes=1 << 30,
             slowdown=1.0,
             staging_s=0.0,
-            exchanges=USUAL,
+            exchanges=build.COSTS,
             source=Source.ESTIMATED,
         )
         for name, pace in zip(NAMES, (1.0, 1.5, 3.0), strict=True)
