@@ -19,6 +19,7 @@ from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.trace import Notebook
 from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
+from shoal.crossing import Crossed
 from shoal.frames import Header
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
@@ -57,6 +58,8 @@ class Attempt:
     """Held while a segment runs, so that runs do not disturb one another."""
     on_run: Callable[[Run, Shapes, float], None]
     """Hears of every run of a segment, the shapes of its inputs and the seconds it took."""
+    on_exchange: Callable[[Crossed, float], None]
+    """Hears of every part of a gather or reduce, and the seconds it took, the wait for others left out."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
 
@@ -121,6 +124,7 @@ class Attempt:
 
     def _hand_out(self, step: Collective, tensors: Mapping[str, Array], chunk: int = 0) -> None:
         name = f"{step.kind} {step.tag}" + (f".{chunk}" if step.chunks > 1 else "")
+        begun_s = time.perf_counter()
         with self._noting("code", name):
             handed = handed_out(step, self.board, tensors, self.books.get(step.tag, NO_BOOKS))
         packed: dict[int, Buffers] = {}  # most collectives hand all peers the same
@@ -129,6 +133,16 @@ class Attempt:
             if buffers is None:
                 buffers = packed[id(arrays)] = self._packed(step.tag, arrays, chunk)
             self._send(name, peer, buffers)
+        if handed and step.kind in ("gather", "reduce"):
+            sent = next(iter(handed.values()))
+            crossed = Crossed(
+                given=True,
+                codec=step.codec,
+                messages=len(handed),
+                float_bytes=sum(tensors[each].nbytes for each in step.tensors),
+                size_bytes=sum(array.nbytes for array in sent),
+            )
+            self.on_exchange(crossed, time.perf_counter() - begun_s)
 
     def _begun(self, step: Collective, tensors: Mapping[str, Array]) -> dict[str, _Awaited]:
         """Return a collective that was handed out, by the tensors that it will make."""
@@ -140,17 +154,31 @@ class Attempt:
         step = waits.step
         name = f"{step.kind} {step.tag}"
         wanted = messages(step, self.board, waits.mine)
+        begun_s = time.monotonic()
         came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
-        for made in makes(step):
-            del awaited[made]
+        for each in makes(step):
+            del awaited[each]
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
         try:
             with self._noting("code", name):
-                return made_of(step, self.board, waits.mine, handed, self.books.get(step.tag, NO_BOOKS))
+                made = made_of(step, self.board, waits.mine, handed, self.books.get(step.tag, NO_BOOKS))
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
+        if came and step.kind in ("gather", "reduce"):
+            whole_bytes = sum(made[each].nbytes for each in step.made)
+            own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
+            crossed = Crossed(
+                given=False,
+                codec=step.codec,
+                messages=len(came),
+                float_bytes=whole_bytes - own_bytes if step.kind == "gather" else len(came) * whole_bytes,
+                size_bytes=sum(arrived.size_bytes for arrived in came.values()),
+            )
+            ready_s = max(begun_s, *(arrived.ended_s for arrived in came.values()))
+            self.on_exchange(crossed, time.monotonic() - ready_s)
+        return made
 
     def _received(self, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""

@@ -23,6 +23,7 @@ from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.trace import Notebook, Trace, Traces
 from shoal.collective import Books
+from shoal.crossing import Crossed
 from shoal.encoding import to_json
 from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import TRACED, Header, Kind
@@ -65,17 +66,20 @@ class Executor:
         board: BoardId,
         on_run: Callable[[Run, Shapes, float], None],
         on_failure: Callable[[int, ExchangeError], None],
+        on_exchange: Callable[[Crossed, float], None] = lambda _crossed, _took_s: None,
     ) -> None:
         """Run for `board`.
 
         `on_run` hears of every run of a segment, the shapes of its inputs and the seconds it took;
-        `on_failure` of every exchange of ours that failed, and the epoch.
+        `on_failure` of every exchange of ours that failed, and the epoch; `on_exchange` of this board's part
+        of exchanges that it took while nothing else was under way, and the seconds.
         """
         self.alone = threading.Lock()
         """Held while a segment runs, so that runs do not disturb one another."""
         self._board = board
         self._on_run = on_run
         self._on_failure = on_failure
+        self._on_exchange = on_exchange
         self._held: dict[int, Held] = {}
         self._lock = threading.Lock()
         self.threads = ThreadPoolExecutor(MAX_LED, thread_name_prefix="lead")
@@ -208,6 +212,7 @@ class Executor:
             send=self.peers.send,
             alone=self.alone,
             on_run=self._on_run,
+            on_exchange=self._crossed,
             notes=Notebook() if header.traced else None,
         )
 
@@ -260,6 +265,13 @@ class Executor:
         if isinstance(error, ExchangeError) and not self.peers.connected(error.peer):
             told -= {error.peer}
         self.peers.abort(part.header.attempt, told, kind, str(error))
+
+    def _crossed(self, crossed: Crossed, took_s: float) -> None:
+        """Tell of an exchange unless another attempt may have held it up."""
+        with self._lock:
+            alone = sum(held.active for held in self._held.values()) == 1
+        if alone:
+            self._on_exchange(crossed, took_s)
 
     def _enter(self, epoch: int) -> Held:
         with self._lock:

@@ -10,17 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from shoal.agent.exchanges import Exchanges
 from shoal.agent.executor import Executor
 from shoal.agent.expected import Expectations, Shapes
+from shoal.agent.rehearsal import rehearse
+from shoal.agent.remembered import Remembered, remember, remembered
 from shoal.agent.sessions import Sessions
-from shoal.encoding import from_json, to_json
-from shoal.errors import BoardError, ModelError, WireError
+from shoal.crossing import Crossed
+from shoal.errors import BoardError, ModelError
 from shoal.manifest import Manifest, Precision, Segment
 from shoal.profiler import segments
 from shoal.profiler.counts import samples
 from shoal.profiler.statistics import BAND, Drift, differs, observed, window
 from shoal.program import Run
-from shoal.records import Array, BoardId, Law, LinkProfile, Profile, Sha256, Source, Timing, scaled
+from shoal.records import (
+    Array,
+    BoardId,
+    ExchangeCosts,
+    Law,
+    LinkProfile,
+    Profile,
+    Sha256,
+    Source,
+    Timing,
+    scaled,
+)
 from shoal.session import Session
 
 log = logging.getLogger(__name__)
@@ -69,7 +83,11 @@ class Measurer:
         sessions: Sessions,
         links: Callable[[], Mapping[BoardId, LinkProfile]],
         changed: Callable[[Profile], None],
+        rehearse: Callable[[], ExchangeCosts] = rehearse,
     ) -> None:
+        """`changed` hears every profile that is to be told, `rehearse` measures what exchanges cost."""
+        self._rehearse = rehearse
+        self._exchanges: Exchanges | None = None
         self._incarnation = incarnation
         self._state_dir = state_dir
         self._executor = executor
@@ -100,7 +118,7 @@ class Measurer:
     def profile(self) -> Profile | None:
         """Return what is known now; None before the first measurement."""
         with self._lock:
-            if self._bundle is None:
+            if self._bundle is None or self._exchanges is None:
                 return None
             slowdown = self._drift.slowdown
             return Profile(
@@ -112,6 +130,7 @@ class Measurer:
                 memory_bytes=self._memory_bytes,
                 slowdown=slowdown,
                 staging_s=self._staging_s,
+                exchanges=self._exchanges.costs,
                 source=Source.ESTIMATED if self._estimated else Source.MEASURED,
             )
 
@@ -131,6 +150,14 @@ class Measurer:
         expected_s = self._expectations.seconds(run, shapes, self._timings, laws)
         if expected_s:
             self._judge(lambda drift: observed(drift, expected_s, took_s, self._ran_s))
+
+    def crossed(self, crossed: Crossed, took_s: float) -> None:
+        """Hear of an exchange in service, and notice when exchanges cost something else than was told."""
+        with self._lock:
+            news = self._exchanges is not None and self._exchanges.learn(crossed, took_s)
+        if news:
+            self._remember()
+            self.publish()
 
     def doubt(self) -> None:
         """Look at the board's speed more often for a while: heat or clocks have changed."""
@@ -171,9 +198,13 @@ class Measurer:
 
     def _measure(self, bundle: Sha256, manifest: Manifest) -> None:
         self._staging_s = self._sessions.staging_s()
-        timings, laws = self._remembered(bundle)
-        known = timings.keys() | laws.keys()
-        missing = [segment for segment in segments.timed(manifest) if segment.name not in known]
+        known = remembered(self._file(bundle))
+        timings, laws = known.timings, known.laws
+        if self._exchanges is None:
+            with self._executor.alone:
+                self._exchanges = Exchanges(known.exchanges or self._rehearse())
+        there = timings.keys() | laws.keys()
+        missing = [segment for segment in segments.timed(manifest) if segment.name not in there]
         fresh = any(self._sessions.fits(segment) for segment in missing)
         if fresh:
             told_s = time.monotonic()
@@ -345,35 +376,18 @@ class Measurer:
     def _file(self, bundle: Sha256) -> Path:
         return self._state_dir / f"profile-{bundle}.json"
 
-    def _remembered(self, bundle: Sha256) -> tuple[Mapping[str, Timing], Mapping[str, Law]]:
-        """Return what an earlier life of this board found; what has changed since, drift will show."""
-        try:
-            text = self._file(bundle).read_bytes()
-            found = from_json(Profile, text, str(self._file(bundle)))
-        except (OSError, WireError):
-            return {}, {}
-        return found.segments, found.laws
-
     def _remember(self) -> None:
         """Keep what was measured of the bundle, for the next life; estimates are not kept."""
         with self._lock:
-            if self._bundle is None:
+            if self._bundle is None or self._exchanges is None:
                 return
-            profile = Profile(
-                incarnation=self._incarnation,
-                bundle=self._bundle,
-                segments={name: t for name, t in self._timings.items() if name not in self._estimated},
+            found = Remembered(
+                timings={name: t for name, t in self._timings.items() if name not in self._estimated},
                 laws=self._laws,
-                links={},
-                memory_bytes=self._sessions.memory_bytes,
-                slowdown=1.0,
-                staging_s=self._staging_s,
-                source=Source.MEASURED,
+                exchanges=self._exchanges.costs,
             )
-        try:
-            self._file(profile.bundle).write_bytes(to_json(profile))
-        except OSError as error:
-            log.warning("profile not kept: %s", error)
+            file = self._file(self._bundle)
+        remember(file, found)
 
 
 def _with_whole(manifest: Manifest, timings: Mapping[str, Timing]) -> Mapping[str, Timing]:

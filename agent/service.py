@@ -35,6 +35,7 @@ from shoal.agent.sessions import Sessions
 from shoal.agent.supervisor import Progress, Supervisor
 from shoal.agent.watch import open_watch
 from shoal.clock import boot_s
+from shoal.crossing import Crossed
 from shoal.errors import BoardError
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.messages import (
@@ -120,7 +121,7 @@ class Agent:
         self._incarnation = incarnation
         self._store = Store(settings.state_dir)
         self._room = Room(self._store, settings.disk_bytes)
-        self._executor = Executor(self._board, self._ran, self._alarm)
+        self._executor = Executor(self._board, self._ran, self._alarm, self._crossed)
         self._hardware: Hardware = facts(settings.config)
         runtime = replace(settings.config.runtime, threads=settings.threads)
         played, offered = settings.emulation, (self._store, runtime, settings.memory_bytes)
@@ -341,6 +342,9 @@ class Agent:
         self._progress.ran()
         self._watch.ran(took_s)
         self._measurer.ran(run, shapes, took_s)
+
+    def _crossed(self, crossed: Crossed, took_s: float) -> None:
+        self._measurer.crossed(crossed, took_s)
 
     def _airtime(self, message: Airtime) -> bool:
         return self._mqtt.publish(message, self._board)

@@ -11,6 +11,7 @@ from shoal.coordinator.goals import words_of
 from shoal.coordinator.planner import propose
 from shoal.coordinator.question import Question
 from shoal.coordinator.watts import BoardPower
+from shoal.crossing import USUAL
 from shoal.manifest import (
     COLUMNS,
     FORMAT,
@@ -221,6 +222,7 @@ def fleet(
             memory_bytes=memory_bytes,
             slowdown=1.0,
             staging_s=0.0,
+            exchanges=USUAL,
             source=Source.ESTIMATED,
         )
     return profiles

@@ -1,7 +1,8 @@
 """The cells of `benchmarks.regret` in the lab: agents with a speed each, on a shaped network, plans in turns.
 
 Each cell is a run by itself.  Boards have the bundle on their disks; they profile, a coordinator chooses, and
-then plans are put in force in its place, in turns, and asked from the lead's own board.
+some requests are asked, so that it hears what its plan takes as it would in service.  Then plans are put in
+force in its place, in turns, and asked from the lead's own board.
 """
 
 import asyncio
@@ -43,6 +44,8 @@ CORES = 0.8
 FASTEST = 0.4
 CALM_S = 6.0
 """So long after the first plan boards have looked more closely at what they profiled."""
+TRIED_S = 6.0
+"""So long the chosen plan is asked before that: a coordinator leaves one that is slower than it predicted."""
 WAIT_S = 60.0
 MOST = 8
 """So many plans are tried: those that are predicted to be the best, and the best single board."""
@@ -143,6 +146,11 @@ class Run:
             await self._until("profiles", self._profiled)
             await asyncio.sleep(CALM_S)
             await self._until("a settled plan", self._settled)
+            until_s = time.monotonic() + TRIED_S
+            while self._cell.boards > 1 and time.monotonic() < until_s:
+                assert view.plan is not None
+                await asyncio.to_thread(self._ask, view.plan)
+            await self._until("a settled plan", self._settled)
             own, profiles = view.plan, self._profiles()
             assert own is not None
             self._rig.serve_coordinator(up=False)
@@ -212,17 +220,18 @@ class Run:
 
 def candidates(manifest: Manifest, profiles: Profiles, own: Plan) -> list[Candidate]:
     """Return the plan in force, then the best single board, then what else is worth trying, best first."""
-    chosen = Candidate(strategy=own.strategy, lead=own.lead, lanes=own.lanes, predicted=own.predicted)
-    every = explore(
-        Question(
-            manifest=manifest,
-            profiles=profiles,
-            barred=frozenset(),
-            objective="latency",
-            max_boards=0,
-            recipes=CODECS,
-        )
+    question = Question(
+        manifest=manifest,
+        profiles=profiles,
+        barred=frozenset(),
+        objective="latency",
+        max_boards=0,
+        recipes=CODECS,
     )
+    # Priced anew: boards have looked more closely since it was chosen.
+    predicted = question.predict(own.lead, own.lanes)
+    chosen = Candidate(strategy=own.strategy, lead=own.lead, lanes=own.lanes, predicted=predicted)
+    every = explore(question)
     every.sort(key=lambda each: each.predicted.latency_s)
     local = next(each for each in every if each.strategy == "local")
     found = {shape(manifest, chosen): chosen}

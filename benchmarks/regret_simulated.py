@@ -28,7 +28,7 @@ SPEED = 0.1
 """Of one core of this machine, the slowest board; on the same scale as Raspberry Pis."""
 TIMED_TOKENS = 512
 """At so many tokens and at fewer all segments are timed: laws do not tell much about far larger requests."""
-LAWS_S = 20.0
+LAWS_S = 8.0
 TIMINGS_OFF, LINKS_OFF = 0.03, 0.08
 """Standard deviations of what boards measure, as shares: of a segment, of a round trip or a rate."""
 MEMORY_BYTES = 4_000_000_000
@@ -135,6 +135,7 @@ def profiles_of(cell: Cell, manifest: Manifest, calibration: Calibration) -> dic
             memory_bytes=MEMORY_BYTES,
             slowdown=1.0,
             staging_s=0.0,
+            exchanges=calibration.exchanges,
             source=Source.MEASURED,
         )
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.codec import PLAIN, Codec, Number
-from shoal.coordinator.work import decode_s, encode_s
+from shoal.crossing import USUAL, decode_s, encode_s
 from shoal.errors import ConfigError
 from shoal.manifest import Manifest
 from shoal.measured import NONE, recipe_of, within
@@ -138,9 +138,9 @@ def _measured(manifest: Manifest, max_accuracy_loss: float) -> Iterator[tuple[Re
 
 
 def _coding_s(codec: Codec, values: int) -> float:
-    """Return what it takes to code a row of so many values, and to decode it."""
+    """Return what it takes a usual board to code a row of so many values, and to decode it."""
     size_bytes = codec.row_bytes(values) / codec.rate
-    return encode_s(codec, 4.0 * values, size_bytes) + decode_s(codec, 4.0 * values)
+    return encode_s(USUAL, codec, 4.0 * values, size_bytes) + decode_s(USUAL, codec, 4.0 * values)
 
 
 def _beats(one: Recipe, price: _Price, other: Recipe, other_price: _Price) -> bool:

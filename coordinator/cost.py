@@ -181,6 +181,7 @@ def _plain(manifest: Manifest, profiles: Profiles) -> Words:
         sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
         flows=lambda _step: (),
         floats=lambda _step: 1.0,
+        costs=lambda board: profiles[board].exchanges,
     )
 
 
@@ -264,6 +265,7 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
         sent_bytes=_none,
         flows=lambda step: crossing(step).coded,
         floats=lambda step: crossing(step).ratio,
+        costs=lambda board: profiles[board].exchanges,
     )
 
 

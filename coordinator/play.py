@@ -15,10 +15,10 @@ import numpy as np
 
 from shoal.collective import BOUNDS
 from shoal.coordinator.wires import Floats, Indices, Wires
-from shoal.coordinator.work import MESSAGE_S, decode_s, encode_s
+from shoal.crossing import give_s, take_s
 from shoal.errors import PlanError
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
-from shoal.records import BoardId
+from shoal.records import BoardId, ExchangeCosts
 from shoal.traffic import Flow
 
 
@@ -35,6 +35,7 @@ class Words:
     """Of each chunk; the same list for collectives in which the same happens."""
     floats: Callable[[Collective], float]
     """For each byte that crosses the wire, of how many bytes of floats it was made."""
+    costs: Callable[[BoardId], ExchangeCosts]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,6 +102,7 @@ class _Stage:
         self._scripts = [
             _script(program, words.inputs, leads=board == lead) for board, program in lane.programs.items()
         ]
+        self._costs = [words.costs(board) for board in self._boards]
         self._now_s = [0.0] * len(self._boards)
         self._mail: dict[int, _Mail] = {}
         self._shapes: dict[int, _Shape] = {}
@@ -226,7 +228,13 @@ class _Stage:
                 self._parcels(step, flows, floats, first=not number) for number, flows in enumerate(chunks)
             ],
             end_s={
-                board: (len(sizes) - 1) * MESSAGE_S + decode_s(step.codec, floats * sum(sizes))
+                board: take_s(
+                    self._costs[board],
+                    step.codec,
+                    messages=len(sizes),
+                    float_bytes=floats * sum(sizes),
+                    size_bytes=sum(sizes),
+                )
                 for board, sizes in came.items()
             },
             coming=[len(came.get(board, ())) for board in range(len(self._boards))],
@@ -235,7 +243,7 @@ class _Stage:
     def _parcels(
         self, step: Collective, flows: Sequence[Flow], floats: float, *, first: bool
     ) -> dict[int, _Parcel]:
-        """Return what each board sends in a chunk; one message of the first is free, see `MESSAGE_S`."""
+        """Return what each board sends in a chunk."""
         out: dict[int, list[tuple[int, int]]] = {}
         for source, target, size_bytes in flows:
             out.setdefault(self._index[source], []).append((self._index[target], size_bytes))
@@ -243,15 +251,17 @@ class _Stage:
             board: _Parcel(
                 targets=np.array([target for target, _ in sent]),
                 size_bytes=np.array([size for _, size in sent], float),
-                begin_s=(len(sent) - first) * MESSAGE_S
-                + _encode_s(step, floats, max(size for _, size in sent)),
+                begin_s=give_s(
+                    self._costs[board],
+                    step.codec,
+                    messages=len(sent),
+                    float_bytes=floats * max(size for _, size in sent),
+                    size_bytes=max(size for _, size in sent),
+                    first=first,
+                ),
             )
             for board, sent in out.items()
         }
-
-
-def _encode_s(step: Collective, floats: float, size_bytes: float) -> float:
-    return encode_s(step.codec, floats * size_bytes, size_bytes)
 
 
 def _script(

@@ -4,9 +4,9 @@ A sharding becomes a `Task` of plain numbers, for which `teams` finds boards and
 comes of it are divisions, whose lanes the planner prices like any other.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -16,11 +16,12 @@ from shoal.coordinator.cost import Profiles, needed_bytes
 from shoal.coordinator.question import Question
 from shoal.coordinator.shares import Load, water_fill
 from shoal.coordinator.teams import Task, best_teams
-from shoal.coordinator.work import decode_s, encode_s, run_s, segment_s
+from shoal.coordinator.work import run_s, segment_s
+from shoal.crossing import decode_s, encode_s
 from shoal.errors import PlanError
 from shoal.manifest import COLUMNS, WHOLE, Manifest, Segment, ShardCollective, Sharding, ShardRun
 from shoal.program import Collective, Lane, Run
-from shoal.records import BoardId, Profile
+from shoal.records import BoardId, ExchangeCosts, Profile
 from shoal.sharding import programs
 from shoal.sizes import counts_of, dims_of, sizes_at
 from shoal.traffic import flows
@@ -97,7 +98,14 @@ def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, cod
     parts = _parts(manifest, sharding)
     loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
     sizes = sizes_at(manifest, sharding, _halves(sharding))[0]
-    joining_s = crossing.board_encode_s + crossing.unit_decode_s * units
+    costs = [profiles[board].exchanges for board in boards]
+    joining_s = [
+        crossing.board_encode_s(each)
+        + crossing.unit_decode_s(each) * units
+        + 2 * (exchanges + 1) * each.step_s
+        for each in costs
+    ]
+    encoding_s = [crossing.unit_encode_s(each) for each in costs]
     rate = np.zeros((len(boards), len(boards)))
     half_rtt_s = np.zeros_like(rate)
     for i, source in enumerate(boards):
@@ -112,9 +120,9 @@ def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, cod
     return Task(
         units=units,
         causal=sharding.causal,
-        fixed_s=np.array([load.fixed_s for load in loads]) + joining_s,
+        fixed_s=np.array([load.fixed_s for load in loads]) + np.array(joining_s),
         column_s=np.array([load.column_s for load in loads]),
-        unit_s=np.array([load.unit_s for load in loads]) + crossing.unit_encode_s,
+        unit_s=np.array([load.unit_s for load in loads]) + np.array(encoding_s),
         pair_s=np.array([load.pair_s for load in loads]),
         most=np.array([load.most for load in loads], np.int64),
         lead_s=np.array([_lead_s(manifest, profiles[board], sharding, sizes) for board in boards]),
@@ -123,23 +131,41 @@ def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, cod
         unit_bytes=crossing.unit_bytes,
         board_bytes=crossing.board_bytes,
         exchanges=exchanges,
+        message_s=np.array([each.message_s for each in costs]),
         rate=rate,
         half_rtt_s=half_rtt_s,
         on_air=on_air & (rate > 0),
     )
 
 
+_Coded = tuple[Codec, float, float]
+"""A codec, and bytes of floats and on the wire."""
+
+
 @dataclass(slots=True)
 class _Crossing:
-    """Bytes from one board to another, see `Task`, and what their coding takes."""
+    """Bytes from one board to another, see `Task`, and what is coded."""
 
     edge_bytes: float = 0.0
     unit_edge_bytes: float = 0.0
     unit_bytes: float = 0.0
     board_bytes: float = 0.0
-    unit_encode_s: float = 0.0
-    unit_decode_s: float = 0.0
-    board_encode_s: float = 0.0
+    unit_coded: Counter[_Coded] = field(default_factory=Counter)
+    """Of each unit, and in how many exchanges."""
+    board_coded: Counter[_Coded] = field(default_factory=Counter)
+    """Of each board, whatever its units are."""
+
+    def unit_encode_s(self, costs: ExchangeCosts) -> float:
+        """Return what a board takes to encode a unit, in all exchanges."""
+        return sum(many * encode_s(costs, *each) for each, many in self.unit_coded.items())
+
+    def unit_decode_s(self, costs: ExchangeCosts) -> float:
+        """Return what a board takes to decode a unit, in all exchanges."""
+        return sum(many * decode_s(costs, *each[:2]) for each, many in self.unit_coded.items())
+
+    def board_encode_s(self, costs: ExchangeCosts) -> float:
+        """Return what a board takes to encode what does not go by units, in all exchanges."""
+        return sum(many * encode_s(costs, *each) for each, many in self.board_coded.items())
 
 
 def _halves(sharding: Sharding) -> tuple[float, float]:
@@ -170,11 +196,10 @@ def _crossing(manifest: Manifest, sharding: Sharding, codecs: Codecs) -> _Crossi
                 found.edge_bytes += size_bytes
             elif source == lead and by_unit:
                 found.unit_bytes += size_bytes / own
-                found.unit_encode_s += encode_s(step.codec, floats, size_bytes) / own
-                found.unit_decode_s += decode_s(step.codec, floats) / own
+                found.unit_coded[step.codec, floats / own, size_bytes / own] += 1
             elif source == lead:
                 found.board_bytes += size_bytes
-                found.board_encode_s += encode_s(step.codec, floats, size_bytes)
+                found.board_coded[step.codec, floats, size_bytes] += 1
     return found
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from shoal.coordinator.shares import Load
 from shoal.coordinator.wires import Floats
-from shoal.coordinator.work import MESSAGE_S
 
 EXACT: Final = 6
 KEPT: Final = 3
@@ -61,6 +60,8 @@ class Task:
     rate: Floats
     """Bytes per second from one board to another; 0: there is no link, or it is the same board."""
     half_rtt_s: Floats
+    message_s: Floats
+    """What a board does for each message beyond the first, at either end."""
     on_air: Sets
     """What one board sends another goes through a medium that others use too."""
 
@@ -169,7 +170,8 @@ class _Known:
         fastest = np.where(pairs, task.rate, 0).max(axis=2)
         slowest = np.where(pairs, task.rate, np.inf).min(axis=2)
         attended = _attended(task)
-        fixed_s = task.fixed_s + task.column_s * attended + 2 * task.exchanges * (others - 1) * MESSAGE_S
+        messages_s = 2 * task.exchanges * (others - 1) * task.message_s
+        fixed_s = task.fixed_s + task.column_s * attended + messages_s
         price_s = task.unit_s + task.pair_s * attended
         leading = np.zeros_like(sets)
         leading[np.arange(len(sets)), leads] = True

@@ -57,6 +57,8 @@ class Setting:
     digest: Sha256
     calibration: Calibration
     speeds: Mapping[BoardId, float]
+    quotas: Mapping[BoardId, float]
+    """What share of a core each board has for exchanges; `speeds` is what it has for segments."""
     memory_bytes: Mapping[BoardId, int]
     sizes: Mapping[str, int]
     """Of named dimensions of the inputs of one request."""
@@ -96,7 +98,13 @@ class Board:
         """It is off until it boots."""
         setting = world.setting
         self.name = name
-        self.worker = Worker(world.timeline, name, setting.calibration.seconds, setting.speeds[name])
+        self.worker = Worker(
+            world.timeline,
+            name,
+            setting.calibration.seconds,
+            setting.speeds[name],
+            quota=setting.quotas[name],
+        )
         self.worker.alive = False
         self.incarnation = 0
         self.frozen = False
@@ -189,6 +197,7 @@ class Board:
             memory_bytes=self._memory_bytes,
             slowdown=slowdown,
             staging_s=0.0,
+            exchanges=self._world.setting.calibration.exchanges.scaled(1 / self.worker.quota),
             source=Source.MEASURED,
         )
         self._say(profile)

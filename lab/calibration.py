@@ -1,21 +1,24 @@
-"""What segments take on one core of the machine that the lab runs on, and what follows for the rest."""
+"""What segments and exchanges take on one core of the machine of the lab, and what follows for the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from shoal.crossing import USUAL
 from shoal.manifest import Manifest
-from shoal.records import Law
+from shoal.records import ExchangeCosts, Law
 from shoal.sizes import counts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What segments take on a board of speed 1."""
+    """What segments and exchanges take on a board of speed 1."""
 
     seconds: Mapping[str, float]
     """Of each segment at the sample sizes; in a sharding these are those of half of the units."""
     laws: Mapping[str, Law] = field(default_factory=dict)
     """Of segments of which a board has a part."""
+    exchanges: ExchangeCosts = USUAL
+    """Of a board without a quota, whatever its speed: the lab's boards compute slower, and no more."""
 
 
 def completed(manifest: Manifest, calibration: Calibration) -> Calibration:
@@ -42,3 +45,9 @@ def completed(manifest: Manifest, calibration: Calibration) -> Calibration:
                     base_s=0.0, row_s=row_s, pair_s=0.0, column_s=0.0, residual=0.0, points=1
                 )
     return replace(calibration, seconds=seconds, laws=laws)
+
+
+def typical(costs: Iterable[ExchangeCosts]) -> ExchangeCosts | None:
+    """Return the costs of the board in the middle, by what a message takes it; None if there is no board."""
+    found = sorted(costs, key=lambda each: each.step_s + each.message_s)
+    return found[len(found) // 2] if found else None

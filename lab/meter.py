@@ -25,6 +25,10 @@ LEAST_RTT_S: Final = 0.4e-3
 """What software adds to a round trip is no fault of the shaping."""
 TRIES: Final = 3
 FLOW_S: Final = 0.35
+LEAST_FLOW_BYTES: Final = 600_000
+LONGEST_FLOW_S: Final = 1.5
+"""A slow way is measured until so much should have come, or for so long: a receiver that wakes 30 ms late,
+on a machine that has other work, misses a tenth of a short flow."""
 SETTLE_SHARE: Final = 0.4
 """Of a flow, for TCP to find its rate."""
 PROBES: Final = 15
@@ -149,7 +153,8 @@ def _rate_of(network: Network, way: tuple[BoardId, BoardId]) -> Callable[[], Rea
 
     def work() -> Reading:
         rate = network.wiring.rate(source, target) or 0.0
-        got = goodput(network.hosts[source], network.hosts[target], network.address(target), FLOW_S)
+        flow_s = min(LONGEST_FLOW_S, max(FLOW_S, 8 * LEAST_FLOW_BYTES / max(rate, 1.0)))
+        got = goodput(network.hosts[source], network.hosts[target], network.address(target), flow_s)
         return Reading(source=source, target=target, what="rate", asked=rate * PAYLOAD_SHARE, got=got)
 
     return work

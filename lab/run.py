@@ -17,7 +17,7 @@ from shoal.coordinator.cost import memory_bytes
 from shoal.errors import ConfigError, ShoalError
 from shoal.lab import subject
 from shoal.lab.asking import Asking
-from shoal.lab.calibration import Calibration
+from shoal.lab.calibration import Calibration, typical
 from shoal.lab.fixed import fixed_plans
 from shoal.lab.load import Load, running
 from shoal.lab.overheard import Overheard
@@ -30,7 +30,7 @@ from shoal.lab.subject import Subject
 from shoal.manifest import WHOLE
 from shoal.messages import NO_LIMITS, Birth, Decision, Deployment
 from shoal.program import Plan
-from shoal.records import BoardId, Law, Profile, scaled
+from shoal.records import BoardId, ExchangeCosts, Law, Profile, scaled
 
 HEARD_S: Final = 30.0
 HEARD_EMULATED_S: Final = 180.0
@@ -94,6 +94,8 @@ class _Notes:
     speeds: dict[BoardId, float] = field(default_factory=dict)
     laws: dict[str, Law] = field(default_factory=dict)
     """As the boards fitted them, for a board of speed 1."""
+    exchanges: dict[BoardId, ExchangeCosts] = field(default_factory=dict)
+    """What they cost each board, as it told last, had it no quota."""
     single: BoardId | None = None
 
 
@@ -286,6 +288,8 @@ class Experiment:
                     self._notes.speeds[board] = self._speed_got(profile)
                 if isinstance(profile, Profile) and profile.laws:
                     self._notes.laws |= scaled(profile.laws, self._rig.speeds[board] or 1.0)
+                    quota = min(1.0, self._scenario.board[board].quota or 1.0)
+                    self._notes.exchanges[board] = profile.exchanges.scaled(quota)
 
     def _speed_got(self, profile: Profile) -> float:
         """Return by the board's own measurement what share of this machine's core it is."""
@@ -363,7 +367,11 @@ class Experiment:
             overheard=tuple(notes.told),
             usage=tuple(self._usage(board, took_s) for board in self._scenario.boards),
             carried=carried,
-            calibration=replace(self._calibration, laws=notes.laws),
+            calibration=replace(
+                self._calibration,
+                laws=notes.laws,
+                exchanges=typical(notes.exchanges.values()) or self._calibration.exchanges,
+            ),
         )
 
     def _usage(self, board: BoardSpec, took_s: float) -> Usage:

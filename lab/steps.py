@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from shoal.codec import PLAIN
 from shoal.collective import BOUNDS
-from shoal.coordinator.work import decode_s, encode_s
+from shoal.crossing import give_s, take_s
 from shoal.lab.calibration import Calibration
 from shoal.manifest import Manifest, ShardCollective, Sharding
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
-from shoal.records import BoardId, TensorSpec
+from shoal.records import BoardId, ExchangeCosts, TensorSpec
 from shoal.sizes import counts_of, gathered_by, in_chunks, sizes_at
 from shoal.traffic import Flow, flows
 
@@ -47,7 +47,7 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Make rows into what crosses the wire, or back: so long on any board, as the planner reckons."""
+    """Hand out what crosses the wire, or take it in: so much processor time, as the planner reckons."""
 
     seconds: float
 
@@ -61,7 +61,10 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
     meetings = {step.tag: step for step in steps if isinstance(step, Collective)}
     if not meetings:
         shares = dict.fromkeys((step for step in steps if isinstance(step, Run)), (1.0,))
-        return {b: _moves(manifest, b, program, shares, {}, {}) for b, program in lane.programs.items()}
+        return {
+            b: _moves(manifest, b, program, shares, {}, {}, calibration.exchanges)
+            for b, program in lane.programs.items()
+        }
     sharding = _sharding_of(manifest, steps)
     boards = next(iter(meetings.values())).boards
     shares_of = _shares(manifest, lane, boards, meetings)
@@ -77,7 +80,7 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
         tag: _bytes(flows(replace(step, codec=PLAIN), _tensors(sharding, tag), sizes[PLAIN]))
         / max(1, sum(map(_bytes, crossing[tag])))
         for tag, step in meetings.items()
-        if not step.codec.exact
+        if step.kind in ("gather", "reduce")
     }
     found = {}
     for index, board in enumerate(boards):
@@ -91,7 +94,7 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
             for run in program.steps
             if isinstance(run, Run)
         }
-        found[board] = _moves(manifest, board, program, work, crossing, floats)
+        found[board] = _moves(manifest, board, program, work, crossing, floats, calibration.exchanges)
     return found
 
 
@@ -106,10 +109,11 @@ def _moves(
     shares: Shares,
     crossing: Flows,
     floats: Mapping[int, float],
+    costs: ExchangeCosts,
 ) -> tuple[Move, ...]:
     """Return the moves of one board; what a collective brings is awaited where it is needed first.
 
-    `floats` says for each byte of a collective with a codec, of how many bytes of floats it was made.
+    `floats` says for each byte of a gather or reduce, of how many bytes of floats it was made.
     """
     moves: list[Move] = []
     coming: list[tuple[tuple[Move, ...], frozenset[str]]] = []
@@ -122,23 +126,41 @@ def _moves(
         elif isinstance(step, Collective):
             sent = crossing[step.tag]
             mine = tuple((target, size) for source, target, size in sent[chunk] if source == board)
-            if mine and step.tag in floats:
+            coded = floats.get(step.tag, 0.0)
+            if mine:
                 most = max(size for _, size in mine)
-                moves.append(Code(encode_s(step.codec, floats[step.tag] * most, most)))
-            moves += [Hand(step.tag, mine)] if mine else []
+                given_s = give_s(
+                    costs,
+                    step.codec,
+                    messages=len(mine),
+                    float_bytes=coded * most,
+                    size_bytes=most,
+                    first=chunk == 0,
+                )
+                moves += [*_coding(given_s), Hand(step.tag, mine)]
             if chunk == step.chunks - 1:
                 came = [(source, size) for each in sent for source, target, size in each if target == board]
                 awaited: tuple[Move, ...] = (Await(step.tag, tuple(source for source, _ in came)),)
-                if step.tag in floats:
-                    came_bytes = floats[step.tag] * sum(size for _, size in came)
-                    awaited += (Code(decode_s(step.codec, came_bytes)),)
-                coming += [(awaited, _makes(step))] if came else []
+                if came:
+                    came_bytes = sum(size for _, size in came)
+                    taken_s = take_s(
+                        costs,
+                        step.codec,
+                        messages=len(came),
+                        float_bytes=coded * came_bytes,
+                        size_bytes=came_bytes,
+                    )
+                    coming.append(((*awaited, *_coding(taken_s)), _makes(step)))
         elif step.kind == "send":
             size_bytes = sum(manifest.tensor_bytes[name] for name in step.tensors)
             moves.append(Hand(step.tag, ((step.peer, size_bytes),)))
         else:
             moves.append(Await(step.tag, (step.peer,)))
     return (*moves, *(move for awaited, _ in coming for move in awaited))
+
+
+def _coding(seconds: float) -> tuple[Move, ...]:
+    return (Code(seconds),) if seconds else ()
 
 
 def _needs(manifest: Manifest, step: Step) -> frozenset[str]:

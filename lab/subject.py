@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from shoal.agent.rehearsal import rehearse
 from shoal.encoding import build
 from shoal.errors import ConfigError, ModelError, WireError
 from shoal.lab.boards import Setting
@@ -107,7 +108,8 @@ def calibrate(subject: Subject, laws_s: float = 0.0, due: Collection[str] | None
         for look in closer:
             if look.law is not None:
                 laws |= dict.fromkeys(look.segments, look.law)
-    return Calibration(seconds={name: timing.median_s for name, timing in best.items()}, laws=laws)
+    seconds = {name: timing.median_s for name, timing in best.items()}
+    return Calibration(seconds=seconds, laws=laws, exchanges=rehearse())
 
 
 def read_calibration(file: Path) -> Calibration:
@@ -147,6 +149,7 @@ def setting(scenario: Scenario, subject: Subject, calibration: Calibration) -> S
         digest=subject.digest,
         calibration=completed(subject.manifest, calibration),
         speeds={name: speed or 1.0 for name, speed in speeds(scenario, subject, calibration).items()},
+        quotas={board.name: min(1.0, board.quota or 1.0) for board in scenario.boards},
         memory_bytes={board.name: offered_bytes(board) for board in scenario.boards},
         input_bytes=sum(array.nbytes for array in subject.inputs[0].values()),
         sizes=sizes_in(subject.manifest, subject.inputs[0]),

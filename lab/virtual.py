@@ -40,10 +40,19 @@ class Timeline:
 class Worker:
     """The processor of a board: runs come one after the other, in the order in which they are asked for."""
 
-    def __init__(self, timeline: Timeline, name: BoardId, seconds: Mapping[str, float], speed: float) -> None:
-        """`seconds` is what each segment takes on a board of speed 1."""
+    def __init__(
+        self,
+        timeline: Timeline,
+        name: BoardId,
+        seconds: Mapping[str, float],
+        speed: float,
+        *,
+        quota: float = 1.0,
+    ) -> None:
+        """`seconds` is what each segment takes on a board of speed 1, `quota` its share of a core."""
         self.name = name
         self.speed = speed
+        self.quota = quota
         self.alive = True
         self.busy_s = 0.0
         """So long it computed, at speed 1."""
@@ -69,7 +78,7 @@ class Worker:
                 self.busy_s += seconds
                 done()
 
-        self._timeline.after(seconds, end)
+        self._timeline.after(seconds / self.quota, end)
 
     def die(self) -> None:
         """Lose all that was to be done."""

@@ -237,6 +237,44 @@ class LinkProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeCosts:
+    """What taking part in an exchange costs a board in processor time; `shoal.crossing` reckons with it."""
+
+    step_s: float
+    """To hand out its part of a collective, or to take in what came of the others, whatever that is."""
+    message_s: float
+    """For each message beyond the first, at either end: system calls and threads that wake."""
+    byte_s: float
+    """For each byte on the wire, at either end: what the kernel copies."""
+    encode_s: Mapping[str, float]
+    """For each byte of floats, by the numbers that they cross the wire as: f32, f16, i8 and i4 ..."""
+    decode_s: Mapping[str, float]
+    """... and back, to where they are read; of f32 that is a copy."""
+
+    def __post_init__(self) -> None:
+        for what, seconds in (("step_s", self.step_s), ("message_s", self.message_s)):
+            if not 0 <= seconds <= LONGEST_S:
+                raise ValueError(f"exchange costs: expected {what} of 0 to {LONGEST_S} s, got {seconds}")
+        rates = (self.byte_s, *self.encode_s.values(), *self.decode_s.values())
+        if not all(0 <= rate < 1.0 for rate in rates):
+            raise ValueError(f"exchange costs: expected 0 up to 1 s for a byte, got {self!r}")
+        for what, known in (("encode_s", self.encode_s), ("decode_s", self.decode_s)):
+            if missing := {"f32", "f16", "i8", "i4"} - known.keys():
+                raise ValueError(f"exchange costs: expected {what} of {sorted(missing)} too, got {known}")
+
+    def scaled(self, factor: float) -> "ExchangeCosts":
+        """Return the costs on a board on which all takes `factor` times as long."""
+        return replace(
+            self,
+            step_s=self.step_s * factor,
+            message_s=self.message_s * factor,
+            byte_s=self.byte_s * factor,
+            encode_s={number: each * factor for number, each in self.encode_s.items()},
+            decode_s={number: each * factor for number, each in self.decode_s.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """What a board measured about itself and its links for one bundle."""
 
@@ -254,6 +292,8 @@ class Profile:
     staging_s: float
     """Of those, for each byte that a segment takes in or gives out: the copy to a device with memory of its
     own, or back; 0: the board has none."""
+    exchanges: ExchangeCosts
+    """What exchanges cost it just now."""
     source: Source
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 
 from shoal.book import book_bytes
 from shoal.codec import NUMBERS, PLAIN, Codec
+from shoal.crossing import USUAL
 from shoal.manifest import (
     COLUMNS,
     FORMAT,
@@ -58,6 +59,7 @@ from shoal.records import (
     Address,
     Blob,
     BoardId,
+    ExchangeCosts,
     Law,
     LinkProfile,
     Profile,
@@ -352,6 +354,8 @@ def link(rtt_s: float, goodput_bytes_per_s: float) -> LinkProfile:
 
 
 BUNDLE = sha(500)
+COSTS = dataclasses.replace(USUAL, step_s=0.0)
+"""Of exchanges, on all boards: with nothing that an exchange costs whatever it carries."""
 
 
 def profile(
@@ -379,6 +383,7 @@ def profile(
         memory_bytes=memory_bytes,
         slowdown=slowdown,
         staging_s=0.0,
+        exchanges=COSTS,
         source=Source.MEASURED,
     )
 
@@ -442,6 +447,8 @@ _ports = st.integers(1, 65535)
 _times_s = st.floats(1e-9, 1e6)
 _epochs = st.integers(1, MAX_EPOCH)
 
+_coding = st.fixed_dictionaries({number: st.floats(0, 0.5) for number in ("f32", "f16", "i8", "i4")})
+
 _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (TensorSpec, "dtype"): st.sampled_from(sorted(ITEM_BYTES)),
     (TensorSpec, "shape"): st.lists(st.one_of(st.integers(0, 9), st.text(max_size=3)), max_size=4).map(tuple),
@@ -482,6 +489,11 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Profile, "memory_bytes"): _natural,
     (Profile, "slowdown"): _positive,
     (Profile, "staging_s"): st.floats(0, 0.5),
+    (ExchangeCosts, "step_s"): st.floats(0, 1e6),
+    (ExchangeCosts, "message_s"): st.floats(0, 1e6),
+    (ExchangeCosts, "byte_s"): st.floats(0, 0.5),
+    (ExchangeCosts, "encode_s"): _coding,
+    (ExchangeCosts, "decode_s"): _coding,
     (BundleSource, "name"): _names,
     (Limits, "rate_per_s"): st.none() | _positive,
     (Limits, "max_latency_s"): st.none() | _positive,

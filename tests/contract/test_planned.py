@@ -44,6 +44,7 @@ def profiles(manifest: Manifest) -> dict[BoardId, Profile]:
             memory_bytes=1 << 30,
             slowdown=1.0,
             staging_s=0.0,
+            exchanges=build.COSTS,
             source=Source.ESTIMATED,
         )
         for name, pace in zip(NAMES, (1.0, 1.5, 3.0), strict=True)

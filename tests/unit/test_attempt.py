@@ -1,6 +1,7 @@
 """One board's part of an attempt, played without a network: what the other hands over is there already."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox
 from shoal.agent.peers import ExchangeError
 from shoal.agent.trace import Notebook
+from shoal.codec import codec_of
+from shoal.crossing import Crossed
 from shoal.frames import HEADER, Header, Kind
 from shoal.program import Collective, Exchange, Program, Run, Step
 from shoal.records import Array, BoardId
@@ -60,12 +63,19 @@ SESSIONS = {
 }
 
 
+def now(array: Array) -> Arrived:
+    """Return what comes at this moment."""
+    at_s = time.monotonic()
+    return Arrived(arrays=[array], begun_s=at_s, ended_s=at_s)
+
+
 class Alone:
     """A board of which is noted what it does, and an inbox that holds what the other hands over."""
 
     def __init__(self) -> None:
         self.did: list[str] = []
         self.inbox = Inbox(frozenset({B}))
+        self.crossed: list[tuple[Crossed, float]] = []
 
     def came(self, tag: int, array: Array, chunk: int = 0) -> None:
         self.inbox.put((tag, B, chunk), Arrived(arrays=[array], begun_s=0.0, ended_s=0.0))
@@ -84,10 +94,11 @@ class Alone:
             books={},
             header=Header(kind=Kind.TENSORS, attempt=bytes(16), epoch=1),
             inbox=self.inbox,
-            deadline_s=0.0,
+            deadline_s=time.monotonic() + 5.0,
             send=self.send,
             alone=threading.Lock(),
             on_run=lambda run, _shapes, _took_s: self.did.append(f"run {run.segment}"),
+            on_exchange=lambda crossed, took_s: self.crossed.append((crossed, took_s)),
             notes=notes,
         )
 
@@ -108,6 +119,18 @@ def test_a_run_in_chunks_and_what_hands_them_out_take_turns() -> None:
         "send 1.1",
         "run add",
     ]
+
+
+def test_what_exchanges_take_is_told_without_the_wait_for_others() -> None:
+    board = Alone()
+    rows = replace(GATHER, tensors=("x",), codec=codec_of("f16"), chunks=1)
+    late = threading.Timer(0.05, lambda: board.inbox.put((1, B, 0), now(2 * X[4:].astype(np.float16))))
+    late.start()
+    board.part(SCATTER, rows).play({"q": X}, ["K"])
+    (given, _), (taken, took_s) = board.crossed  # nothing is told of the scatter
+    assert given == Crossed(given=True, codec=rows.codec, messages=1, float_bytes=48, size_bytes=24)
+    assert taken == Crossed(given=False, codec=rows.codec, messages=1, float_bytes=48, size_bytes=24)
+    assert 0 < took_s < 0.05
 
 
 def test_a_board_with_one_row_computes_one_chunk() -> None:

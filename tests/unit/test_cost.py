@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from shoal.codec import PLAIN, Codec, codec_of
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s, cells_of
-from shoal.coordinator.work import COPY_BYTES_PER_S, MESSAGE_S, decode_s, encode_s, run_s
+from shoal.coordinator.work import run_s
+from shoal.crossing import COPY_BYTES_PER_S, USUAL, decode_s, encode_s
 from shoal.errors import PlanError
 from shoal.manifest import COLUMNS, ROWS, Manifest, ShardRun, Slice
 from shoal.program import Exchange, Lane, Prediction, Program, Run
@@ -111,7 +112,7 @@ def test_a_chunk_travels_while_the_next_is_computed() -> None:
     # b has its rows of x after 176 / 400 + 0.1 s; two rows of k take it 0.05 + 0.2 s, and so do two more,
     # while those are on their way for 64 / 400 s; the second message costs a bit at both ends
     ready_s = (0.44 + 0.1) + 2 * 0.25 + (0.16 + 0.1)
-    assert found.latency_s == pytest.approx(ready_s + 2 * MESSAGE_S + 1.2, abs=TINY)
+    assert found.latency_s == pytest.approx(ready_s + 2 * USUAL.message_s + 1.2, abs=TINY)
     assert found.compute_s == pytest.approx(2 * 0.05 + 0.6 + 1.2)
     whole_s = together(profiles, (0.6, 0.4)).latency_s
     assert whole_s == pytest.approx((0.44 + 0.1) + 0.45 + (0.32 + 0.1) + 1.2, abs=TINY)
@@ -126,17 +127,17 @@ def test_a_codec_makes_fewer_bytes_and_more_work() -> None:
     assert plain.carried_bytes - half.carried_bytes == 10 * ROW / 2
     assert plain.latency_s - half.latency_s == pytest.approx(4 * ROW / 2 / 1000, abs=TINY)
     big = 10_000_000
-    assert encode_s(PLAIN, big, big) == 0
-    assert decode_s(PLAIN, big) == big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("f16"), big, big / 2) == 2 * big / COPY_BYTES_PER_S
-    assert encode_s(codec_of("means4"), big, big / 4) == big / COPY_BYTES_PER_S
-    assert decode_s(codec_of("means4"), big) == big / 4 / COPY_BYTES_PER_S
-    assert decode_s(codec_of("i8"), big) == big / COPY_BYTES_PER_S
+    assert encode_s(USUAL, PLAIN, big, big) == pytest.approx(0)
+    assert decode_s(USUAL, PLAIN, big) == pytest.approx(big / COPY_BYTES_PER_S)
+    assert encode_s(USUAL, codec_of("f16"), big, big / 2) == pytest.approx(2 * big / COPY_BYTES_PER_S)
+    assert encode_s(USUAL, codec_of("means4"), big, big / 4) == pytest.approx(big / COPY_BYTES_PER_S)
+    assert decode_s(USUAL, codec_of("means4"), big) == pytest.approx(big / 4 / COPY_BYTES_PER_S)
+    assert decode_s(USUAL, codec_of("i8"), big) == pytest.approx(big / COPY_BYTES_PER_S)
 
     def coded_s(words: str, width: int) -> float:
         """Return what it takes to code so many bytes of rows that are cut into pieces of `width` values."""
         codec = codec_of(words)
-        return encode_s(codec, big, big / 4 / width * codec.code_bits * codec.stages / 8)
+        return encode_s(USUAL, codec, big, big / 4 / width * codec.code_bits * codec.stages / 8)
 
     assert coded_s("vq4x1024", 8) > 3 * coded_s("vq4x256", 8)
     assert coded_s("vq4x256", 4) > 2 * coded_s("vq4x256", 16), "more scores to choose from"
@@ -148,8 +149,21 @@ def test_each_message_beyond_the_first_costs_a_board_time() -> None:
     fast = fleet(A, B, C, rtt_s=1e-6, goodput=1e12)
     found = together(fast, (0.4, 0.3, 0.3))
     # scatter and gather have two messages out, the gathers of k and y two in
-    assert found.latency_s == pytest.approx(4 * 0.3 + 4 * MESSAGE_S, abs=5e-6)
-    assert found.exchange_s == pytest.approx(4 * MESSAGE_S, abs=TINY)
+    assert found.latency_s == pytest.approx(4 * 0.3 + 4 * USUAL.message_s, abs=5e-6)
+    assert found.exchange_s == pytest.approx(4 * USUAL.message_s, abs=TINY)
+
+
+def test_a_board_pays_for_exchanges_by_its_own_costs() -> None:
+    fast = fleet(A, B, C, rtt_s=1e-6, goodput=1e12)
+    slow = replace(build.COSTS, step_s=0.5, message_s=0.1, byte_s=0.001)
+    found = together({**fast, B: replace(fast[B], exchanges=slow)}, (0.4, 0.3, 0.3))
+    # b takes in its rows of x (3 rows, 7 numbers of ranges), hands out k, takes in that of two, hands out y
+    scattered_s = 0.5 + 0.001 * (3 * ROW + 56)
+    gathered_s = (0.6 + 2 * 0.001 * 3 * ROW) + (0.6 + 0.001 * 7 * ROW)
+    answered_s = 0.5 + 0.001 * 3 * ROW
+    spent_s = scattered_s + gathered_s + answered_s
+    assert found.latency_s == pytest.approx(spent_s + 3 * 0.3 + 2 * USUAL.message_s, abs=1e-4)
+    assert found.exchange_s == pytest.approx(4 * USUAL.message_s, abs=TINY), "the lead has costs of its own"
 
 
 def test_a_causal_board_waits_for_those_before_it_only() -> None:

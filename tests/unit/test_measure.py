@@ -15,12 +15,13 @@ from shoal.agent.executor import Executor
 from shoal.agent.expected import Shapes
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
+from shoal.crossing import USUAL
 from shoal.errors import BoardError
 from shoal.manifest import WHOLE, Segment, Swap, Variant, memory_bytes
 from shoal.profiler import segments
 from shoal.profiler.statistics import WINDOW_S
 from shoal.program import Run
-from shoal.records import Array, Profile, Sha256, Source
+from shoal.records import Array, ExchangeCosts, Profile, Sha256, Source
 from shoal.session import Session
 from tests import build
 
@@ -57,6 +58,7 @@ class Board:
         self.takes_s = 0.002
         self.ran: Callable[[Segment], None] = lambda _segment: None
         self.published: list[Profile] = []
+        self.rehearsals = 0
         self.alone = contextlib.nullcontext()
         self.measurer = Measurer(
             1,
@@ -65,7 +67,12 @@ class Board:
             cast(Sessions, self),
             dict,
             self.published.append,
+            self.rehearsed,
         )
+
+    def rehearsed(self) -> ExchangeCosts:
+        self.rehearsals += 1
+        return USUAL
 
     def fits(self, segment: Segment) -> bool:
         return memory_bytes([*self.loaded, segment]) <= self.memory_bytes
@@ -281,7 +288,7 @@ def test_a_whole_that_could_not_be_timed_is_estimated_and_not_kept(tmp_path: Pat
     parts_s = sum(board.profile.segments[name].median_s for name in PARTS)
     assert board.profile.segments[WHOLE].median_s == pytest.approx(parts_s)
     (kept,) = tmp_path.glob("profile-*.json")
-    assert json.loads(kept.read_text())["segments"].keys() == set(PARTS)
+    assert json.loads(kept.read_text())["timings"].keys() == set(PARTS)
 
 
 def test_a_board_without_room_for_any_segment_says_so(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def setting_for(
         digest=BUNDLE,
         calibration=Calibration(seconds=seconds),
         speeds={board.name: board.speed or 1.0 for board in scenario.boards},
+        quotas={board.name: board.quota or 1.0 for board in scenario.boards},
         memory_bytes={board.name: board.memory_bytes or memory for board in scenario.boards},
         sizes=manifest.sample_sizes,
         input_bytes=asked,

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from shoal.codec import PLAIN, Codec, codec_of
-from shoal.coordinator.work import decode_s, encode_s
+from shoal.coordinator.cost import predict
+from shoal.crossing import USUAL, decode_s, encode_s
 from shoal.lab.asks import Ask
 from shoal.lab.calibration import Calibration, completed
 from shoal.lab.report import Fate
@@ -21,8 +22,9 @@ from shoal.lab.traffic import FRAME_BYTES, MESSAGE_S, Traffic
 from shoal.lab.virtual import Timeline, Worker
 from shoal.manifest import WHOLE, Manifest, ShardCollective, ShardRun, Slice
 from shoal.program import Collective, Lane, Plan, Prediction, Program, Run
-from shoal.records import BoardId, Law, TensorSpec
+from shoal.records import BoardId, ExchangeCosts, Law, TensorSpec
 from shoal.sharding import programs
+from tests import build
 from tests.build import BUNDLE, A, B, C, address_of, blob, sha, sharded
 
 ROW = 32
@@ -33,7 +35,12 @@ RANGES2, RANGES3 = 24 + 3 * 8, 24 + 4 * 8
 
 Q0 = Law(base_s=0.1, row_s=0.02, pair_s=0.0, column_s=0.0, residual=0.0, points=4)
 Q1 = Law(base_s=0.0, row_s=0.01, pair_s=0.002, column_s=0.0, residual=0.0, points=4)
-CALIBRATION = Calibration(seconds={WHOLE: 1.0, "s00": 1.0, "q0": 0.2, "q1": 0.15}, laws={"q0": Q0, "q1": Q1})
+LINKS = {board: build.link(1e-6, 1e12) for board in (A, B, C)}
+FREE = USUAL.scaled(0.0)
+CODED = replace(USUAL, step_s=0.0, message_s=0.0)
+CALIBRATION = Calibration(
+    seconds={WHOLE: 1.0, "s00": 1.0, "q0": 0.2, "q1": 0.15}, laws={"q0": Q0, "q1": Q1}, exchanges=FREE
+)
 
 
 def lane_of(
@@ -121,9 +128,9 @@ def work(segment: str, share: float) -> Work:
     return Work(segment, round(share, 9))
 
 
-def moved(manifest: Manifest, lane: Lane) -> dict[BoardId, tuple[Move, ...]]:
+def moved(manifest: Manifest, lane: Lane, exchanges: ExchangeCosts = FREE) -> dict[BoardId, tuple[Move, ...]]:
     """Return the moves of a lane, with shares that can be compared."""
-    found = moves_of(manifest, CALIBRATION, lane)
+    found = moves_of(manifest, replace(CALIBRATION, exchanges=exchanges), lane)
     return {
         board: tuple(work(m.segment, m.share) if isinstance(m, Work) else m for m in moves)
         for board, moves in found.items()
@@ -167,7 +174,7 @@ def test_a_causal_gather_waits_for_earlier_boards_and_attends_to_fewer_tokens() 
 
 def test_a_codec_shrinks_what_is_handed_to_all_and_means_what_is_attended() -> None:
     lane = lane_of(sharded(), (A, B), (0.6, 0.4), codec_of("means2-i8"))
-    coded = moved(sharded(), lane)
+    coded = moved(sharded(), lane, CODED)
     moves = {board: [move for move in each if not isinstance(move, Code)] for board, each in coded.items()}
     row = 8 + 4  # numbers of one byte and their scale
     assert moves[A][2] == Hand(2, ((B, 3 * row),))
@@ -175,12 +182,30 @@ def test_a_codec_shrinks_what_is_handed_to_all_and_means_what_is_attended() -> N
     assert moves[A][4] == work("q1", q1_s(6, columns=6 + 2) / 0.15)
     assert moves[B][5] == Hand(4, ((A, 4 * ROW),))  # the answer goes as it is
     for board, own, others in ((A, 6, 4), (B, 4, 6)):
-        made, back = (move for move in coded[board] if isinstance(move, Code))
-        assert made.seconds == pytest.approx(encode_s(codec_of("means2-i8"), own * ROW, own * 6))
-        assert back.seconds == pytest.approx(decode_s(codec_of("means2-i8"), others * ROW))
-        at = coded[board].index(made)
-        assert isinstance(coded[board][at + 1], Hand), "it is coded before it is handed out"
-        assert isinstance(coded[board][coded[board].index(back) - 1], Await)
+        handed, came = (
+            next(index for index, move in enumerate(coded[board]) if isinstance(move, kind) and move.tag == 2)
+            for kind in (Hand, Await)
+        )
+        made, back = coded[board][handed - 1], coded[board][came + 1]
+        assert isinstance(made, Code)
+        assert isinstance(back, Code)
+        assert made.seconds == pytest.approx(encode_s(CODED, codec_of("means2-i8"), own * ROW, own * 6))
+        assert back.seconds == pytest.approx(decode_s(CODED, codec_of("means2-i8"), others * ROW))
+
+
+def test_taking_part_costs_each_board_time_as_the_planner_reckons_it() -> None:
+    lane = lane_of(sharded(), (A, B, C), (0.5, 0.3, 0.2))
+    costs = replace(FREE, step_s=1.0, message_s=0.25)
+    moves = moved(sharded(), lane, costs)
+    spent = {
+        board: [move.seconds for move in each if isinstance(move, Code)] for board, each in moves.items()
+    }
+    # the scatter, the gather of k both ways, the answer; a message at either end is free
+    assert spent == {A: [1.25, 1.25, 1.25, 1.25], B: [1.0, 1.25, 1.25, 1.0], C: [1.0, 1.25, 1.25, 1.0]}
+    boards = {board: build.profile(sharded(), 0.0001, links=LINKS) for board in (A, B, C)}
+    timed = {b: replace(each, laws={"q0": Q0, "q1": Q1}, exchanges=costs) for b, each in boards.items()}
+    predicted = predict(sharded(), timed, frozenset(), A, (lane,))
+    assert predicted.exchange_s == pytest.approx(sum(spent[A]))
 
 
 def test_each_chunk_is_handed_out_when_it_is_made() -> None:
@@ -375,7 +400,7 @@ def test_a_part_of_the_weights_takes_what_its_law_says() -> None:
 
 def test_a_part_of_the_weights_takes_its_part_of_the_operations() -> None:
     manifest = by_weights()
-    found = completed(manifest, Calibration(seconds={WHOLE: 1.0}))
+    found = completed(manifest, Calibration(seconds={WHOLE: 1.0}, exchanges=FREE))
     assert found.seconds["p"] == 0.5  # of two of four units, as the manifest counts
     moves = moves_of(manifest, found, lane_of(manifest, (A, B), (0.75, 0.25)))
     assert moves[A] == (Hand(0, ((B, 10 * ROW),)), Work("p", 1.5), Await(2, (B,)))
