@@ -33,6 +33,7 @@ from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
 from shoal.agent.supervisor import Progress, Supervisor
 from shoal.agent.watch import open_watch
+from shoal.broker_url import address_towards, parse_url
 from shoal.clock import boot_s
 from shoal.errors import BoardError, ModelError
 from shoal.firmware_configs.schema import BoardConfig
@@ -49,7 +50,7 @@ from shoal.messages import (
     Reported,
     Vitals,
 )
-from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
+from shoal.mqtt import Down, Mqtt, Up
 from shoal.profiler.power import External
 from shoal.program import Run
 from shoal.records import Address, BoardId, Profile
