@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +97,53 @@ def test_a_process_whose_clusters_are_all_taken_over_says_so(broker: BrokerProce
         await taking
 
     asyncio.run(run())
+
+
+@both_kinds
+def test_what_came_while_a_cluster_waited_for_its_turn_is_heard_before_it_decides(
+    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its boards, which spoke meanwhile, would count as lost."""
+    absence = Absence()
+    seen: list[bool] = []
+
+    async def until(holds: Callable[[], object]) -> None:
+        for _ in range(round(WAIT_S / 0.01)):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("not in time")
+
+    async def run() -> None:
+        mine = service(broker, "a", tmp_path, absence)
+        living = asyncio.ensure_future(mine.live())
+        await coordinator(broker, "a", "online")
+        board = Mqtt(broker.url, "a", A, filters=())
+        board.start()
+        while not isinstance(await board.next(), Up):
+            pass
+        board.publish(build.birth(A), A)
+        await until(lambda: A in mine._state.fleet.boards)
+        decide = mine._decide
+
+        def decided() -> None:
+            seen.append(mine._state.fleet.boards[A].profile is not None)
+            decide()
+
+        async with absence.turns.turn(-math.inf):  # others decide
+            monkeypatch.setattr(mine, "_decide", decided)
+            board.publish(build.presence("online"), A)
+            await until(lambda: absence.turns._waiting)
+            board.publish(build.profile(build.chain()), A)
+            await until(lambda: mine._mqtt.events.qsize())
+            assert not seen
+        await until(lambda: seen)
+        await board.stop()
+        mine.stop()
+        await living
+
+    asyncio.run(run())
+    assert seen[0]
 
 
 @both_kinds
