@@ -2,8 +2,7 @@
 
 paho reads and writes in our event loop, so that one process can have hundreds of connections; only to
 connect takes a thread, because looking up a name blocks.  Whatever happens becomes an event in a queue.
-What has come is taken from the system at once and not byte by byte, and many messages in one turn of the
-loop: else a loop that has other work to do falls behind what its connections bring.
+Many messages are taken in at once, else a loop with other work falls behind what its connections bring.
 Nothing is queued for a broker that is away: retained state is published again by its owner after each
 `Up`, so an old copy can never overtake a new one.
 """
@@ -108,8 +107,7 @@ class Mqtt:
         """Prepare a client called `name` that will subscribe to `filters` at each connection.
 
         `strangers` are topics that are not ours, such as that of a power meter: what comes there goes to
-        its function.  `deaf_to_own`: what we publish ourselves is not read again when it comes back, unless
-        the broker had kept it.
+        its function.  `deaf_to_own`: what we publish is not read when it comes back, unless it was kept.
         """
         self.url = parse_url(url)
         self.events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
