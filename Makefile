@@ -71,7 +71,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
 
 # These start real processes, and wait more than they compute: two files at once.
-WAITING := tests/contract $(addprefix tests/real/test_,commands.py supervised.py survival.py trouble.py)
+WAITING := tests/contract $(addprefix tests/real/test_,commands.py precision.py supervised.py survival.py trouble.py)
 # These go by the real clock: nothing beside them.
 TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py measure.py narrow.py quota.py session.py)
 TIMED += $(addprefix tests/real/test_,agent.py demo.py lab.py network.py)

@@ -38,9 +38,9 @@ class Expectations:
         if segment is None or sizes is None:
             return None
         if not run.part and all(manifest.sizes.get(name) == size for name, size in sizes.items()):
-            timing = timings.get(segment.name)
+            timing = timings.get(manifest.timed_as(segment.name))
             return timing.median_s if timing is not None else None
-        law = laws.get(segment.name)
+        law = laws.get(manifest.timed_as(segment.name))
         if law is None or law.residual > TRUSTED:
             return None
         rows, attended, batch = counts_of(manifest, segment, {**manifest.sizes, **sizes}, run.part)

@@ -15,7 +15,7 @@ from shoal.agent.expected import Expectations, Shapes
 from shoal.agent.sessions import Sessions
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
-from shoal.manifest import Manifest, Segment
+from shoal.manifest import Manifest, Precision, Segment
 from shoal.profiler import segments
 from shoal.profiler.counts import samples
 from shoal.profiler.statistics import BAND, Drift, differs, observed, window
@@ -214,6 +214,21 @@ class Measurer:
             )
             self._canary, self._measured_s = canary, time.monotonic()
             self._memory_bytes = self._sessions.memory_bytes - (canary.held_bytes if canary else 0)
+
+    def lacks(self, manifest: Manifest, precision: Precision) -> bool:
+        """Say whether a segment in another precision has not been timed that has room here."""
+        names = (name for name, (_, each) in manifest.swaps.items() if each == precision)
+        return any(n not in self._timings and self._sessions.fits(manifest.by_name[n]) for n in names)
+
+    def measure_in(self, bundle: Sha256, manifest: Manifest, precision: Precision) -> None:
+        """Time the segments of `bundle` in another precision too; blocks as `measure`."""
+        with self._looking:
+            opened, alone = self._sessions.borrow, self._executor.alone
+            for found in segments.measure_in(manifest, precision, opened, alone):
+                if found.timing is not None:
+                    self._take(bundle, found)
+                    with self._lock:
+                        self._unsure |= frozenset(found.segments)
 
     async def watch_segments(self) -> None:
         """Look more closely at the segments whenever the board idles, until all are known well, for ever."""

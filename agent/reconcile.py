@@ -16,18 +16,19 @@ from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
+from shoal.agent.proof import allowed
 from shoal.agent.room import FullError, Needs, Room
 from shoal.agent.sessions import Sessions
 from shoal.codebooks import Wanted, each, other_blobs, wanted
 from shoal.errors import BoardError, ModelError
-from shoal.golden import CODED, EXACT, ROUNDED, unpack, why_wrong
+from shoal.golden import unpack, why_wrong
 from shoal.manifest import Manifest
 from shoal.memory import give_back
 from shoal.messages import BundleSource, Desired, Readiness
 from shoal.profiler.counts import samples
 from shoal.profiler.segments import timed
-from shoal.program import Collective, Lane, Plan, Run
-from shoal.records import Address, BoardId
+from shoal.program import Plan, Run
+from shoal.records import Address, Blob, BoardId
 from shoal.session import Session, shrink
 from shoal.store import Store
 
@@ -208,8 +209,11 @@ class Reconciler:
         try:
             manifest = await self.manifest(source)
             held: list[str] = []
-            for run in desired.ahead:
-                needs = Needs.of({run: manifest.by_name[run.segment]})
+            for one in desired.ahead:
+                if isinstance(one, Blob):
+                    needs = Needs(blobs=(manifest.blobs[one.sha256],), pieces=())
+                else:
+                    needs = Needs.of({one: manifest.by_name[one.segment]})
                 more = sorted(needs.names.difference(held))
                 try:
                     await self._fetcher.fetch(source.url, needs.blobs, [*held, *more], gently=True)
@@ -345,7 +349,8 @@ class Reconciler:
             )
         )
         found = (
-            why_wrong(golden, answer, allowed(lane)) for lane, answer in zip(plan.lanes, answers, strict=True)
+            why_wrong(golden, answer, allowed(manifest, lane))
+            for lane, answer in zip(plan.lanes, answers, strict=True)
         )
         return next(filter(None, found), "")
 
@@ -374,15 +379,6 @@ class Reconciler:
         if activity != self.activity:
             self.activity = activity
             self._changed()
-
-
-def allowed(lane: Lane) -> float:
-    """Return by how much the answer of a lane may be off, as a share of its largest number."""
-    steps = (step for program in lane.programs.values() for step in program.steps)
-    codecs = {step.codec for step in steps if isinstance(step, Collective)}
-    if all(codec.exact for codec in codecs):
-        return EXACT
-    return ROUNDED if all(codec.rate == 1 and codec.number != "vq" for codec in codecs) else CODED
 
 
 T = TypeVar("T")

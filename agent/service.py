@@ -26,6 +26,7 @@ from shoal.agent.hardware import facts
 from shoal.agent.link_watch import LinkWatch
 from shoal.agent.measure import Measurer
 from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.profiling import Profiling, quick
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.resort import LastResort
 from shoal.agent.room import Room
@@ -35,7 +36,7 @@ from shoal.agent.supervisor import Progress, Supervisor
 from shoal.agent.watch import open_watch
 from shoal.broker_url import address_towards, parse_url
 from shoal.clock import boot_s
-from shoal.errors import BoardError, ModelError
+from shoal.errors import BoardError
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.messages import (
     HEARTBEAT_S,
@@ -145,16 +146,20 @@ class Agent:
             lambda: self._links.links,
             self._profiled,
         )
+        fetcher = Fetcher(self._store, http, self._room, self._at_work)
         self._reconciler = Reconciler(
             self._board,
             self._store,
-            Fetcher(self._store, http, self._room, self._at_work),
+            fetcher,
             self._sessions,
             self._executor,
             self._peers,
             self._dispatcher,
             self._room,
             self._report,
+        )
+        self._profiling = Profiling(
+            self._reconciler, fetcher, self._room, self._measurer, quick(runtime), self._report
         )
         self._server = Server(self._board, self._dispatcher, http)
         external = External(settings.meter, boot_s) if settings.meter else None
@@ -181,9 +186,6 @@ class Agent:
         )
         self._desired: Desired | None = None
         self._fence = Fence()
-        self._bundle_news = asyncio.Event()
-        self._profiling = ""
-        """What is done to profile the bundle, for `Reported`; empty if nothing is to do."""
         self._stop = asyncio.Event()
         self._refusal: BoardError | None = None
         self._alarmed_s: dict[BoardId, float] = {}
@@ -222,7 +224,7 @@ class Agent:
                 self._listen,
                 self._beat,
                 self._reconciler.run,
-                self._profile,
+                self._profiling.run,
                 *(looking if self._settings.looking else ()),
             )
         ]
@@ -289,7 +291,7 @@ class Agent:
             if isinstance(message, Desired):
                 self._desired = message
                 self._reconciler.wish(message)
-                self._bundle_news.set()
+                self._profiling.wish(message)
             else:
                 self._report()
 
@@ -302,31 +304,6 @@ class Agent:
             self._mqtt.publish(beat, self._board)
             sequence += 1
             await asyncio.sleep(HEARTBEAT_S)
-
-    async def _profile(self) -> None:
-        """Fetch and measure the deployed bundle, whichever that is, beside whatever else goes on."""
-        while True:
-            await self._bundle_news.wait()
-            self._bundle_news.clear()
-            source = self._desired.bundle if self._desired else None
-            if source is None or self._measurer.profiled(source.manifest):
-                continue
-            try:
-                self._busy(f"fetching {source.name}")
-                manifest = await self._reconciler.manifest(source)
-                await self._reconciler.fetch_all(source, manifest)
-                self._busy(f"profiling {source.name}")
-                await asyncio.to_thread(self._measurer.measure, source.manifest, manifest)
-                self._busy("")
-            except (BoardError, ModelError, OSError) as error:
-                log.warning("%s; trying again", error)
-                self._busy(f"failed: {error}")
-                await asyncio.sleep(RETRY_S)
-                self._bundle_news.set()
-
-    def _busy(self, profiling: str) -> None:
-        self._profiling = profiling
-        self._report()
 
     async def _tell_telemetry(self) -> None:
         while True:
@@ -353,7 +330,7 @@ class Agent:
                 coordinator=self._fence.coordinator,
                 version=self._fence.version,
                 epochs=self._reconciler.epochs,
-                activity=self._profiling or self._reconciler.activity,
+                activity=self._profiling.activity or self._reconciler.activity,
                 disk_bytes=self._room.limit_bytes,
                 missing_bytes=self._reconciler.missing_bytes,
                 proven=self._reconciler.proven,

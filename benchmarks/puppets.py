@@ -197,6 +197,7 @@ class Puppets:
                 committed=committed,
                 proving=0,
                 ahead=(),
+                precisions=(),
             )
             await self._operator.publish(desired, board)
 

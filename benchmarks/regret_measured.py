@@ -21,6 +21,7 @@ from benchmarks.regret import CODECS, Cell, Tried, row
 from shoal.coordinator import client
 from shoal.coordinator.cost import Profiles
 from shoal.coordinator.planner import Candidate, explore
+from shoal.coordinator.question import Question
 from shoal.errors import ShoalError
 from shoal.lab import namespaces, subject
 from shoal.lab.calibration import Calibration
@@ -212,7 +213,16 @@ class Run:
 def candidates(manifest: Manifest, profiles: Profiles, own: Plan) -> list[Candidate]:
     """Return the plan in force, then the best single board, then what else is worth trying, best first."""
     chosen = Candidate(strategy=own.strategy, lead=own.lead, lanes=own.lanes, predicted=own.predicted)
-    every = explore(manifest, profiles, frozenset(), 0, CODECS)
+    every = explore(
+        Question(
+            manifest=manifest,
+            profiles=profiles,
+            barred=frozenset(),
+            objective="latency",
+            max_boards=0,
+            recipes=CODECS,
+        )
+    )
     every.sort(key=lambda each: each.predicted.latency_s)
     local = next(each for each in every if each.strategy == "local")
     found = {shape(manifest, chosen): chosen}

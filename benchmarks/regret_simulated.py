@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.regret import CODECS, MARGIN, Cell, Tried, row
 from shoal.coordinator.cost import predict
 from shoal.coordinator.planner import explore, propose
+from shoal.coordinator.question import Question
 from shoal.lab import shaping, subject
 from shoal.lab.calibration import Calibration, completed
 from shoal.lab.scenario_file import parse
@@ -67,8 +68,17 @@ def simulated(cell: Cell, model: Model) -> dict[str, object]:
     truth = profiles_of(cell, manifest, calibration)
     chance = np.random.default_rng(zlib.crc32(repr(cell).encode()))
     told = {board: noisy(profile, manifest, chance) for board, profile in truth.items()}
-    chosen = propose(manifest, told, frozenset(), "latency", 0, CODECS, MARGIN)[0]
-    every = explore(manifest, truth, frozenset(), 0, CODECS)
+    asked = Question(
+        manifest=manifest,
+        profiles=told,
+        barred=frozenset(),
+        objective="latency",
+        max_boards=0,
+        recipes=CODECS,
+        margin=MARGIN,
+    )
+    chosen = propose(asked)[0]
+    every = explore(replace(asked, profiles=truth))
     true = predict(manifest, truth, frozenset(), chosen.lead, chosen.lanes)
     mine = Tried(plan=chosen, seconds=true.latency_s)
     others = [Tried(plan=each, seconds=each.predicted.latency_s) for each in every]

@@ -32,6 +32,7 @@ from shoal import wire
 from shoal.broker_url import parse_url
 from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.planner import propose
+from shoal.coordinator.question import Question
 from shoal.encoding import to_json
 from shoal.lab.processes import free_port
 from shoal.messages import NO_LIMITS, BundleSource, Coordinator, Deployment
@@ -107,7 +108,11 @@ def planning() -> dict[str, object]:
     seconds = []
     for _ in range(5):
         begun_s = time.perf_counter()
-        propose(manifest, profiles, frozenset(), "latency")
+        propose(
+            Question(
+                manifest=manifest, profiles=profiles, barred=frozenset(), objective="latency", max_boards=0
+            )
+        )
         seconds.append(time.perf_counter() - begun_s)
     return {"what": "planning one cluster", "boards": BOARDS, "seconds": spread(seconds)}
 

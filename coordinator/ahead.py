@@ -2,7 +2,8 @@
 
 The plans that come after the loss of each single board of the plan in force are the most likely ones to be
 needed in a hurry; after them, those that the ranking has next.  They are worked out once things have been
-as they are for a while, one at each look, and only where a board lacks something of the bundle.
+as they are for a while, one at each look, and only where a board lacks something of the bundle, or where
+plans may need codebooks or weights in another precision, which come to boards apart from the rest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,8 @@ from typing import Final
 from shoal.codebooks import each
 from shoal.codebooks import wanted as wanted_books
 from shoal.coordinator.planner import Candidate
-from shoal.coordinator.weigh import Question, Ranking, by_board, rank
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import Ranking, by_board, rank
 from shoal.manifest import Manifest
 from shoal.program import Lane, Plan, Program, Run
 from shoal.records import Blob, BoardId, Sha256
@@ -24,8 +26,8 @@ NEXT: Final = 3
 MOST_BOARDS: Final = 16
 """With more boards to plan for, the loss of one is not worked out beforehand: that takes long."""
 
-Ahead = Mapping[BoardId, tuple[Run, ...]]
-"""By board, what it is likely to run, the most likely first."""
+Ahead = Mapping[BoardId, tuple[Run | Blob, ...]]
+"""By board, what it is likely to run, and the codebooks that it is likely to need, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +65,32 @@ def done(outlook: Outlook, now_s: float) -> bool:
     return not outlook.due and now_s - outlook.since_s >= CALM_S
 
 
+def wants_more(question: Question) -> bool:
+    """Say whether plans may need what no board fetches with the bundle: codebooks, or other precisions."""
+    each_one = (one.codecs if isinstance(one.codecs, tuple) else (one.codecs,) for one in question.recipes)
+    return bool(question.grades) or any(codec.number == "vq" for codecs in each_one for codec in codecs)
+
+
 def wanted(outlook: Outlook, ranking: Ranking, lacking: Mapping[BoardId, int]) -> Ahead:
-    """Return what the boards that lack some of the bundle, by how much, should have."""
+    """Return what boards should have: codebooks, and runs in other precisions, or of which they lack files.
+
+    `lacking` is how many bytes of the bundle as it was given boards do not have.
+    """
+    manifest = ranking.question.manifest
     likely = (*outlook.lanes, *(each.lanes for each in ranking.candidates[:NEXT]))
-    found: dict[BoardId, dict[Run, None]] = {}
+    found: dict[BoardId, dict[Run | Blob, None]] = {}
     for lanes in likely:
         for board, programs in by_board(lanes).items():
-            if lacking.get(board):
-                ordered = sorted(_runs(programs), key=lambda run: (run.segment, run.part))
-                found.setdefault(board, {}).update(dict.fromkeys(replace(r, chunks=1) for r in ordered))
-    return {board: tuple(runs) for board, runs in found.items()}
+            books = each(wanted_books(manifest, program) for program in programs)
+            needs: list[Run | Blob] = [books[digest].blob for digest in sorted(books)]
+            ordered = sorted(_runs(programs), key=lambda run: (run.segment, run.part))
+            needs += [
+                replace(run, chunks=1)
+                for run in ordered
+                if lacking.get(board) or run.segment in manifest.swaps
+            ]
+            found.setdefault(board, {}).update(dict.fromkeys(needs))
+    return {board: tuple(needs) for board, needs in found.items() if needs}
 
 
 def _runs(programs: Iterable[Program]) -> frozenset[Run]:

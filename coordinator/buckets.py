@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shoal.coordinator.cost import Barred, Profiles, link, needed_bytes, predict, sharding_of
+from shoal.coordinator.cost import needed_bytes, predict, sharding_of
+from shoal.coordinator.question import Question
 from shoal.coordinator.whole import ALONE, on
-from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import segment_s, timings_at
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest, ShardCollective, Sharding
@@ -24,16 +24,7 @@ HALVINGS: Final = 6
 BATCHES: Final = (2, 4, 8, 16, 32)
 
 
-def by_size(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    lead: BoardId,
-    shared: Lane,
-    *,
-    closely: bool = True,
-) -> tuple[Lane, ...]:
+def by_size(question: Question, lead: BoardId, shared: Lane, *, closely: bool = True) -> tuple[Lane, ...]:
     """Return the lanes of a plan in which boards share requests by `shared`, where that is best.
 
     Shorter requests run on the board of these that is quickest alone, and the rows of larger batches on all
@@ -41,9 +32,10 @@ def by_size(
     be divided is shared.  Not `closely`: the sizes at which lanes change are not looked for, and requests
     smaller than the sample are not shared.
     """
+    manifest = question.manifest
     sharding = sharding_of(manifest, shared)
     assert sharding is not None
-    prices = _Prices(manifest, profiles, barred, cells, lead)
+    prices = _Prices(question, lead)
     dim = _tokens(manifest, sharding)
     apart = prices.apart(shared)
     if not apart:
@@ -92,38 +84,38 @@ def _tokens(manifest: Manifest, sharding: Sharding) -> str | None:
 class _Prices:
     """What requests of any sizes cost in lanes with one lead."""
 
-    manifest: Manifest
-    profiles: Profiles
-    barred: Barred
-    cells: Cells
+    question: Question
     lead: BoardId
 
     def seconds(self, lane: Lane, sizes: Mapping[str, int] | None = None) -> float:
         """Return the latency of a request of the sample sizes but for these; infinite if it cannot be."""
-        manifest, profiles = self.manifest, self.profiles
+        manifest, profiles = self.question.manifest, self.question.profiles
         if sizes:
             manifest = resized(manifest, sizes)
-            timed = {board: timings_at(self.manifest, manifest, profiles[board]) for board in lane.programs}
+            given = self.question.manifest
+            timed = {board: timings_at(given, manifest, profiles[board]) for board in lane.programs}
             profiles = {board: replace(profiles[board], segments=found) for board, found in timed.items()}
         anyhow = replace(lane, least={}, weight=1.0)
         try:
-            predicted = predict(manifest, profiles, self.barred, self.lead, (anyhow,), self.cells)
+            predicted = predict(
+                manifest, profiles, self.question.barred, self.lead, (anyhow,), self.question.cells
+            )
         except PlanError:
             return math.inf
         return predicted.latency_s
 
     def apart(self, shared: Lane) -> tuple[Lane, ...]:
         """Return lanes of the whole model on each board of `shared` that has memory for both."""
+        manifest, profiles = self.question.manifest, self.question.profiles
         rates = {
-            board: 1 / segment_s(self.profiles[board], WHOLE)
+            board: 1 / segment_s(profiles[board], WHOLE)
             for board, program in shared.programs.items()
-            if needed_bytes(self.manifest, (program, ALONE)) <= self.profiles[board].memory_bytes
+            if needed_bytes(manifest, (program, ALONE)) <= profiles[board].memory_bytes
         }
         able = {board: rate for board, rate in rates.items() if rate > 0}
         total = sum(able.values())
         return tuple(
-            Lane(programs=on(self.manifest, self.lead, board), weight=rate / total)
-            for board, rate in able.items()
+            Lane(programs=on(manifest, self.lead, board), weight=rate / total) for board, rate in able.items()
         )
 
     def together_s(self, lanes: tuple[Lane, ...], batch: str, size: int) -> float:
@@ -132,17 +124,19 @@ class _Prices:
         The lead's uplink hands the inputs out one after the other; the last board has to wait for all.
         """
         counts = rows_of(size, [lane.weight for lane in lanes])
-        latest_s, sent_s, row_bytes = 0.0, 0.0, sum(self._bytes(spec.name) for spec in self.manifest.inputs)
+        inputs = self.question.manifest.inputs
+        latest_s, sent_s, row_bytes = 0.0, 0.0, sum(self._bytes(spec.name) for spec in inputs)
         for lane, rows in zip(lanes, counts, strict=True):
             if not rows:
                 continue
             others = [board for board in lane.programs if board != self.lead]
-            path = link(self.profiles, self.barred, self.lead, others[0]) if others else None
+            path = self.question.link(self.lead, others[0]) if others else None
             sent_s += rows * row_bytes / path.goodput_bytes_per_s if path else 0.0
             latest_s = max(latest_s, self.seconds(lane, {batch: rows}))
         return latest_s + sent_s
 
     def _bytes(self, name: str) -> float:
         """Return the bytes of one row of an input."""
-        batch = self.manifest.batch
-        return self.manifest.tensor_bytes[name] / (self.manifest.sample_sizes[batch] if batch else 1)
+        manifest = self.question.manifest
+        batch = manifest.batch
+        return manifest.tensor_bytes[name] / (manifest.sample_sizes[batch] if batch else 1)

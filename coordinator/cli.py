@@ -111,7 +111,7 @@ def coordinator(
     default=0.0,
     show_default=True,
     help="How much what boards exchange may be off, as a share of its largest number: f16 0.0005, i8 0.004, "
-    "i4 0.0625.",
+    "i4 0.0625; and besides, how much answers may be with weights in another precision, by `shoal inspect`.",
 )
 @click.option(
     "--max-accuracy-loss",
@@ -157,19 +157,21 @@ def deploy(
     from shoal.messages import Deployment
 
     limits = limits_of(rate, max_latency, max_energy, max_power)
+    lost = share_of("--max-accuracy-loss", max_accuracy_loss)
     wanted = partial(
         Deployment,
         objective=objective,
         limits=limits,
         max_boards=max_boards,
         max_error=max_error,
-        max_accuracy_loss=share_of("--max-accuracy-loss", max_accuracy_loss),
+        max_accuracy_loss=lost,
     )
 
     async def run() -> None:
         async with client.Operator(broker, cluster) as operator:
             async with aiohttp.ClientSession() as http:
-                source = await client.upload(http, await client.find_coordinator(operator), bundle)
+                url = await client.find_coordinator(operator)
+                source = await client.upload(http, url, bundle, max_error, lost)
             deployment = wanted(bundle=source)
             client.check_calibrated(bundle, deployment)
             await operator.publish(deployment)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from shoal import oip
 from shoal.coordinator.entries import Entry
 from shoal.encoding import from_json
 from shoal.errors import BoardError, ConfigError, ModelError
-from shoal.manifest import Manifest, parse
+from shoal.manifest import Manifest, file_of, parse
 from shoal.messages import HEARTBEAT_S, BundleSource, Coordinator, Deployment, Heartbeat, Message
 from shoal.mqtt import Down, Mqtt, Up
 from shoal.profiler.counts import sample
@@ -145,16 +146,26 @@ async def find_coordinator(operator: Operator) -> str:
     return coordinator_url(operator.view)
 
 
-async def upload(http: aiohttp.ClientSession, url: str, bundle: Path) -> BundleSource:
+async def upload(
+    http: aiohttp.ClientSession,
+    url: str,
+    bundle: Path,
+    max_error: float = 0.0,
+    max_accuracy_loss: float = 0.0,
+) -> BundleSource:
     """Send what the coordinator lacks of a bundle, and return the bundle as it is known there.
 
-    Raises ModelError if `bundle` is none or spoilt, BoardError if the coordinator does not take it.
+    Other precisions than that in which it was given are sent if these limits allow them.  Raises
+    ModelError if `bundle` is none or spoilt, BoardError if the coordinator does not take it.
     """
     text = _read(bundle / "manifest.json")
     manifest = parse(text, str(bundle / "manifest.json"))
-    files = {blob.sha256: bundle / "blobs" / blob.sha256 for blob in manifest.blobs.values()}
-    for segment in manifest.by_name.values():
-        files[segment.model.sha256] = bundle / f"{segment.name}.onnx"
+    allowed = manifest.allowed(max_error, max_accuracy_loss)
+    blobs = (*manifest.blobs.values(), *(blob for each in allowed for blob in manifest.blobs_in(each)))
+    files = {blob.sha256: bundle / "blobs" / blob.sha256 for blob in blobs}
+    for name, segment in manifest.by_name.items():
+        if segment.model.sha256 in files:
+            files[segment.model.sha256] = bundle / file_of(name)
     slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     async def send(sha256: Sha256, file: Path) -> None:
@@ -189,7 +200,7 @@ async def _put(http: aiohttp.ClientSession, url: str, content: bytes, file: Path
         async with http.head(url) as there:
             if there.status == 200:
                 return
-        async with http.put(url, data=content) as answer:
+        async with http.put(url, data=io.BytesIO(content)) as answer:
             if answer.status == 422:
                 raise ModelError(f"{file}: spoilt: {(await answer.text()).strip()}")
             if answer.status >= 400:

@@ -15,13 +15,12 @@ from typing import Final
 
 from shoal.coordinator import ahead, crowd, experience, fitness, telling
 from shoal.coordinator import fleet as fleets
-from shoal.coordinator.accuracy import recipes
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
-from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.posing import question_of, why_unwanted
+from shoal.coordinator.question import Question
 from shoal.coordinator.state import Effect, Pending, Retract, Say, State, Tell
 from shoal.coordinator.weigh import (
-    Question,
     Ranking,
     describe,
     fits_beside,
@@ -54,6 +53,8 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
         cause = f"{board} joined"
     elif before.profile and after.profile and before.profile.slowdown != after.profile.slowdown:
         cause = f"{board} runs at {1 / after.profile.slowdown:.0%} of its profiled speed"
+    elif before.profile and after.profile and before.profile.segments.keys() < after.profile.segments.keys():
+        cause = f"{board} has timed more"
     elif before.profile and after.profile and before.profile.segments != after.profile.segments:
         cause = f"{board} turned out to be faster than profiled"
     elif before.profile and after.profile and before.profile.links != after.profile.links:
@@ -191,10 +192,11 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
 
 
 def _looked_ahead(state: State, now_s: float) -> State:
-    """Look what could come after the plan in force, if a board lacks some of the bundle."""
+    """Look what could come after the plan in force, if a board lacks something for it, or may."""
     living = fleets.living(state.fleet, now_s)
     lacking = {name: board.reported.missing_bytes for name, board in living.items() if board.reported}
-    if not any(lacking.values()):
+    more = state.ranking is not None and ahead.wants_more(state.ranking.question)
+    if not any(lacking.values()) and not more:
         return replace(state, outlook=None, ahead={})
     if state.serving is None or state.pending is not None or state.ranking is None:
         return state
@@ -269,21 +271,7 @@ def _commit(state: State, plan: Plan, now_s: float) -> State:
 def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: float) -> State:
     """Weigh all candidates against the plan in force; begin to prepare one if it is worth it."""
     living = fleets.living(state.fleet, now_s)
-    counts = needs_power(deployment.objective, deployment.limits)
-    limits = deployment.limits
-    if crowd.objective(state.crowd, deployment.objective) != deployment.objective:
-        limits = replace(limits, rate_per_s=None)  # more comes than was said
-    question = Question(
-        manifest=manifest,
-        profiles=fleets.profiles(state.fleet, deployment.bundle.manifest, now_s),
-        barred=fleets.barred(state.fleet, now_s),
-        objective=crowd.objective(state.crowd, deployment.objective),
-        max_boards=deployment.max_boards,
-        recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
-        margin=state.settings.margin,
-        limits=limits,
-        powers=fleets.powers(state.fleet, now_s) if counts else {},
-    )
+    question = question_of(state, deployment, manifest, now_s)
     old = state.serving
     unprofiled = tuple(f"the profile of {board}" for board in living if board not in question.profiles)
     settled = now_s - state.deployed_s >= state.settings.settle_s
@@ -309,7 +297,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if ranking is None or not ranking.candidates:
         refusal = (ranking.refusal,) if ranking else ()
         return replace(state, decision=telling.waiting(state, (*unprofiled, *refusal), now_s))
-    broken = why_unfit(state, old, now_s) if old is not None else ""
+    broken = why_unfit(state, old, now_s) or why_unwanted(question, old) if old is not None else ""
     serves = old is not None and not broken
     if ranking.refusal and (serves or fresh):  # a limit begins no service that breaks it, and ends none
         return replace(state, decision=telling.waiting(state, (*unprofiled, ranking.refusal), now_s))

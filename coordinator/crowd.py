@@ -5,6 +5,7 @@ it can carry, requests wait, and what counts is how many are answered in a secon
 for throughput, until for some time the quickest plan would have been enough.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -44,6 +45,8 @@ class Crowd:
     """When the last report came."""
     calm_since_s: float | None = None
     """Since when the quickest plan would be enough; None: it is not."""
+    carried_per_s: float = math.inf
+    """Requests a second that the plan carries which was best when it was not crowded; infinite: unknown."""
 
     @property
     def crowded(self) -> bool:
@@ -74,12 +77,19 @@ def heard(crowd: Crowd, told: Telemetry, now_s: float) -> Crowd:
 
 
 def judged(crowd: Crowd, candidates: Sequence[Candidate], now_s: float) -> Crowd:
-    """Return the crowd, over if the quickest of the candidates would have been enough for long."""
-    if not crowd.crowded or not candidates:
+    """Return the crowd, over if the plan for the least latency would have been enough for long.
+
+    While it is crowded the candidates are for throughput, and that plan need not be among them: so what it
+    carries is remembered, and the quickest of the candidates counts only where that carries less.
+    """
+    if not candidates:
         return crowd
+    if not crowd.crowded:
+        best = candidates[0].predicted.throughput_per_s
+        return crowd if best == crowd.carried_per_s else replace(crowd, carried_per_s=best)
     quickest = min(candidates, key=lambda each: each.predicted.latency_s)
     quiet = now_s - crowd.told_s > QUIET_S
-    little = crowd.rate_per_s <= SPARE * quickest.predicted.throughput_per_s
+    little = crowd.rate_per_s <= SPARE * min(crowd.carried_per_s, quickest.predicted.throughput_per_s)
     if not quiet and (crowd.reports or not (crowd.alone or little)):
         return replace(crowd, calm_since_s=None)
     since_s = now_s if crowd.calm_since_s is None else crowd.calm_since_s

@@ -22,7 +22,8 @@ class Point:
     energy_j: float | None
     """Of all boards for a request, idling included; None: not known, and not compared."""
     error: float | None
-    """How much what boards exchange may be off, as a share of its largest number; None: nobody has told."""
+    """How much what boards exchange may be off, as a share of its largest number, and beside it how far
+    answers were off at export by the precision of the weights; None: nobody has told."""
 
 
 def front(candidates: Sequence[Candidate], limits: Limits) -> tuple[Point, ...]:
@@ -51,12 +52,15 @@ def front(candidates: Sequence[Candidate], limits: Limits) -> tuple[Point, ...]:
 
 
 def error_of(candidate: Candidate) -> float | None:
-    """Return the largest error of what boards exchange in a plan; None if one of its codecs has no bound."""
+    """Return the largest error of what boards exchange in a plan, and that of its weights together.
+
+    None if one of its codecs has no bound.
+    """
     steps = (step for lane in candidate.lanes for program in lane.programs.values() for step in program.steps)
     codecs = {step.codec for step in steps if isinstance(step, Collective)}
     if any(codec.rate > 1 or codec.number not in BOUNDS for codec in codecs):
         return None
-    return max((BOUNDS[codec.number] for codec in codecs), default=0.0)
+    return max((BOUNDS[codec.number] for codec in codecs), default=0.0) + candidate.error
 
 
 def _figures(point: Point) -> tuple[float, ...]:

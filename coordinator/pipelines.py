@@ -12,9 +12,9 @@ from typing import Final, Literal
 import numpy as np
 
 from shoal.coordinator import partition
-from shoal.coordinator.cost import Barred, Profiles, link
 from shoal.coordinator.goals import Goal
 from shoal.coordinator.partition import Instance, Stage
+from shoal.coordinator.question import Question
 from shoal.coordinator.watts import idle_w
 from shoal.coordinator.work import segment_s
 from shoal.manifest import Manifest
@@ -29,23 +29,25 @@ SECONDS: Final = (1 / 64, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
 
 
 def pipelines(
-    manifest: Manifest, profiles: Profiles, barred: Barred, goal: Goal, most: int, *, wide: bool
+    question: Question, most: int, *, wide: bool
 ) -> Iterator[tuple[BoardId, Mapping[BoardId, Program]]]:
     """Yield the lead and the programs of the best pipeline over two to `most` boards; the first board leads.
 
     `wide`: of many between the quickest, the widest and the thriftiest.
     """
-    boards = quickest(manifest, profiles)
-    instance = instance_of(manifest, profiles, barred, boards)
+    boards = quickest(question)
+    if len(boards) < 2:
+        return
+    instance = instance_of(question, boards)
     if wide:
-        found = _many(instance, boards, goal, most)
-    elif goal.objective == "latency":
+        found = _many(instance, boards, question.goal, most)
+    elif question.objective == "latency":
         found = [partition.fastest(instance, most, 2)]
     else:
         found = [partition.widest(instance, most, 2)]
     for stages in dict.fromkeys(found):
         if stages is not None:
-            yield boards[stages[0].board], chained(manifest, [(boards[s.board], s) for s in stages])
+            yield boards[stages[0].board], chained(question.manifest, [(boards[s.board], s) for s in stages])
 
 
 def _many(
@@ -80,8 +82,9 @@ LEAST_W: Final = 1e-3
 """A second of latency is worth a little, or pipelines would wander over links that cost nothing."""
 
 
-def quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
+def quickest(question: Question) -> list[BoardId]:
     """Return the boards to search over: the quickest ones, as many as the exact search takes."""
+    manifest, profiles = question.manifest, question.profiles
 
     def pace_s(board: BoardId) -> float:
         known = [segment_s(profiles[board], segment.name) for segment in manifest.segments]
@@ -92,10 +95,9 @@ def quickest(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
     return sorted(usable, key=lambda board: (pace_s(board), board))[: partition.MAX_BOARDS]
 
 
-def instance_of(
-    manifest: Manifest, profiles: Profiles, barred: Barred, boards: Sequence[BoardId]
-) -> Instance:
+def instance_of(question: Question, boards: Sequence[BoardId]) -> Instance:
     """Return the search problem as arrays."""
+    manifest, profiles = question.manifest, question.profiles
     count, length = len(boards), len(manifest.segments)
     names = [segment.name for segment in manifest.segments]
     needed = _range_memory_bytes(manifest)
@@ -115,7 +117,7 @@ def instance_of(
     back_busy_s = back_s.copy()
     for u, source in enumerate(boards):
         for v, target in enumerate(boards):
-            path = link(profiles, barred, source, target)
+            path = question.link(source, target)
             if u != v and path is not None:
                 hop_busy_s[u, v] = cut_bytes / path.goodput_bytes_per_s
                 hop_s[u, v] = hop_busy_s[u, v] + path.rtt_s / 2
@@ -134,7 +136,7 @@ def _range_memory_bytes(manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dt
     """Return [L+1, L+1]: what segments i up to, not including, j need together."""
     length = len(manifest.segments)
     needed = np.zeros((length + 1, length + 1))
-    weights = [segment.weight_bytes for segment in manifest.segments]
+    weights = [segment.held_bytes(()) for segment in manifest.segments]
     work = [segment.work_bytes for segment in manifest.segments]
     for start in range(length):
         needed[start, start + 1 :] = np.cumsum(weights[start:]) + np.maximum.accumulate(work[start:])

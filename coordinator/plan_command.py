@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,10 @@ from shoal.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from shoal.coordinator.cost import Profiles
+    from shoal.coordinator.question import Question
     from shoal.coordinator.watts import Powers
     from shoal.manifest import Manifest
-    from shoal.messages import Deployment, Limits, Objective
+    from shoal.messages import Deployment, Objective
 
 
 @click.command()
@@ -48,45 +49,44 @@ def plan(
 ) -> None:
     """Work out plans for what is deployed and print them; no board is told.
 
-    What is not given is as it is deployed.  --pareto compares all that the bundle offers, codecs too that the
-    deployment does not allow; limits are not looked at, but joules are counted at --rate.
+    What is not given is as it is deployed.  --pareto compares all that the bundle offers, codecs and
+    precisions too that the deployment does not allow, the latter where boards have timed them; limits are not
+    looked at, but joules are counted at --rate.
 
     Exits 0, or 4 if nothing fits or keeps to the limits.
     """
     from shoal.coordinator import weighed
-    from shoal.coordinator.goals import Goal
+    from shoal.coordinator.accuracy import recipes
+    from shoal.coordinator.grades import grades
     from shoal.coordinator.planner import propose
+    from shoal.coordinator.question import Question
     from shoal.coordinator.weigh import Settings
 
     if plot is not None and not pareto:
         raise ConfigError("--plot: expected --pareto with it: it draws the front")
     check_cluster(cluster)
     asked = asyncio.run(_look(broker, cluster, without))
-    goal = Goal(
-        objective=objective or asked.deployment.objective,
-        limits=over(asked.deployment.limits, limits_of(rate, max_latency, max_energy, max_power)),
+    deployed = asked.deployment
+    question = Question(
+        manifest=asked.manifest,
+        profiles=asked.profiles,
+        barred=frozenset(),
+        objective=objective or deployed.objective,
+        max_boards=max_boards,
+        recipes=recipes(asked.manifest, deployed.max_error, deployed.max_accuracy_loss),
+        grades=grades(asked.manifest, deployed.max_error, deployed.max_accuracy_loss),
+        margin=Settings().margin,
+        limits=over(deployed.limits, limits_of(rate, max_latency, max_energy, max_power)),
         powers=asked.powers,
     )
     if pareto:
-        _front(asked, goal.limits, max_boards, plot, as_json=as_json)
+        _front(question, plot, as_json=as_json)
         return
-    from shoal.coordinator.accuracy import recipes
-
-    ranked = propose(
-        asked.manifest,
-        asked.profiles,
-        frozenset(),
-        goal.objective,
-        max_boards,
-        recipes(asked.manifest, asked.deployment.max_error, asked.deployment.max_accuracy_loss),
-        Settings().margin,
-        goal.limits,
-        asked.powers,
-    )
+    ranked = propose(question)
     if as_json:
         click.echo(json.dumps([json.loads(to_json(candidate)) for candidate in ranked]))
     else:
-        click.echo(weighed.candidates(ranked, goal))
+        click.echo(weighed.candidates(ranked, question.goal))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,18 +128,19 @@ async def _look(broker: str, cluster: str, without: Sequence[str]) -> _Asked:
         return _Asked(deployment=deployment, manifest=manifest, profiles=profiles, powers=powers)
 
 
-def _front(asked: _Asked, limits: "Limits", max_boards: int, plot: Path | None, *, as_json: bool) -> None:
+def _front(asked: "Question", plot: Path | None, *, as_json: bool) -> None:
     """Print the front, and draw it if asked to.  Raises PlanError if there is no plan at all."""
     from shoal.coordinator import weighed
     from shoal.coordinator.accuracy import recipes
     from shoal.coordinator.front import front
+    from shoal.coordinator.grades import grades
     from shoal.coordinator.planner import explore
 
-    offered = recipes(asked.manifest, 1.0, 1.0)
-    found = explore(asked.manifest, asked.profiles, frozenset(), max_boards, offered, asked.powers)
+    offered, others = recipes(asked.manifest, 1.0, 1.0), grades(asked.manifest, 1.0, 1.0)
+    found = explore(replace(asked, recipes=offered, grades=others))
     if not found:
         raise PlanError(f"{asked.manifest.name}: no plan fits the memory and the links of these boards")
-    points = front(found, limits)
+    points = front(found, asked.limits)
     if plot is not None:
         from shoal.coordinator.front_plot import draw
 

@@ -13,18 +13,18 @@ from typing import Final
 import numpy as np
 
 from shoal.coordinator import partition, sharded, whole
-from shoal.coordinator.accuracy import EXACT, Recipe
+from shoal.coordinator.accuracy import Recipe
 from shoal.coordinator.buckets import by_size
-from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
-from shoal.coordinator.goals import Goal, cost, why_unmet
+from shoal.coordinator.cost import memory_bytes, sharding_of
+from shoal.coordinator.goals import cost, why_unmet
+from shoal.coordinator.grades import named
 from shoal.coordinator.pipelines import ALWAYS_CLOSED, instance_of, pipelines, quickest
+from shoal.coordinator.question import Question
 from shoal.coordinator.sharded import Division
-from shoal.coordinator.watts import UNTOLD, Powers
-from shoal.coordinator.wires import Cells, cells_of
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
-from shoal.manifest import WHOLE, Manifest
-from shoal.messages import NO_LIMITS, Limits, Objective
+from shoal.manifest import WHOLE, Precision
+from shoal.messages import NO_LIMITS, Objective
 from shoal.program import Lane, Prediction
 from shoal.records import BoardId
 
@@ -41,7 +41,12 @@ class Candidate:
     lanes: tuple[Lane, ...]
     predicted: Prediction
     lost: float | None = None
-    """The accuracy that its recipe lost when it was measured; None: it was not, or nothing is lost."""
+    """The accuracy that its recipe and its weights lost when that was measured; None: it was not, or nothing
+    is lost."""
+    precision: Precision | None = None
+    """Of its weights; None: as they were given."""
+    error: float = 0.0
+    """How far answers were off at export with such weights, as a share of the largest number."""
 
     @property
     def boards(self) -> tuple[BoardId, ...]:
@@ -59,52 +64,44 @@ class UnmetError(PlanError):
     """There are plans, but none that keeps to the operator's limits."""
 
 
-def propose(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    objective: Objective,
-    max_boards: int = 0,
-    recipes: Sequence[Recipe] = EXACT,
-    margin: float = 0.0,
-    limits: Limits = NO_LIMITS,
-    powers: Powers = UNTOLD,
-) -> tuple[Candidate, ...]:
+def propose(question: Question) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
-    `max_boards` 0 means all; `recipes` are those that may be used where boards exchange rows; `powers` is
-    what boards take.  One of several boards that is not better than the best single board by the share
-    `margin` stands behind that: predictions err, and no plan is to be slower than one board.  Raises
-    PlanError, which names the limit that binds, if nothing fits, and UnmetError if what fits does not keep
-    to `limits`.
+    One of several boards that is not better than the best single board by the margin stands behind that, and
+    one in another precision behind the best in the given one.  Raises PlanError, which names the limit that
+    binds, if nothing fits, and UnmetError if what fits does not keep to the limits.
     """
-    goal = Goal(objective=objective, limits=limits, powers=powers)
-    unknown = goal.why_not_known(profiles)
+    manifest, goal = question.manifest, question.goal
+    unknown = goal.why_not_known(question.profiles)
     if unknown:
         raise PlanError(f"{manifest.name}: {unknown}")
-    cells = cells_of(profiles)
-    limit = max_boards or len(profiles)
-    found = list(_found(manifest, profiles, barred, cells, goal, limit, recipes, wide=not goal.plain))
+    found = list(_found(question, wide=not goal.plain))
     if not found:
-        raise PlanError(_why_nothing_fits(manifest, profiles, barred, limit))
+        raise PlanError(_why_nothing_fits(question))
     right = [c for c in found if math.isfinite(goal.cost(c.predicted))]
     if not right:
-        named = [(f"{c.strategy} on {', '.join(c.boards)}", c.predicted) for c in found]
-        raise UnmetError(f"{manifest.name}: {why_unmet(named, limits)}")
-    other: Objective = "throughput" if objective == "latency" else "latency"
-    alone = min((goal.cost(c.predicted) for c in right if c.strategy == "local"), default=math.inf)
+        plans = [(f"{c.strategy} on {', '.join(c.boards)}", c.predicted) for c in found]
+        raise UnmetError(f"{manifest.name}: {why_unmet(plans, question.limits)}")
+    other: Objective = "throughput" if question.objective == "latency" else "latency"
+    as_given = [c for c in right if c.precision is None]
+    given = min((goal.cost(c.predicted) for c in as_given), default=math.inf)
+    alone = min((goal.cost(c.predicted) for c in as_given if len(c.boards) == 1), default=math.inf)
+    others = [goal.cost(c.predicted) for c in right if c.precision is not None and len(c.boards) == 1]
+    alone = min([alone, *(each for each in others if each <= (1 - question.margin) * alone)])
 
     def rank(candidate: Candidate) -> float:
-        """Return the cost, at least that of one board if it is not clearly less."""
+        """Return the cost, at least that of what it is not clearly better than."""
         own = goal.cost(candidate.predicted)
-        clear = len(candidate.boards) == 1 or own <= (1 - margin) * alone
-        return own if clear else max(own, alone)
+        against = [alone] if len(candidate.boards) > 1 else []
+        against += [] if candidate.precision is None else [given]
+        return max([own, *(each for each in against if own > (1 - question.margin) * each)])
 
     ranked = sorted(
         right,
         key=lambda c: (
             rank(c),
             len(c.boards),
+            c.precision is not None,
             goal.cost(c.predicted),
             cost(c.predicted, other),
             c.strategy,
@@ -113,52 +110,58 @@ def propose(
     )
     best: dict[tuple[str, BoardId | None], Candidate] = {}
     for candidate in ranked:
-        led = candidate.lead if candidate.strategy in ("local", "replicate") else None
+        led = candidate.lead if candidate.strategy.startswith(("local", "replicate")) else None
         best.setdefault((candidate.strategy, led), candidate)
-    return tuple(
-        replace(c, lanes=by_size(manifest, profiles, barred, cells, c.lead, c.lanes[0], closely=index == 0))
-        if sharding_of(manifest, c.lanes[0])
-        else c
-        for index, c in enumerate(best.values())
-    )
+    return tuple(_mapped(question, each, closely=index == 0) for index, each in enumerate(best.values()))
 
 
-def explore(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    max_boards: int,
-    recipes: Sequence[Recipe],
-    powers: Powers = UNTOLD,
-) -> list[Candidate]:
-    """Return all plans that are looked at when anything may count."""
-    goal = Goal(objective="latency", powers=powers)
-    limit = max_boards or len(profiles)
-    return list(_found(manifest, profiles, barred, cells_of(profiles), goal, limit, recipes, wide=True))
+def _mapped(question: Question, candidate: Candidate, *, closely: bool) -> Candidate:
+    """Return a candidate with lanes for requests of all sizes, in the bundle's names; see `by_size`."""
+    asked, lanes = question.in_precision(candidate.precision), candidate.lanes
+    if sharding_of(asked.manifest, lanes[0]):
+        lanes = by_size(asked, candidate.lead, lanes[0], closely=closely)
+    return replace(candidate, lanes=named(question.manifest, candidate.precision, lanes))
 
 
-def _found(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    goal: Goal,
-    limit: int,
-    recipes: Sequence[Recipe],
-    *,
-    wide: bool,
-) -> Iterator[Candidate]:
+def explore(question: Question) -> list[Candidate]:
+    """Return all plans that are looked at when anything may count, whatever the objective and the limits."""
+    asked = replace(question, objective="latency", limits=NO_LIMITS)
+    manifest = question.manifest
+    return [
+        replace(each, lanes=named(manifest, each.precision, each.lanes)) for each in _found(asked, wide=True)
+    ]
+
+
+def _found(question: Question, *, wide: bool) -> Iterator[Candidate]:
+    """Yield candidates of every precision; their lanes name segments as in `Question.in_precision`."""
+    yield from _given(question.in_precision(None), wide=wide)
+    for grade in question.grades:
+        for each in _given(question.in_precision(grade.precision), wide=wide):
+            lost = (
+                None if grade.lost is None and each.lost is None else (grade.lost or 0.0) + (each.lost or 0.0)
+            )
+            yield replace(
+                each,
+                strategy=f"{each.strategy} in {grade.precision}",
+                precision=grade.precision,
+                error=grade.error,
+                lost=lost,
+            )
+
+
+def _given(question: Question, *, wide: bool) -> Iterator[Candidate]:
     """Yield candidates of every strategy; `wide`: many of each, since not only one figure counts."""
-    yield from _local(manifest, profiles, barred, cells, goal)
-    if limit > 1:
-        yield from _replicate(manifest, profiles, barred, cells, goal, limit, wide=wide)
-        yield from _pipeline(manifest, profiles, barred, cells, goal, limit, wide=wide)
-        yield from _sharded(manifest, profiles, barred, cells, goal, limit, recipes, wide=wide)
+    yield from _local(question)
+    if question.limit > 1:
+        yield from _replicate(question, wide=wide)
+        yield from _pipeline(question, wide=wide)
+        yield from _sharded(question, wide=wide)
 
 
-def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
+def _holds_whole(question: Question) -> list[BoardId]:
     """Return the boards that can run the model in one piece, fastest first."""
-    needed = memory_bytes(manifest, (WHOLE,))
+    profiles = question.profiles
+    needed = memory_bytes(question.manifest, (WHOLE,))
     able = (
         board
         for board, profile in profiles.items()
@@ -167,47 +170,37 @@ def _holds_whole(manifest: Manifest, profiles: Profiles) -> list[BoardId]:
     return sorted(able, key=lambda board: (segment_s(profiles[board], WHOLE), board))
 
 
-def _local(
-    manifest: Manifest, profiles: Profiles, barred: Barred, cells: Cells, goal: Goal
-) -> Iterator[Candidate]:
+def _local(question: Question) -> Iterator[Candidate]:
     """Yield the whole model on each board that can hold it."""
-    for board in _holds_whole(manifest, profiles):
+    for board in _holds_whole(question):
         lanes = (Lane(programs={board: whole.ALONE}, weight=1.0),)
         yield Candidate(
             strategy="local",
             lead=board,
             lanes=lanes,
-            predicted=predict(manifest, profiles, barred, board, lanes, cells, goal.powers),
+            predicted=question.predict(board, lanes),
         )
 
 
-def _replicate(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    goal: Goal,
-    limit: int,
-    *,
-    wide: bool,
-) -> Iterator[Candidate]:
+def _replicate(question: Question, *, wide: bool) -> Iterator[Candidate]:
     """Yield, for each lead, the whole model on several boards among which requests are divided.
 
     Of very many boards only the quickest are tried as the lead, which hardly matters.  `wide`, and where the
     rows of a batch are divided, which may be few: on few boards and on many; `wide`: on the quickest first,
     and on those that take the least.
     """
+    manifest, profiles, powers = question.manifest, question.profiles, question.powers
     if not manifest.verified("local"):
         return
-    able = _holds_whole(manifest, profiles)
+    able = _holds_whole(question)
     orders = [able]
-    if wide and all(board in goal.powers for board in able):
-        orders.append(sorted(able, key=lambda b: (goal.powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
+    if wide and all(board in powers for board in able):
+        orders.append(sorted(able, key=lambda b: (powers[b].above_w * segment_s(profiles[b], WHOLE), b)))
     batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
-    sizes = _sizes(limit) if wide or batched else [limit]
+    sizes = _sizes(question.limit) if wide or batched else [question.limit]
     leads = [(order, lead) for order in orders for lead in order[: _FEW_LEADS if wide else _LEADS]]
     for (order, lead), size in product(leads, sizes):
-        rates = _rates(manifest, profiles, barred, lead, order, size)
+        rates = _rates(question, lead, order, size)
         if len(rates) > 1:
             total = sum(rates.values())
             lanes = tuple(
@@ -218,7 +211,7 @@ def _replicate(
                 strategy="replicate",
                 lead=lead,
                 lanes=lanes,
-                predicted=predict(manifest, profiles, barred, lead, lanes, cells, goal.powers),
+                predicted=question.predict(lead, lanes),
             )
 
 
@@ -231,16 +224,15 @@ def _sizes(limit: int) -> list[int]:
     return few + [size for size in (12, 16, 24, 32, 48) if size < limit] + ([limit] if limit > 8 else [])
 
 
-def _rates(
-    manifest: Manifest, profiles: Profiles, barred: Barred, lead: BoardId, order: Sequence[BoardId], most: int
-) -> dict[BoardId, float]:
+def _rates(question: Question, lead: BoardId, order: Sequence[BoardId], most: int) -> dict[BoardId, float]:
     """Return how many requests a second the lead and the first others of `order` do that links carry."""
+    manifest, profiles = question.manifest, question.profiles
     asked = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs)
     given = sum(manifest.tensor_bytes[spec.name] for spec in manifest.outputs)
     rates = {lead: 1.0 / segment_s(profiles[lead], WHOLE)}
     room = math.inf  # requests per second that the lead's interface still has room for
     for board in (b for b in order if b != lead):
-        out, back = link(profiles, barred, lead, board), link(profiles, barred, board, lead)
+        out, back = question.link(lead, board), question.link(board, lead)
         if out is None or back is None or len(rates) == most:
             continue
         if math.isinf(room):
@@ -257,25 +249,16 @@ def _rates(
     return rates
 
 
-def _pipeline(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    goal: Goal,
-    limit: int,
-    *,
-    wide: bool,
-) -> Iterator[Candidate]:
+def _pipeline(question: Question, *, wide: bool) -> Iterator[Candidate]:
     """Yield the best pipeline over two boards or more; `wide`: many that are the best in some way."""
-    if not manifest.verified("pipeline") or len(manifest.segments) < 2:
+    if not question.manifest.verified("pipeline") or len(question.manifest.segments) < 2:
         return
-    for most in (limit, min(limit, ALWAYS_CLOSED)):
+    for most in (question.limit, min(question.limit, ALWAYS_CLOSED)):
         found = []
-        for lead, programs in pipelines(manifest, profiles, barred, goal, most, wide=wide):
+        for lead, programs in pipelines(question, most, wide=wide):
             lanes = (Lane(programs=programs, weight=1.0),)
             try:
-                predicted = predict(manifest, profiles, barred, lead, lanes, cells, goal.powers)
+                predicted = question.predict(lead, lanes)
             except PlanError:
                 continue
             found.append(Candidate(strategy="pipeline", lead=lead, lanes=lanes, predicted=predicted))
@@ -284,21 +267,12 @@ def _pipeline(
             return
 
 
-def _sharded(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    goal: Goal,
-    limit: int,
-    recipes: Sequence[Recipe],
-    *,
-    wide: bool,
-) -> Iterator[Candidate]:
+def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
     """Yield the best way of each sharding and recipe to divide a request, like `sequence i8`.
 
     `wide`: also those of other numbers of boards.
     """
+    manifest, goal = question.manifest, question.goal
     measures = (True, False) if wide else (goal.objective == "latency",)
 
     def priced(division: Division, recipe: Recipe, chunks: int = 1) -> Candidate | None:
@@ -307,7 +281,7 @@ def _sharded(
         if lane.chunks != chunks:
             return None  # nothing of it can be made in chunks
         try:
-            predicted = predict(manifest, profiles, barred, lead, (lane,), cells, goal.powers)
+            predicted = question.predict(lead, (lane,))
         except PlanError:
             return None
         return Candidate(
@@ -319,23 +293,15 @@ def _sharded(
         )
 
     for sharding in manifest.shardings:
-        for recipe in recipes if manifest.verified(sharding.name) else ():
+        for recipe in question.recipes if manifest.verified(sharding.name) else ():
             if not recipe.serves(sharding.name):
                 continue
-            most = recipe.most(limit)
+            most = recipe.most(question.limit)
             found = [
                 (candidate, division)
                 for latency in measures
                 for division in sharded.divisions(
-                    manifest,
-                    profiles,
-                    barred,
-                    cells,
-                    sharding,
-                    recipe.codecs,
-                    most,
-                    latency=latency,
-                    wide=wide and latency,
+                    question, sharding, recipe.codecs, most, latency=latency, wide=wide and latency
                 )
                 if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
             ]
@@ -352,8 +318,9 @@ def _sharded(
                 yield from (candidate for candidate, _ in found)
 
 
-def _why_nothing_fits(manifest: Manifest, profiles: Profiles, barred: Barred, limit: int) -> str:
+def _why_nothing_fits(question: Question) -> str:
     """Return in one sentence which limit keeps every plan from fitting."""
+    manifest, profiles, limit = question.manifest, question.profiles, question.limit
     if not profiles:
         return f"{manifest.name}: no board has a profile yet"
     needed = memory_bytes(manifest, (WHOLE,))
@@ -361,14 +328,14 @@ def _why_nothing_fits(manifest: Manifest, profiles: Profiles, barred: Barred, li
     if roomy:
         return f"{manifest.name}: no timing of it from {', '.join(roomy)} although it fits there"
     divisible = manifest.verified("pipeline") and len(manifest.segments) > 1
-    boards = quickest(manifest, profiles)
+    boards = quickest(question)
     if divisible and len(boards) > 1:
-        instance = instance_of(manifest, profiles, barred, boards)
+        instance = instance_of(question, boards)
         if limit < len(boards) and partition.fastest(instance, len(boards), 2):
             return f"{manifest.name}: no plan fits {limit} board(s), but one fits more; allow more boards"
         near = replace(instance, hop_s=np.zeros_like(instance.hop_s), back_s=np.zeros_like(instance.back_s))
         if partition.fastest(near, limit, 2):
-            pairs = sorted(" and ".join(sorted(pair)) for pair in barred)
+            pairs = sorted(" and ".join(sorted(pair)) for pair in question.barred)
             broken = f"exchanges fail between {', '.join(pairs)}" if pairs else "some are not measured yet"
             return f"{manifest.name}: no plan fits the links between the boards: {broken}"
     offered = sum(profile.memory_bytes for profile in profiles.values())

@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 
 from shoal.codec import PLAIN, Codec
-from shoal.coordinator.cost import Barred, Profiles, link, needed_bytes
+from shoal.coordinator.cost import Profiles, needed_bytes
+from shoal.coordinator.question import Question
 from shoal.coordinator.shares import Load, water_fill
 from shoal.coordinator.teams import Task, best_teams
-from shoal.coordinator.wires import Cells
 from shoal.coordinator.work import decode_s, encode_s, run_s, segment_s
 from shoal.errors import PlanError
 from shoal.manifest import COLUMNS, WHOLE, Manifest, Segment, ShardCollective, Sharding, ShardRun
@@ -49,10 +49,7 @@ class Division:
 
 
 def divisions(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
+    question: Question,
     sharding: Sharding,
     codecs: Codecs,
     limit: int,
@@ -66,8 +63,9 @@ def divisions(
     """
     if sharding.units < 2:
         return
+    manifest, profiles = question.manifest, question.profiles
     boards = _quickest(profiles)
-    task = _task(manifest, profiles, barred, cells, boards, sharding, codecs)
+    task = _task(question, boards, sharding, codecs)
     for team in best_teams(task, limit, latency=latency, each_size=wide):
         counts = water_fill(team.loads, task.units, causal=task.causal)
         if counts is None:
@@ -92,15 +90,8 @@ def _quickest(profiles: Profiles) -> list[BoardId]:
     return sorted(sorted(profiles, key=pace_s)[:MAX_BOARDS])
 
 
-def _task(
-    manifest: Manifest,
-    profiles: Profiles,
-    barred: Barred,
-    cells: Cells,
-    boards: Sequence[BoardId],
-    sharding: Sharding,
-    codecs: Codecs,
-) -> Task:
+def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, codecs: Codecs) -> Task:
+    manifest, profiles = question.manifest, question.profiles
     units, exchanges = sharding.units, sharding.exchanges
     crossing = _crossing(manifest, sharding, codecs)
     parts = _parts(manifest, sharding)
@@ -111,11 +102,11 @@ def _task(
     half_rtt_s = np.zeros_like(rate)
     for i, source in enumerate(boards):
         for j, target in enumerate(boards):
-            found = link(profiles, barred, source, target) if i != j else None
+            found = question.link(source, target) if i != j else None
             if found is not None:
                 rate[i, j], half_rtt_s[i, j] = found.goodput_bytes_per_s, found.rtt_s / 2
     on_air = np.zeros_like(rate, bool)
-    for cell in cells:
+    for cell in question.cells:
         member = np.isin(boards, sorted(cell))
         on_air |= member[:, None] | member[None, :]
     return Task(
@@ -271,9 +262,9 @@ def _most(profile: Profile, sharding: Sharding, parts: Sequence[_Part]) -> int:
     fixed = max((segment.work_bytes for segment, _ in held), default=0)
     sliced = 0
     for segment, count in held:
-        beside = segment.held_bytes((0, 0)) if segment.units else segment.weight_bytes
+        beside = segment.held_bytes((0, 0) if segment.units else ())
         fixed += count * beside
-        sliced += count * (segment.weight_bytes - beside)
+        sliced += count * (segment.held_bytes(()) - beside)
     room = profile.memory_bytes - fixed
     if room < 0 or not sliced:
         return sharding.units if room >= 0 else 0

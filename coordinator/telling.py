@@ -6,6 +6,7 @@ from shoal.coordinator import experience
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.state import State
 from shoal.coordinator.weigh import Ranking, alternatives
+from shoal.manifest import STORED_ONLY, Precision
 from shoal.messages import Decision, Desired
 from shoal.program import Plan
 from shoal.records import BoardId
@@ -53,4 +54,14 @@ def desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board]
         committed=state.serving.epoch if plans and state.serving else 0,
         proving=pending.plan.epoch if pending and pending.proving and pending.cleared else 0,
         ahead=state.ahead.get(board, ()),
+        precisions=_precisions(state),
     )
+
+
+def _precisions(state: State) -> tuple[Precision, ...]:
+    """Return those besides the given one that may be used, and take another time."""
+    deployment, manifest = state.deployment, state.manifest
+    if deployment is None or manifest is None:
+        return ()
+    allowed = manifest.allowed(deployment.max_error, deployment.max_accuracy_loss)
+    return tuple(precision for precision in allowed if precision not in STORED_ONLY)

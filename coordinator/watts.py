@@ -7,6 +7,8 @@ from typing import Final
 from shoal.messages import PowerReport
 from shoal.records import BoardId
 
+MOST_W: Final = 1e6
+"""No board takes so much, and none less than nothing: what says so is no meter."""
 BAND: Final = 0.10
 """What a board takes is taken to be as before until it differs by so large a share."""
 
@@ -39,6 +41,8 @@ def power_of(report: PowerReport | None, known: BoardPower | None = None) -> Boa
     What is `known` of it stands until the report says something else by more than `BAND`.
     """
     if report is None or report.idle_w is None or report.work_w is None:
+        return known
+    if not (0 <= report.idle_w <= MOST_W and 0 <= report.work_w <= MOST_W):
         return known
     found = BoardPower(idle_w=report.idle_w, work_w=report.work_w, source=report.source)
     if known is None or known.source != found.source:

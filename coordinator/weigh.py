@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from shoal.coordinator.accuracy import EXACT, Recipe
-from shoal.coordinator.cost import Barred, Profiles, needed_bytes, predict
+from shoal.coordinator.cost import needed_bytes
 from shoal.coordinator.goals import Goal, energy_j
 from shoal.coordinator.planner import Candidate, UnmetError, propose
-from shoal.coordinator.watts import Powers
-from shoal.coordinator.wires import cells_of
+from shoal.coordinator.question import Question
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
-from shoal.messages import NO_LIMITS, Alternative, Limits, Objective
+from shoal.messages import NO_LIMITS, Alternative, Limits
 from shoal.program import Lane, Plan, Prediction, Program
 from shoal.records import BoardId
 
@@ -47,32 +45,6 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """All that the choice of a plan depends on."""
-
-    manifest: Manifest
-    profiles: Profiles
-    barred: Barred
-    objective: Objective
-    max_boards: int
-    recipes: tuple[Recipe, ...] = EXACT
-    margin: float = 0.0
-    """Several boards must be better than one by this share."""
-    limits: Limits = NO_LIMITS
-    powers: Powers = field(default_factory=dict)
-    """What all boards take; nothing if that does not matter."""
-    priced: dict[int, tuple[Plan, Prediction]] = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )
-    """What plans in force cost, by epoch, as far as it has been worked out: it is asked again and again."""
-
-    @property
-    def goal(self) -> Goal:
-        """Return by what plans are compared."""
-        return Goal(objective=self.objective, limits=self.limits, powers=self.powers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
     """The planner's answer to a question: candidates, best first, or why there are none."""
 
@@ -95,18 +67,10 @@ class Ranking:
 def rank(question: Question) -> Ranking:
     """Ask the planner."""
     try:
-        found = propose(
-            question.manifest,
-            question.profiles,
-            question.barred,
-            question.objective,
-            question.max_boards,
-            question.recipes,
-            question.margin,
-            question.limits,
-            question.powers,
-        )
+        found = propose(question)
     except UnmetError as error:
+        if question.limits == NO_LIMITS:  # figures beyond all measure
+            return Ranking(question=question, candidates=(), refusal=str(error))
         without = rank(replace(question, limits=NO_LIMITS))
         return replace(without, question=question, refusal=str(error))
     except PlanError as error:
@@ -160,15 +124,7 @@ def price(question: Question, plan: Plan) -> Prediction:
     known = question.priced.get(plan.epoch)
     if known is not None and known[0] is plan:
         return known[1]
-    found = predict(
-        question.manifest,
-        question.profiles,
-        question.barred,
-        plan.lead,
-        plan.lanes,
-        cells_of(question.profiles),
-        question.powers,
-    )
+    found = question.predict(plan.lead, plan.lanes)
     question.priced[plan.epoch] = (plan, found)
     return found
 
@@ -237,8 +193,10 @@ def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
 
 
 def _loss(candidate: Candidate) -> str:
-    """Say what a candidate's recipe lost when it was measured, if it was."""
-    return "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
+    """Say what a candidate's recipe and weights lost when that was measured, as far as it was."""
+    lost = "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
+    off = f", answers with {candidate.precision} weights off by {candidate.error:.2%} at export"
+    return lost if candidate.precision is None else f"{off}{lost}"
 
 
 def why_not_more(ranking: Ranking, chosen: Candidate) -> str:

@@ -41,9 +41,6 @@ def check_bundle(bundle: Path) -> Manifest:
     manifest = read_manifest(bundle)
     for segment in manifest.by_name.values():
         _check_file(bundle / file_of(segment.name), segment.model)
-    for variant in manifest.variants:
-        for name, swap in sorted(variant.segments.items()):
-            _check_file(bundle / file_of(name, variant.precision), swap.model)
     if manifest.golden is not None:
         _check_file(bundle / BLOBS / manifest.golden.sha256, manifest.golden)
     if manifest.annotated is not None:
@@ -56,7 +53,6 @@ def check_bundle(bundle: Path) -> Manifest:
 def _weights(manifest: Manifest) -> dict[Sha256, Blob]:
     """Return the weights of all precisions, and codebooks, by digest."""
     held = [segment.weights for segment in manifest.by_name.values()]
-    held += [swap.weights for variant in manifest.variants for swap in variant.segments.values()]
     held += [(book.blob,) for book in manifest.codebooks]
     return {blob.sha256: blob for weights in held for blob in weights}
 

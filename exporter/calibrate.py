@@ -24,7 +24,7 @@ from shoal.exporter.recipes import check_codecs, ladder, mixed, standard
 from shoal.exporter.samples import Sample
 from shoal.exporter.trial import BookKey, Rows, Trial
 from shoal.exporter.verify import Answer, run_file
-from shoal.manifest import Manifest, file_of
+from shoal.manifest import Manifest, Variant, file_of
 from shoal.measured import NONE, Calibration, Codebook, Outcome, Sensitivity, lost_of, recipe_words
 from shoal.memory import give_back
 
@@ -78,7 +78,12 @@ def calibrate(
         outcomes=tuple(found.outcomes),
         sensitivities=tuple(found.sensitivities),
     )
-    return replace(manifest, codebooks=tuple(found.codebooks), calibration=calibration)
+    return replace(
+        manifest,
+        codebooks=tuple(found.codebooks),
+        calibration=calibration,
+        variants=tuple(found.variant(each) for each in manifest.variants),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,20 @@ class _Calibrating:
         self.outcomes: list[Outcome] = []
         self.sensitivities: list[Sensitivity] = []
         self.codebooks: list[Codebook] = []
+
+    def variant(self, made: Variant) -> Variant:
+        """Return a variant of the bundle with the accuracy that the model in one piece loses in it."""
+        whole = self._manifest.whole.name
+        if whole not in made.segments:
+            return made
+        self._report.detail(f"the model in {made.precision}")
+        try:
+            run = run_file(self._folder / file_of(whole, made.precision))
+            value = self._judged.judge.of(run(self._judged.batches)).value
+        except ModelError:  # as its deviations say
+            return made
+        lost = lost_of(self._judged.judge.metric, self.unsplit.value, value)
+        return replace(made, lost=lost)
 
     def sharding(self, trial: Trial) -> None:
         """Calibrate one sharding."""

@@ -60,13 +60,13 @@ def make_variant(
     """
     segments: dict[str, Swap] = {}
     left_out: dict[str, str] = {}
-    for segment in manifest.by_name.values():
+    for segment in manifest.given:
         try:
             segments[segment.name] = _MAKERS[precision](segment, folder)
         except _LeftOutError as error:
             left_out[segment.name] = str(error)
         give_back()
-    made = Variant(precision=precision, segments=segments, left_out=left_out, deviations=())
+    made = Variant(precision=precision, segments=segments, left_out=left_out, deviations=(), lost=None)
     swapped = replace(manifest, variants=(made,)).in_precision(precision)
     with _as_bundle(swapped, made, folder) as place:
         deviations = tuple(

@@ -126,7 +126,7 @@ def _variants(manifest: Manifest) -> Iterator[str]:
         yield ""
         yield (
             f"{variant.precision}: {weight_bytes / 1e6:.1f} MB of weights, {len(variant.segments)} of "
-            f"{len(manifest.by_name)} segments"
+            f"{len(manifest.given)} segments"
         )
         rows = [
             (
@@ -139,6 +139,8 @@ def _variants(manifest: Manifest) -> Iterator[str]:
             for one in variant.deviations
         ]
         yield table(("STRATEGY", "WORST ERROR", "RELATIVE", "SAME TOP-1", "REASON"), rows)
+        if variant.lost is not None:
+            yield f"accuracy lost in one piece, on the data: {variant.lost:+.2%}"
         reasons: dict[str, list[str]] = {}
         for name, reason in sorted(variant.left_out.items()):
             reasons.setdefault(reason, []).append(name)

@@ -266,7 +266,7 @@ class Board:
         self._profiling = False
         self._timings = {
             segment.name: Timing(median_s=self.worker.seconds(segment.name), spread_s=0.0, runs=RUNS)
-            for segment in manifest.by_name.values()
+            for segment in manifest.given
             if segment.name in calibration.seconds
             and not segment.units
             and memory_bytes(manifest, (segment.name,)) <= self._memory_bytes

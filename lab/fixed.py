@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from shoal.coordinator.cost import Profiles
 from shoal.coordinator.planner import Candidate, propose
+from shoal.coordinator.question import Question
 from shoal.errors import PlanError
 from shoal.lab.scenario import Scenario, Strategy
 from shoal.manifest import Manifest
@@ -26,7 +27,15 @@ def fixed_plans(
     """
     found: dict[Strategy, Plan | None] = dict.fromkeys(scenario.baselines)
     try:
-        ranked = propose(manifest, profiles, frozenset(), scenario.objective, scenario.max_boards)
+        ranked = propose(
+            Question(
+                manifest=manifest,
+                profiles=profiles,
+                barred=frozenset(),
+                objective=scenario.objective,
+                max_boards=scenario.max_boards,
+            )
+        )
     except PlanError:
         return found
     for candidate in reversed(ranked):  # the best is the last to be written

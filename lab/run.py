@@ -145,7 +145,13 @@ class Experiment:
             up_s = time.monotonic() - started_s
             self._say(f"{len(expected)} boards up in {up_s:.1f} s")
             url = await client.find_coordinator(operator)
-            source = await client.upload(http, url, self._subject.bundle)
+            source = await client.upload(
+                http,
+                url,
+                self._subject.bundle,
+                self._scenario.max_error,
+                self._scenario.max_accuracy_loss,
+            )
             load = Load(
                 operator.view,
                 http,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import Manifest, Segment
+from shoal.manifest import STORED_ONLY, Manifest, Precision, Segment
 from shoal.profiler.counts import Counts, counts, first, sample, samples
 from shoal.profiler.fit import CLOSE, Point, fit, known_within, settled
 from shoal.profiler.opening import OpenSegment
@@ -129,6 +129,27 @@ class Closer:
     """None: its counts cannot be chosen."""
 
 
+def measure_in(
+    manifest: Manifest, precision: Precision, open_segment: OpenSegment, alone: AbstractContextManager[object]
+) -> Iterator[Closer]:
+    """Have a first look at one segment of each kind in another precision, all that the board can hold."""
+    for alike in _kinds(each for each in _swapped(manifest) if manifest.swaps[each.name][1] == precision):
+        yield _looked_closer(
+            alike,
+            first(counts(manifest, alike[0])),
+            open_segment,
+            alone,
+            budget_s=FIRST_BUDGET_S,
+            rounds=(1, FIRST_ROUNDS),
+        )
+
+
+def _swapped(manifest: Manifest) -> list[Segment]:
+    """Return the segments that are timed besides, each in another precision."""
+    names = (name for name, (_, each) in manifest.swaps.items() if each not in STORED_ONLY)
+    return [manifest.by_name[name] for name in names]
+
+
 def refine(
     manifest: Manifest,
     open_segment: OpenSegment,
@@ -148,9 +169,11 @@ def refine(
     the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
     """
     shared = {s.name for sharding in manifest.shardings for s in sharding.segments}
+    shared |= {name for name, (given, _) in manifest.swaps.items() if given in shared}
     flop_s = _flop_s(manifest, known)
     todo = []
-    for alike in _kinds(segment for segment in timed(manifest) if segment.name in due):
+    every = (*timed(manifest), *_swapped(manifest))
+    for alike in _kinds(segment for segment in every if segment.name in due):
         wanted = [c for c in counts(manifest, alike[0]) if _fits(alike[0], c, room_bytes)]
         timing = known.get(alike[0].name)
         if wanted:

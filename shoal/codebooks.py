@@ -92,7 +92,7 @@ def read_book(record: Codebook, content: bytes) -> Book:
 
 
 def _sharding_of(manifest: Manifest, program: Program) -> Sharding:
-    held = program.segments
+    held = {manifest.swaps.get(name, (name,))[0] for name in program.segments}
     for sharding in manifest.shardings:
         if not held.isdisjoint(segment.name for segment in sharding.segments):
             return sharding

@@ -19,7 +19,7 @@ many it has gathered.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -28,99 +28,20 @@ from shoal.encoding import build
 from shoal.errors import ModelError, WireError
 from shoal.measured import Calibration, Codebook, Deviation
 from shoal.records import Blob, Sha256, TensorSpec, check_name
+from shoal.segment import COLUMNS as COLUMNS
+from shoal.segment import ROWS as ROWS
+from shoal.segment import STORED_ONLY as STORED_ONLY
+from shoal.segment import Precision as Precision
+from shoal.segment import Segment as Segment
+from shoal.segment import Slice as Slice
+from shoal.segment import Swap as Swap
+from shoal.segment import memory_bytes as memory_bytes
+from shoal.segment import swapped, swapped_name
 
 FORMAT = "shoal-bundle"
 VERSION = 3
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
-ROWS = "shoal.rows"
-COLUMNS = "shoal.columns"
-Precision = Literal["fp16", "int8"]
-"""What weights can be stored as besides what they were given as."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slice:
-    """A weight of which a board holds a range: its bytes are [outer, units, unit_bytes]."""
-
-    tensor: str
-    """The initializer's name in the segment's ONNX file, which declares it whole."""
-    blob: Blob
-    axis: int
-    """The axis along which it is divided; `outer` is 1 where a range of units is a range of bytes."""
-    outer: int
-    units: int
-    unit_bytes: int
-    sha256s: tuple[Sha256, ...]
-    """Of each unit's bytes, so that a range can be verified without the rest."""
-
-    def __post_init__(self) -> None:
-        if self.outer * self.units * self.unit_bytes != self.blob.size_bytes:
-            raise ValueError(
-                f"slice {self.tensor}: expected {self.blob.size_bytes} bytes in all, got {self.outer} x "
-                f"{self.units} x {self.unit_bytes}"
-            )
-        if len(self.sha256s) != self.units:
-            raise ValueError(f"slice {self.tensor}: expected {self.units} digests, got {len(self.sha256s)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One ONNX sub-graph that runs without talking to anyone."""
-
-    name: str
-    model: Blob
-    """The ONNX file, `<name>.onnx` in the bundle."""
-    weights: tuple[Blob, ...]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    kind: str
-    """Segments of one kind have the same operators and shapes, and so cost the same."""
-    flops: int
-    """Floating-point operations of one run at the sample sizes; an estimate."""
-    work_bytes: int
-    """Memory that one run needs beyond weights, at the sample sizes; an estimate."""
-    units: int = 0
-    """How many units a board can hold a range of; 0: it is held whole."""
-    slices: tuple[Slice, ...] = ()
-    """Those of the weights that are held in ranges."""
-
-    def __post_init__(self) -> None:
-        check_name("segment", self.name)
-        if bool(self.units) != bool(self.slices):
-            raise ValueError(f"segment {self.name}: expected units and slices together, got {self.units}")
-
-    @property
-    def weight_bytes(self) -> int:
-        """Return the bytes of its distinct weights."""
-        return sum(blob.size_bytes for blob in set(self.weights))
-
-    @property
-    def rows(self) -> Mapping[str, int]:
-        """Return of each input and output that has the board's own rows along which axis they lie."""
-        specs = (*self.inputs, *self.outputs)
-        return {spec.name: spec.shape.index(ROWS) for spec in specs if ROWS in spec.shape}
-
-    def held_bytes(self, part: tuple[int, ...]) -> int:
-        """Return the bytes of the weights that a board holds which has `part` of the units; () is all."""
-        if not part:
-            return self.weight_bytes
-        share = (part[1] - part[0]) / self.units
-        sliced = {one.blob: one for one in self.slices}
-        return sum(
-            round(blob.size_bytes * share) if blob in sliced else blob.size_bytes
-            for blob in set(self.weights)
-        )
-
-
-def memory_bytes(segments: Iterable[Segment]) -> int:
-    """Return what a board needs to hold `segments` and to run one of them at a time, at the sample sizes.
-
-    Each loaded segment has its own copy of its weights, even of those that others have too.
-    """
-    held = list(segments)
-    weights = sum(segment.weight_bytes for segment in held)
-    return weights + max((segment.work_bytes for segment in held), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,16 +126,6 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swap:
-    """Another ONNX file for a segment, over other weights; it takes and gives the same tensors."""
-
-    model: Blob
-    """The ONNX file, `<segment>.<precision>.onnx` in the bundle."""
-    weights: tuple[Blob, ...]
-    slices: tuple[Slice, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A bundle's segments in another precision: each can take the place of the one whose name it has."""
 
@@ -224,10 +135,25 @@ class Variant:
     left_out: Mapping[str, str]
     """Segments that there are only as they were given, and why."""
     deviations: tuple[Deviation, ...]
+    lost: float | None
+    """The accuracy that the model in one piece loses on the user's data, see `shoal.measured.lost_of`; None:
+    it was exported without any, or the model cannot be used in this precision."""
 
     def __post_init__(self) -> None:
         if both := sorted(self.segments.keys() & self.left_out.keys()):
             raise ValueError(f"variant {self.precision}: expected {both[0]} made or left out, got both")
+
+    @property
+    def usable(self) -> tuple[Deviation, ...]:
+        """Return how far answers are off, of the ways to run the bundle that there are in it."""
+        return tuple(each for each in self.deviations if not each.reason)
+
+    @property
+    def error(self) -> float | None:
+        """Return how far answers are off at most, as a share of the largest number; None: it is of no use."""
+        if all(each.strategy != "local" for each in self.usable):
+            return None
+        return max(each.max_rel_err for each in self.usable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +194,7 @@ class Manifest:
                 f"bundle {self.name}: expected one cut fewer than segments, got "
                 f"{len(self.cuts)} cuts and {len(self.segments)} segments"
             )
-        names = [segment.name for segment in self._all_segments]
+        names = [segment.name for segment in self.given]
         if len(set(names)) != len(names):
             raise ValueError(f"bundle {self.name}: expected distinct segment names, got {names}")
         if self.whole.name != WHOLE:
@@ -290,6 +216,10 @@ class Manifest:
                 raise ValueError(
                     f"bundle {self.name}: expected segments in {variant.precision}, got {strange[0]}"
                 )
+        for name in self.swaps:
+            check_name("segment", name)
+            if name in names:
+                raise ValueError(f"bundle {self.name}: expected distinct segment names, got {name} twice")
 
     def in_precision(self, precision: Precision) -> "Manifest":
         """Return the bundle with every segment that there is in `precision` swapped for that.
@@ -301,18 +231,16 @@ class Manifest:
         if found is None:
             raise KeyError(precision)
 
-        def swapped(segment: Segment) -> Segment:
+        def other(segment: Segment) -> Segment:
             swap = found.segments.get(segment.name)
-            if swap is None:
-                return segment
-            return replace(segment, model=swap.model, weights=swap.weights, slices=swap.slices)
+            return segment if swap is None else swapped(segment, swap, precision, segment.name)
 
         return replace(
             self,
-            whole=swapped(self.whole),
-            segments=tuple(swapped(segment) for segment in self.segments),
+            whole=other(self.whole),
+            segments=tuple(other(segment) for segment in self.segments),
             shardings=tuple(
-                replace(sharding, segments=tuple(swapped(segment) for segment in sharding.segments))
+                replace(sharding, segments=tuple(other(segment) for segment in sharding.segments))
                 for sharding in self.shardings
             ),
             variants=(),
@@ -320,11 +248,33 @@ class Manifest:
 
     @cached_property
     def by_name(self) -> Mapping[str, Segment]:
-        """Return all segments, the whole and those of shardings included, by name."""
-        return {segment.name: segment for segment in self._all_segments}
+        """Return all segments by name: the whole, those of shardings, and those in other precisions.
+
+        The latter have names of their own, see `swaps`: a program that runs one of them is in that precision.
+        """
+        found = {segment.name: segment for segment in self.given}
+        for name, (given, precision) in self.swaps.items():
+            swap = next(v for v in self.variants if v.precision == precision).segments[given]
+            found[name] = swapped(found[given], swap, precision, name)
+        return found
+
+    @cached_property
+    def swaps(self) -> Mapping[str, tuple[str, Precision]]:
+        """Return, by its name, for which given segment each one in another precision is, and in which."""
+        return {
+            swapped_name(given, variant.precision): (given, variant.precision)
+            for variant in self.variants
+            for given in variant.segments
+        }
+
+    def timed_as(self, name: str) -> str:
+        """Return by which name it is known what a segment takes: as given, if it is only stored otherwise."""
+        given, precision = self.swaps.get(name, (name, None))
+        return given if precision in STORED_ONLY else name
 
     @property
-    def _all_segments(self) -> tuple[Segment, ...]:
+    def given(self) -> tuple[Segment, ...]:
+        """Return all segments as they were given: those of the chain, the whole, those of shardings."""
         sharded = (segment for sharding in self.shardings for segment in sharding.segments)
         return (*self.segments, self.whole, *sharded)
 
@@ -332,15 +282,33 @@ class Manifest:
     def blobs(self) -> Mapping[Sha256, Blob]:
         """Return every blob of the bundle as it was given: segment files, golden request, codebooks.
 
-        Those of another precision are what `in_precision` has.
+        Those of another precision are what `in_precision` has, and `blobs_in` besides.
         """
         found = {book.blob.sha256: book.blob for book in self.codebooks}
         if self.golden is not None:
             found[self.golden.sha256] = self.golden
-        for segment in self.by_name.values():
+        for segment in self.given:
             for blob in (segment.model, *segment.weights):
                 found[blob.sha256] = blob
         return found
+
+    def allowed(self, max_error: float, max_accuracy_loss: float) -> tuple[Precision, ...]:
+        """Return the other precisions that are off by no more, or lost no more accuracy; none at 0."""
+
+        def fits(variant: Variant) -> bool:
+            if variant.error is None:
+                return False
+            near = 0 < max_error >= variant.error
+            return near or (variant.lost is not None and 0 < max_accuracy_loss >= variant.lost)
+
+        return tuple(variant.precision for variant in self.variants if fits(variant))
+
+    def blobs_in(self, precision: Precision) -> tuple[Blob, ...]:
+        """Return the blobs of the segments in a precision; none if it was not exported in that."""
+        swaps = (variant.segments.values() for variant in self.variants if variant.precision == precision)
+        return tuple(
+            dict.fromkeys(blob for each in swaps for one in each for blob in (one.model, *one.weights))
+        )
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -353,7 +321,7 @@ class Manifest:
     @cached_property
     def tensor_bytes(self) -> Mapping[str, int]:
         """Return the bytes of every tensor that can cross a cut, in or out, at the sample sizes."""
-        borders = (segment.inputs + segment.outputs for segment in self.by_name.values())
+        borders = (segment.inputs + segment.outputs for segment in self.given)
         specs = (*self.inputs, *self.outputs, *(spec for border in borders for spec in border))
         return {spec.name: spec.size_bytes(self.sizes) for spec in specs}
 
@@ -364,7 +332,7 @@ class Manifest:
 
 def file_of(segment: str, precision: Precision | None = None) -> str:
     """Return the name of a segment's ONNX file in a bundle."""
-    return f"{segment}.{precision}.onnx" if precision else f"{segment}.onnx"
+    return f"{swapped_name(segment, precision)}.onnx" if precision else f"{segment}.onnx"
 
 
 def parse(text: bytes, where: str) -> Manifest:

@@ -9,6 +9,7 @@ from shoal.program import MAX_EPOCH, Plan, Run
 from shoal.records import (
     LONGEST_S,
     Address,
+    Blob,
     BoardId,
     Profile,
     Sha256,
@@ -16,6 +17,7 @@ from shoal.records import (
     check_not_negative,
     check_positive,
 )
+from shoal.segment import Precision
 
 HEARTBEAT_S: Final = 0.25
 """Agents send a heartbeat so often."""
@@ -97,9 +99,11 @@ class Desired:
     proving: int
     """Epoch for which all boards are ready, and which its lead is to prove with the bundle's golden request
     before it is committed; 0: none."""
-    ahead: tuple[Run, ...]
-    """What plans to come are likely to run here, the most likely first: its files are to be on the disk as
-    far as there is room, fetched when there is nothing else to do.  Nothing of it is loaded."""
+    ahead: tuple[Run | Blob, ...]
+    """What plans to come are likely to run here, and codebooks for it, the most likely first: these files are
+    to be on the disk as far as there is room, fetched when there is nothing else to do; none is loaded."""
+    precisions: tuple[Precision, ...]
+    """In these, segments are fetched and timed too, if this board is one for it: plans may be in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,12 +331,9 @@ class Deployment:
     def __post_init__(self) -> None:
         check_name("model", self.bundle.name)
         check_not_negative("deployment max_boards", self.max_boards)
-        if not 0 <= self.max_error <= 1:
-            raise ValueError(f"deployment: expected max_error of 0 to 1, got {self.max_error}")
-        if not 0 <= self.max_accuracy_loss <= 1:
-            raise ValueError(
-                f"deployment: expected max_accuracy_loss of 0 to 1, got {self.max_accuracy_loss}"
-            )
+        for name in ("max_error", "max_accuracy_loss"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"deployment: expected {name} of 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -666,7 +666,14 @@ def _shardings(draw: st.DrawFn) -> Sharding:
 
 @st.composite
 def _manifests(draw: st.DrawFn) -> Manifest:
-    names = draw(st.lists(_names.filter(lambda name: name != WHOLE), min_size=1, max_size=3, unique=True))
+    names = draw(
+        st.lists(
+            _names.filter(lambda name: name != WHOLE),
+            min_size=1,
+            max_size=3,
+            unique=True,
+        )
+    )
     segments = tuple(dataclasses.replace(draw(any_of(Segment)), name=name) for name in names)
     hints = typing.get_type_hints(Manifest)
     skipped = ("segments", "cuts", "shardings", "variants")
@@ -683,6 +690,7 @@ def _manifests(draw: st.DrawFn) -> Manifest:
         segments={name: draw(any_of(Swap)) for name in (*known[:1], WHOLE)},
         left_out={name: draw(st.text(max_size=4)) for name in known[1:]},
         deviations=draw(any_of(tuple[Deviation, ...])),
+        lost=draw(any_of(float | None)),
     )
     values["variants"] = (variant,) if swapped else ()
     specs = [

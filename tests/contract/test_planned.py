@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.coordinator.planner import Candidate, propose
+from shoal.coordinator.planner import Candidate
 from shoal.manifest import Manifest
 from shoal.program import serving
 from shoal.records import BoardId, Profile, Source, Timing
 from shoal.session import open_session
 from tests import build
+from tests.asking import propose
 from tests.contract.conftest import TOKENS
 from tests.contract.test_shardings import Cluster, question
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from shoal.codec import codec_of
 from shoal.coordinator import experience, fleet
 from shoal.coordinator.accuracy import EXACT, Recipe
-from shoal.coordinator.planner import propose
-from shoal.coordinator.weigh import Question, rank
-from shoal.errors import PlanError
+from shoal.coordinator.question import Question
+from shoal.coordinator.watts import MOST_W, BoardPower, power_of
+from shoal.coordinator.weigh import rank
 from shoal.manifest import WHOLE, Manifest
-from shoal.messages import Objective
+from shoal.messages import NO_LIMITS, Limits, Objective, PowerReport
 from shoal.records import LEAST_S, LONGEST_S, MOST_BYTES, BoardId, Law, LinkProfile, Profile, Timing
 from tests import build
+from tests.asking import propose
 from tests.build import A, B, C, D
 from tests.unit.test_sharded import by_heads, verified
 
@@ -72,25 +74,49 @@ def _questions(draw: st.DrawFn) -> tuple[Manifest, Mapping[BoardId, Profile]]:
     return manifest, {board: draw(_profiles(manifest)) for board in BOARDS[: draw(st.integers(0, 4))]}
 
 
+_watts = st.sampled_from([0.0, 5e-324, 1e-3, 4.0, MOST_W])
+_powers = st.builds(BoardPower, idle_w=_watts, work_w=_watts, source=st.just("absurd"))
+_wishes = st.sampled_from([None, 1e-12, 1e-3, 1.0, 1e6, 1e15])
+_limits = st.builds(
+    Limits, rate_per_s=_wishes, max_latency_s=_wishes, max_energy_j=_wishes, max_power_w=_wishes
+)
+
+
 @given(
     question=_questions(),
-    objective=st.sampled_from(("latency", "throughput")),
+    objective=st.sampled_from(get_args(Objective)),
     max_boards=st.integers(0, 5),
     barred=st.sampled_from([frozenset[frozenset[BoardId]](), frozenset([frozenset((A, B))])]),
+    powers=st.dictionaries(st.sampled_from(BOARDS), _powers),
+    limits=st.just(NO_LIMITS) | _limits,
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_absurd_profiles_give_plans_that_can_be_or_a_reason(
     question: tuple[Manifest, Mapping[BoardId, Profile]],
     objective: Objective,
     max_boards: int,
     barred: frozenset[frozenset[BoardId]],
+    powers: Mapping[BoardId, BoardPower],
+    limits: Limits,
 ) -> None:
     manifest, profiles = question
-    try:
-        found = propose(manifest, profiles, barred, objective, max_boards, RECIPES, 0.1)
-    except PlanError:
-        return
-    for candidate in found:
+    asked = Question(
+        manifest=manifest,
+        profiles=profiles,
+        barred=barred,
+        objective=objective,
+        max_boards=max_boards,
+        recipes=RECIPES,
+        margin=0.1,
+        limits=limits,
+        powers=powers,
+    )
+    ranking = rank(asked)
+    assert "gave up" not in ranking.refusal, "an error of arithmetic leaves a whole cluster without a plan"
+    assert ranking.candidates or ranking.refusal
+    costs = [ranking.goal.cost(candidate.predicted) for candidate in ranking.candidates]
+    assert all(math.isfinite(each) for each in costs)
+    for candidate in ranking.candidates:
         predicted = candidate.predicted
         for figure in (predicted.latency_s, predicted.throughput_per_s):
             assert 0 < figure < math.inf
@@ -98,19 +124,6 @@ def test_absurd_profiles_give_plans_that_can_be_or_a_reason(
             assert 0 <= figure < math.inf
         assert set(candidate.boards) <= set(profiles)
         assert all(0 < lane.weight < math.inf for lane in candidate.lanes)
-
-
-@given(question=_questions())
-@settings(max_examples=50, deadline=None)
-def test_no_board_keeps_the_planner_from_an_answer(
-    question: tuple[Manifest, Mapping[BoardId, Profile]],
-) -> None:
-    """What `rank` would catch, an error of arithmetic, would leave a whole cluster without a plan."""
-    manifest, profiles = question
-    asked = Question(
-        manifest=manifest, profiles=profiles, barred=frozenset(), objective="latency", max_boards=0
-    )
-    assert "gave up" not in rank(asked).refusal
 
 
 def test_a_board_with_sane_figures_serves_beside_one_with_absurd_ones() -> None:
@@ -151,6 +164,28 @@ def test_nothing_takes_no_time() -> None:
         Law(base_s=0.0, row_s=0.0, pair_s=0.0, column_s=0.0, residual=0.0, points=1)
     with pytest.raises(ValueError, match="rtt_p95_s"):
         LinkProfile(rtt_s=1.0, goodput_bytes_per_s=1.0, rtt_p95_s=-1.0)
+
+
+@pytest.mark.parametrize("watts", [-1.0, 2 * MOST_W, math.nan, math.inf])
+def test_a_meter_that_tells_what_cannot_be_tells_nothing(watts: float) -> None:
+    said = PowerReport(
+        source="ina226",
+        scope="board",
+        uncertainty=0.1,
+        watts=None,
+        idle_w=2.0,
+        work_w=5.0,
+        joules=0.0,
+        covered_s=1.0,
+        above_idle_j=None,
+        total_j=0.0,
+        missing_s=0.0,
+        gap="",
+    )
+    known = power_of(said)
+    assert known is not None
+    assert power_of(replace(said, idle_w=watts)) is power_of(replace(said, work_w=watts)) is None
+    assert power_of(replace(said, work_w=watts), known) == known
 
 
 def test_telemetry_that_cannot_be_is_none_and_that_which_can_be_teaches_no_nonsense() -> None:

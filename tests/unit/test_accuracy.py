@@ -8,13 +8,15 @@ import pytest
 from shoal.codec import PLAIN, codec_of
 from shoal.coordinator.accuracy import Recipe, allowed, recipes, share_of
 from shoal.coordinator.client import check_calibrated
-from shoal.coordinator.planner import Candidate, propose
-from shoal.coordinator.weigh import Question, describe, rank
+from shoal.coordinator.planner import Candidate
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import describe, rank
 from shoal.encoding import to_json
 from shoal.errors import ConfigError
 from shoal.manifest import Manifest
 from shoal.measured import NONE, Calibration, Outcome, recipe_of, recipe_words
 from tests import build
+from tests.asking import propose
 from tests.build import A, B
 from tests.unit.test_sharded import board, verified
 

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from shoal.coordinator import ahead
 from shoal.coordinator.ahead import CALM_S, MOST_BOARDS
-from shoal.coordinator.weigh import Question, rank
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import rank
 from shoal.program import Plan, Run
 from shoal.records import BoardId
 from tests import build
 from tests.build import A, B, C, D
+from tests.unit.test_accuracy import MEASURED
 from tests.unit.test_controller import SMALL, World, measured
+from tests.unit.test_sharded import board as sharing
 
 WHOLE_RUN = Run(segment="whole")
 SHORT = 250
@@ -37,7 +40,8 @@ def world_of(*seconds: float, memory_bytes: int = 10_000, missing_bytes: int = 1
 def runs(world: World, board: BoardId) -> set[Run]:
     """Return what a board has on its disk: what plans need, and what is held for plans to come."""
     desired = world.said[board]
-    return {run for plan in desired.plans for run in plan.runs_of(board)} | set(desired.ahead)
+    held = {one for one in desired.ahead if isinstance(one, Run)}
+    return {run for plan in desired.plans for run in plan.runs_of(board)} | held
 
 
 def needed(plan: Plan) -> dict[BoardId, set[Run]]:
@@ -98,6 +102,21 @@ def test_after_a_board_of_the_plan_is_lost_the_next_plan_needs_no_fetch(
         return
     for board, wanted in needed(plan).items():
         assert wanted <= here[board], f"{board} has to fetch for {plan.strategy} after the loss of {lost}"
+
+
+def test_codebooks_of_likely_plans_are_placed_though_boards_lack_nothing_else() -> None:
+    """Codes are quicker on so slow a link: both boards get their book, and only while they may be used."""
+    world = World(MEASURED)
+    for name in (A, B):
+        world.add(name, profile=sharing(1.0, goodput=500.0))
+    world.deploy(replace(build.deployment(), max_accuracy_loss=0.05))
+    world.until(lambda: world.serving, 20)
+    world.run(CALM_S + 5)
+    (book, _) = MEASURED.codebooks
+    assert world.said[A].ahead == world.said[B].ahead == (book.blob,)
+    world.deploy(build.deployment())
+    world.run(5)
+    assert world.said[B].ahead == ()
 
 
 def test_with_very_many_boards_only_the_ranking_is_told() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import predict
-from shoal.coordinator.planner import propose
-from shoal.coordinator.wires import SWITCHED
+from shoal.coordinator.question import Question
 from shoal.coordinator.work import timings_at
 from shoal.errors import PlanError
 from shoal.manifest import COLUMNS, ROWS, WHOLE, ShardCollective, ShardRun
@@ -16,6 +15,7 @@ from shoal.records import Law, Profile, TensorSpec
 from shoal.sharding import programs
 from shoal.sizes import resized, sizes_at
 from tests import build
+from tests.asking import propose
 from tests.build import A, B
 from tests.unit.test_sharded import TOKENS, law, shared, verified
 
@@ -54,10 +54,12 @@ def test_short_requests_run_on_the_quickest_board_though_another_leads() -> None
     quick = {name: law(each.row_s / 10) for name, each in slow.laws.items()}
     timed = {**slow.segments, WHOLE: build.timing(0.1)}
     fast = replace(slow, laws=quick, segments=timed, memory_bytes=499)
-    alone, together = by_size(
-        manifest, {A: slow, B: fast}, frozenset(), SWITCHED, A,
-        Lane(programs=programs(led, [A, B], A, (0.1, 0.9)), weight=1.0),
-    )  # fmt: skip
+    boards = {A: slow, B: fast}
+    asked = Question(
+        manifest=manifest, profiles=boards, barred=frozenset(), objective="latency", max_boards=0
+    )
+    shared = Lane(programs=programs(led, [A, B], A, (0.1, 0.9)), weight=1.0)
+    alone, together = by_size(asked, A, shared)
     assert alone.programs[B].segments == {WHOLE}
     assert alone.programs[A].segments == frozenset()
     assert together.least["tokens"] > 2

@@ -65,6 +65,18 @@ def test_a_crowd_is_over_when_the_quickest_plan_would_have_been_enough_for_long(
     assert not over(dense, (quiet - 1, quiet + CALM_S - 1.1))
 
 
+def test_a_crowd_is_not_over_before_the_plan_for_latency_would_be_enough() -> None:
+    """That one answers 5 requests a second; of the plans for throughput the quickest answers 20."""
+    lone, wide = (candidate(0.1, 5.0), candidate(0.2, 20.0)), (candidate(0.2, 20.0),)
+    calm = crowd.judged(after(told(0.1)), lone, 99.0)
+    assert crowd.judged(calm, lone, 99.5) is calm, "nothing new is nothing to tell"
+    for asked, ends in ((3, True), (4, False)):
+        dense = after(told(5.0), told(5.0), told(0.0, asked=asked), begun=calm)
+        for now_s in (100.5, 100.5 + CALM_S):
+            dense = crowd.judged(replace(dense, told_s=now_s), wide, now_s)
+        assert dense.crowded != ends, asked
+
+
 def test_the_controller_plans_for_throughput_while_requests_wait_and_then_again_for_latency() -> None:
     world = serving_pair()
     assert world.serving is not None

@@ -134,6 +134,7 @@ def test_equal_records_give_equal_bytes() -> None:
         committed=0,
         proving=0,
         ahead=(),
+        precisions=(),
     )
     other = dataclasses.replace(one, peers={build.B: build.address(2), build.A: build.address(1)})
     assert one == other
@@ -289,7 +290,15 @@ def test_a_fault_deep_inside_is_named_with_its_whole_path() -> None:
 
 def test_null_is_only_taken_where_it_may_stand() -> None:
     desired = Desired(
-        coordinator=1, version=1, bundle=None, peers={}, plans=(), committed=0, proving=0, ahead=()
+        coordinator=1,
+        version=1,
+        bundle=None,
+        peers={},
+        plans=(),
+        committed=0,
+        proving=0,
+        ahead=(),
+        precisions=(),
     )
     body = json.loads(to_json(desired))
     assert from_json(Desired, dumps(body), "here") == desired

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shoal.agent.expected import TRUSTED, Expectations, Shapes
+from shoal.manifest import Swap, Variant
 from shoal.program import Run
 from shoal.records import Law
 from tests import build
@@ -39,6 +40,17 @@ def test_at_other_sizes_it_is_what_the_law_says() -> None:
     """q0 attends to its own rows, q1 to what it has gathered: 10 ms a row, and 1 ms for each that it sees."""
     assert seconds(Q0, shapes(3)) == pytest.approx(0.1 + 3 * 0.01 + 3 * 3 * 0.001)
     assert seconds(Q1, shapes(3, 10)) == pytest.approx(0.1 + 3 * 0.01 + 3 * 10 * 0.001)
+
+
+def test_what_is_only_stored_in_half_the_bytes_takes_what_it_does_as_given() -> None:
+    swap = Swap(model=build.blob(7), weights=(), slices=())
+    made = [
+        Variant(precision=each, segments={"q0": swap}, left_out={}, deviations=(), lost=None)
+        for each in ("fp16", "int8")
+    ]
+    expectations = Expectations(replace(TOKENS, variants=tuple(made)))
+    for name, expected in (("q0.fp16", 1.0), ("q0.int8", None)):
+        assert expectations.seconds(Run(segment=name), shapes(5), TIMINGS, {}) == expected
 
 
 def test_beyond_what_was_timed_nothing_can_be_told() -> None:

@@ -59,6 +59,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
         folder / "bert.onnx",
         folder / "bundle",
         sizes={"tokens": TOKENS},
+        precisions=["int8"],
         calibration=saved(folder, inputs()),
         codecs=CODECS,
     )
@@ -88,6 +89,16 @@ def test_every_codec_is_measured_for_every_number_of_boards(bundle: tuple[Path, 
             assert found["vq8x16", parts].lost < found["vq4x16", parts].lost
         assert ("means2-i8", 4) in found
         assert ("means2-i8", 8) not in found, "8 boards have a row or two each: there is no mean of them"
+
+
+def test_what_other_weights_lose_is_measured_on_the_same_data(bundle: tuple[Path, Manifest]) -> None:
+    _, manifest = bundle
+    (variant,) = manifest.variants
+    assert variant.lost is not None
+    assert 0 < variant.lost < outcomes(manifest, "sequence")[NONE, 2].lost
+    assert manifest.allowed(0.0, variant.lost) == ("int8",)
+    assert manifest.allowed(0.0, 0.9 * variant.lost) == ()
+    assert f"accuracy lost in one piece, on the data: {variant.lost:+.2%}" in details(manifest)
 
 
 def test_bytes_of_a_token_are_those_on_the_wire(bundle: tuple[Path, Manifest]) -> None:

@@ -135,7 +135,7 @@ def test_weights_are_stored_once_for_all_segments(made: tuple[Path, Manifest]) -
 def test_what_is_held_in_ranges_has_no_int8_and_says_why(made: tuple[Path, Manifest]) -> None:
     _, manifest = made
     found = variant(manifest, "int8")
-    divided = {s.name for s in manifest.by_name.values() if s.slices}
+    divided = {s.name for s in manifest.given if s.slices}
     assert divided
     assert divided <= found.left_out.keys()
     assert all("ranges of weights" in found.left_out[name] for name in divided)
@@ -147,8 +147,8 @@ def test_what_is_held_in_ranges_has_no_int8_and_says_why(made: tuple[Path, Manif
 def test_a_segment_is_swapped_without_another_change(made: tuple[Path, Manifest]) -> None:
     _, manifest = made
     swapped = manifest.in_precision("int8")
-    for name, segment in manifest.by_name.items():
-        other = swapped.by_name[name]
+    for segment in manifest.given:
+        other = swapped.by_name[segment.name]
         assert replace(other, model=segment.model, weights=segment.weights, slices=segment.slices) == segment
     assert swapped.cuts == manifest.cuts
     with pytest.raises(KeyError):
@@ -248,6 +248,6 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 
 def test_a_variant_of_other_segments_is_refused(made: tuple[Path, Manifest]) -> None:
     _, manifest = made
-    strange = Variant(precision="int8", segments={}, left_out={"nobody": "why"}, deviations=())
+    strange = Variant(precision="int8", segments={}, left_out={"nobody": "why"}, deviations=(), lost=None)
     with pytest.raises(ValueError, match="expected segments in int8, got nobody"):
         replace(manifest, variants=(strange,))

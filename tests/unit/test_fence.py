@@ -18,6 +18,7 @@ def desired(coordinator: int, version: int) -> Desired:
         committed=0,
         proving=0,
         ahead=(),
+        precisions=(),
     )
 
 

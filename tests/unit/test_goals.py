@@ -18,7 +18,7 @@ from shoal.coordinator.front import Point, front
 from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet, words_of
 from shoal.coordinator.partition import Stage
 from shoal.coordinator.pipelines import chained
-from shoal.coordinator.planner import Candidate, UnmetError, explore, propose
+from shoal.coordinator.planner import Candidate, UnmetError
 from shoal.coordinator.queueing import mean_wait_s, waited_s
 from shoal.coordinator.watts import BoardPower, Powers, power_of, request_j
 from shoal.coordinator.whole import ALONE
@@ -28,6 +28,7 @@ from shoal.messages import NO_LIMITS, Limits, Objective, PowerReport
 from shoal.program import Lane, Prediction
 from shoal.records import BoardId, Profile
 from tests import build
+from tests.asking import explore, propose
 from tests.build import A, B, C, limits
 from tests.unit.test_sharded import TOKENS, board, verified
 

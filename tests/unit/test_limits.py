@@ -3,7 +3,8 @@
 import pytest
 
 from shoal.coordinator import fleet
-from shoal.coordinator.weigh import Question, rank
+from shoal.coordinator.question import Question
+from shoal.coordinator.weigh import rank
 from shoal.messages import Health, Limits, PowerReport, Vitals
 from tests import build
 from tests.build import A, B, limits

@@ -16,7 +16,7 @@ from shoal.agent.expected import Shapes
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
 from shoal.errors import BoardError
-from shoal.manifest import WHOLE, Segment, memory_bytes
+from shoal.manifest import WHOLE, Segment, Swap, Variant, memory_bytes
 from shoal.profiler import segments
 from shoal.profiler.statistics import WINDOW_S
 from shoal.program import Run
@@ -154,6 +154,45 @@ def test_a_closer_look_ends_a_slowdown_that_is_over(tmp_path: Path, clock: Simpl
     board.measurer.refine()
     assert board.profile.slowdown == 1.0
     assert 0.002 <= board.profile.segments["s00"].median_s < 0.02
+
+
+def test_another_precision_is_timed_where_there_is_room_and_looked_at_closer(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    swaps = {
+        name: Swap(
+            model=build.blob(90 + number),
+            weights=(build.blob(95 + number, 600 * len(each.weights)),),
+            slices=(),
+        )
+        for number, (name, each) in enumerate(MODEL.by_name.items())
+    }
+    made = [
+        Variant(precision=p, segments=swaps, left_out={}, deviations=(), lost=None) for p in ("fp16", "int8")
+    ]
+    model = replace(MODEL, variants=tuple(made))
+    board = Board(tmp_path, room=2000)
+    board.measurer.measure(BUNDLE, model)
+    assert board.profile.segments.keys() == {*PARTS, WHOLE}, "the whole is the sum of its parts"
+    assert board.measurer.lacks(model, "int8")
+    board.takes_s = 0.001
+    board.measurer.measure_in(BUNDLE, model, "int8")
+    assert board.profile.segments.keys() == {*PARTS, WHOLE, *(f"{name}.int8" for name in (*PARTS, WHOLE))}
+    assert board.profile.segments["s00.int8"].median_s == pytest.approx(0.001)
+    assert not board.measurer.lacks(model, "int8")
+    board.runs.clear()
+    clock.now_s += 10.0
+    board.measurer.refine()
+    assert "s00.int8" in board.runs
+    board.runs.clear()
+    board.measurer.refine()
+    assert not board.runs, "all is known well"
+    tight = Board(tmp_path / "tight", room=1000)
+    tight.measurer.measure(BUNDLE, model)
+    tight.measurer.measure_in(BUNDLE, model, "int8")
+    assert "s00.int8" in tight.profile.segments
+    assert "whole.int8" not in tight.profile.segments
+    assert not tight.measurer.lacks(model, "int8"), "what has no room is not asked for again and again"
 
 
 def test_all_segments_are_timed_and_published(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from shoal.coordinator import fleet
 from shoal.coordinator.ahead import CALM_S, Outlook
 from shoal.coordinator.fleet import DOUBT_LEASE_S, LEASE_S
 from shoal.coordinator.pace import IDLE_S, WAITING_S, due_s, patience_s
+from shoal.coordinator.question import Question
 from shoal.coordinator.state import Pending, State
-from shoal.coordinator.weigh import Question, Settings
+from shoal.coordinator.weigh import Settings
 from shoal.messages import Decision
 from tests import build
 from tests.build import A, B

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict
 from shoal.coordinator.goals import cost
-from shoal.coordinator.planner import Candidate, propose
+from shoal.coordinator.planner import Candidate
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
 from shoal.manifest import WHOLE, Manifest
@@ -19,6 +19,7 @@ from shoal.messages import Objective
 from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, Step
 from shoal.records import Blob, BoardId, LinkProfile, Profile
 from tests import build
+from tests.asking import propose
 from tests.build import A, B, C, D, Part
 
 NONE: Barred = frozenset()

@@ -119,7 +119,7 @@ class Boards:
         return replace(build.plan(epoch, lead, *boards), bundle=self.bundle)
 
     def desired(
-        self, *plans: Plan, committed: int = 0, proving: int = 0, ahead: tuple[Run, ...] = ()
+        self, *plans: Plan, committed: int = 0, proving: int = 0, ahead: tuple[Run | Blob, ...] = ()
     ) -> Desired:
         return Desired(
             coordinator=1,
@@ -130,6 +130,7 @@ class Boards:
             committed=committed,
             proving=proving,
             ahead=ahead,
+            precisions=(),
         )
 
     def phases(self) -> dict[int, str]:
@@ -370,6 +371,24 @@ def test_a_board_is_ready_for_codes_once_it_has_their_books(boards: Boards) -> N
         assert record.blob.sha256 not in boards.books_kept
 
     run(work)
+
+
+def test_codebooks_of_plans_to_come_are_fetched_and_strange_blobs_are_not(boards: Boards) -> None:
+    codec = codec_of("vq2x4")
+    book = build.codebook(build.sharded(), codec)
+    boards.manifest = replace(build.sharded(), codebooks=(book,))
+    boards.bundle = boards.store.put(to_json(boards.manifest)).sha256
+
+    async def work() -> None:
+        becoming = asyncio.ensure_future(boards.reconciler.run())
+        boards.reconciler.wish(boards.desired(ahead=(book.blob, build.blob(77))))
+        while boards.reconciler._room.ahead != (book.blob.sha256,):
+            await asyncio.sleep(0.001)
+        becoming.cancel()
+
+    run(work)
+    assert f"gently {book.blob.sha256}" in boards.fetched
+    assert not any(build.blob(77).sha256 in each for each in boards.fetched)
 
 
 def test_what_has_no_room_is_passed_over_for_what_is_less_likely(boards: Boards) -> None:

@@ -13,13 +13,14 @@ from shoal.coordinator import sharded, weighed
 from shoal.coordinator.accuracy import uniform
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.goals import cost
-from shoal.coordinator.planner import Candidate, propose
+from shoal.coordinator.planner import Candidate
 from shoal.manifest import WHOLE, Manifest, Slice, Verification
 from shoal.messages import Objective
 from shoal.program import Collective, Lane, Prediction
 from shoal.records import BoardId, Law, Profile
 from shoal.sharding import programs
 from tests import build
+from tests.asking import propose
 from tests.build import A, B, C, D
 from tests.unit.test_shares import every_way
 

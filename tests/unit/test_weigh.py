@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.question import Question
 from shoal.coordinator.weigh import (
-    Question,
     Settings,
     alternatives,
     describe,

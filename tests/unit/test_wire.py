@@ -225,6 +225,7 @@ def test_plans_for_many_boards_can_be_published() -> None:
         committed=1,
         proving=0,
         ahead=(),
+        precisions=(),
     )
     assert (
         wire.decode("shoal/v1/home/board/a/desired", wire.encode(desired), retained=True).message == desired
