@@ -11,8 +11,6 @@ from shoal.clock import wall_ms
 from shoal.coordinator import chronicle, controller, history, memory, standby, standing
 from shoal.coordinator.chronicle import Chronicle
 from shoal.coordinator.fleet import beaten, deaf, reconnected
-from shoal.coordinator.history import History
-from shoal.coordinator.memory import Memory
 from shoal.coordinator.pace import due_s, patience_s
 from shoal.coordinator.standing import Attention
 from shoal.coordinator.state import Effect, Say, State, Tell
@@ -49,6 +47,8 @@ REST_S: Final = 0.2
 """So long heartbeats and the like wait to be heard while nothing is."""
 BUSY_S: Final = 0.05
 """So long, in all, this process may decide and not listen before that counts."""
+KEEPALIVE_S: Final = 15
+"""Longer than that of agents: the broker is not to cut off a coordinator that is busy."""
 SETTLE_S: Final = 3 * HEARTBEAT_S
 """After the broker is (back) there, heartbeats are listened to for so long before anything is judged."""
 CALENDAR_S: Final = 1.0
@@ -76,8 +76,8 @@ class Service:
         """`url` is where `store` takes and serves bundles; who is `patient` leads once nobody else does."""
         self._broker, self._cluster, self._patient = broker, cluster, patient
         self._store = store
-        self._memory = Memory(memory.file_of(store.root, cluster))
-        self.history = History(history.file_of(store.root, cluster))
+        self._memory = memory.Memory(memory.file_of(store.root, cluster))
+        self.history = history.History(history.file_of(store.root, cluster))
         """What is worth keeping goes there; that it is written is another's affair."""
         self._chronicle = Chronicle()
         now_s = time.monotonic()
@@ -133,6 +133,7 @@ class Service:
                 *(topic(self._cluster, kind, BoardId("+")) for kind in OF_A_BOARD),
             ),
             will=replace(self._me, state="lost"),
+            keepalive_s=KEEPALIVE_S,
             deaf_to_own=True,  # so a plan or a decision that comes as it is said is another's
         )
         self._mqtt.start()
@@ -160,7 +161,6 @@ class Service:
                     if self._look(self._mqtt.at_hand()):  # what was said while others had their turn
                         self._decide()
                         self._note(None)
-                        await asyncio.sleep(0)
 
     def _look(self, events: Sequence[Event]) -> bool:
         """Take what has come, and say whether it may be decided now."""

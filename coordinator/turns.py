@@ -6,15 +6,20 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from shoal.coordinator import standing
 
+LONG_S: Final = 0.005
+"""After a turn that took so long all hear what has come, before the next one has its turn."""
+
 
 class Turns:
-    """A lock that is handed to whoever has the earliest deadline; nobody waits for ever.
+    """A lock that goes to whoever has the earliest deadline; nobody waits for ever.
 
     Who comes later has a later deadline, unless it is in more of a hurry, so each is overtaken only by
-    those that come within the difference.
+    those that come within the difference.  All that wait are woken together, in that order: short turns
+    are had in one pass of the event loop.
     """
 
     def __init__(self) -> None:
@@ -25,30 +30,24 @@ class Turns:
     @asynccontextmanager
     async def turn(self, due_s: float) -> AsyncIterator[None]:
         """Wait for a turn, which all would like by their `due_s`, and have it."""
-        if self._taken:
-            self._count += 1
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (due_s, self._count, turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():  # it was given to us, and is another's now
-                    self._pass_on()
-                raise
+        self._count += 1
+        number = self._count
+        while self._taken:
+            woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (due_s, number, woken))
+            await woken
         self._taken = True
         try:
+            begun_s = time.monotonic()
             yield
+            if time.monotonic() - begun_s > LONG_S:
+                await asyncio.sleep(0)
         finally:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        """Give the turn to the next that still waits; it stays taken until that one is done."""
-        while self._waiting:
-            _, _, turn = heapq.heappop(self._waiting)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._taken = False
+            self._taken = False
+            while self._waiting:
+                _, _, woken = heapq.heappop(self._waiting)
+                if not woken.done():  # else who waited was cancelled
+                    woken.set_result(None)
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ STOP_S: Final = 0.5
 MAX_EVENTS: Final = 10_000
 RECEIVE_BYTES: Final = 1 << 16
 """So much is taken from the system at once."""
-READ_AT_ONCE: Final = 64
+READ_AT_ONCE: Final = 16
 """So many messages of one connection are taken in before the others have their turn."""
 MAX_OWN: Final = 256
 """Of so many of our own messages it is known that they are still to come back."""
@@ -76,9 +76,8 @@ class _Client(paho.Client):
     def holds_more(self) -> bool:
         """Say whether something has come that the system will not tell of again."""
         sock = self.socket()
-        if sock is None:
-            return False
-        return self._at < len(self._came) or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+        hidden = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        return sock is not None and (hidden or self._at < len(self._came))
 
     def _sock_recv(self, bufsize: int) -> bytes:
         """Return up to `bufsize` bytes, as paho expects of the method of this name; b"" at the end."""
@@ -102,6 +101,7 @@ class Mqtt:
         will: Message | None = None,
         will_board: BoardId | None = None,
         strangers: Mapping[str, Callable[[bytes], None]] | None = None,
+        keepalive_s: int = KEEPALIVE_S,
         deaf_to_own: bool = False,
     ) -> None:
         """Prepare a client called `name` that will subscribe to `filters` at each connection.
@@ -113,7 +113,7 @@ class Mqtt:
         self.events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self.refused = 0
         """Messages that did not keep to the protocol, or came while the queue was full."""
-        self._cluster = cluster
+        self._cluster, self._keepalive_s = cluster, keepalive_s
         self._strangers = dict(strangers or {})
         self._filters = (*filters, *self._strangers)
         self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
@@ -162,7 +162,7 @@ class Mqtt:
 
     def start(self) -> None:
         """Begin to connect, and to reconnect whenever the broker goes away."""
-        self._client.connect_async(self.url.host, self.url.port, KEEPALIVE_S)
+        self._client.connect_async(self.url.host, self.url.port, self._keepalive_s)
         self._living = self._loop.create_task(self._live())
 
     async def stop(self) -> None:
