@@ -94,7 +94,7 @@ test-arm64: $(VENV)/.test
 	$(BIN)/shoal lab arm64-root build/arm64
 	SHOAL_ARM64_ROOT=build/arm64 $(BIN)/python -m pytest -q -rs -s tests/arm64
 
-bench: $(VENV)/.test
+bench: $(VENV)/.test $(VENV)/.demo-data $(VENV)/.text-data
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.regret --simulated --measured
 	$(BIN)/python -m benchmarks.export
@@ -103,6 +103,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.looking
 	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.collective
 	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.speedup

@@ -34,6 +34,7 @@ from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
 from shoal.agent.supervisor import Progress, Supervisor
 from shoal.agent.watch import open_watch
+from shoal.broker_url import address_towards, parse_url
 from shoal.clock import boot_s
 from shoal.crossing import Crossed
 from shoal.errors import BoardError
@@ -51,7 +52,7 @@ from shoal.messages import (
     Reported,
     Vitals,
 )
-from shoal.mqtt import Down, Mqtt, Up, address_towards, parse_url
+from shoal.mqtt import Down, Mqtt, Up
 from shoal.profiler.power import External
 from shoal.program import Run
 from shoal.records import Address, BoardId, Profile

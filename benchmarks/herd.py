@@ -3,25 +3,27 @@
     python -m benchmarks.herd BROKER HERD.json
 
 One process has hundreds of them, each with a connection, a last will and an incarnation of its own, by the
-agents' own messages and client.  They compute nothing.  What to do to them is read from the standard input,
-a JSON object a line; each is answered by one on the standard output, with the time by `time.monotonic`.
+agents' own messages.  They compute nothing, and of what comes they read only what they act on: they share the
+machine with the coordinator that is measured.  What to do to them is read from the standard input, a JSON
+object a line; each is answered by one on the standard output, with the time by `time.monotonic`.
 """
 
 import asyncio
 import itertools
 import json
 import random
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 from benchmarks.planner import fleet
+from benchmarks.thin import Thin
 from shoal import wire
+from shoal.broker_url import BrokerUrl, parse_url
 from shoal.clock import wall_ms
 from shoal.encoding import from_json
 from shoal.manifest import Manifest, parse
@@ -42,8 +44,6 @@ from shoal.messages import (
     Telemetry,
     Vitals,
 )
-from shoal.mqtt import Down, Event, Mqtt, Up
-from shoal.program import Plan
 from shoal.records import Address, BoardId, Profile, Sha256, scaled
 
 BEATS: Final = round(VITALS_S / HEARTBEAT_S)
@@ -51,6 +51,8 @@ BEATS: Final = round(VITALS_S / HEARTBEAT_S)
 TURN_S: Final = 10.0
 """Of `agent.link_watch`: where nothing is carried, a board claims the air so often, for all links at once."""
 MEMORY_BYTES: Final = 120_000_000
+AT_ONCE: Final = 20
+"""So many connect together."""
 
 HARDWARE = Hardware(
     board="raspberry-pi-4",
@@ -80,45 +82,46 @@ class Herd:
 class Board:
     """An agent that is not there."""
 
-    def __init__(self, url: str, cluster: str, name: BoardId, profile: Profile, counts: Counter[str]) -> None:
+    def __init__(self, cluster: str, name: BoardId, profile: Profile, counts: Counter[str]) -> None:
         self.name = name
-        self.up = False
-        self.plan: Plan | None = None
-        """In force, by the newest desired message."""
+        self.leads = 0
+        """Epoch of the plan in force if this board leads it, by the newest desired message; else 0."""
+        self._cluster = cluster
         self._incarnation = wall_ms()
         self._profile = replace(profile, incarnation=self._incarnation)
         self._counts = counts
         self._beats = itertools.count()
         self._airtime = itertools.count()
-        self._desired: Desired | None = None
-        self._begun_s = time.monotonic() + random.uniform(0.0, TURN_S)
-        self._mqtt = Mqtt(
-            url,
-            cluster,
-            name,
-            filters=(
-                *(wire.topic(cluster, kind, name) for kind in (Desired, Presence)),
-                wire.topic(cluster, Airtime, BoardId("+")),
-            ),
-            will=Presence(incarnation=self._incarnation, state="lost"),
-            will_board=name,
-        )
-        self._life: asyncio.Task[None] | None = None
+        self._wish = wire.topic(cluster, Desired, name)
+        self._desired: dict[str, Any] = {"coordinator": 0, "version": 0, "bundle": None, "plans": []}
+        """As it came: to check all of it would cost more than the coordinator takes to write it."""
+        self._vitals = wire.encode(self._felt())
+        self._told = b""
+        """What it tells as a lead."""
+        self._airtime_s = time.monotonic() + random.uniform(0.0, TURN_S)
+        self._due_s = 0.0
+        self._life: asyncio.TimerHandle | None = None
+        gone = wire.topic(cluster, Presence, name), wire.encode(self._presence("lost"))
+        airtimes = wire.topic(cluster, Airtime, BoardId("+"))
+        filters = (self._wish, wire.topic(cluster, Presence, name), airtimes)
+        self._thin = Thin(f"{cluster}-{name}", filters=filters, hear=self._hear, will=gone)
 
-    def start(self) -> None:
+    async def start(self, broker: BrokerUrl) -> None:
         """Connect, and speak until it is cut."""
-        self._mqtt.start()
-        self._life = asyncio.ensure_future(self._live())
+        await self._thin.connect(broker.host, broker.port)
+        address = Address(host="127.0.0.1", data_port=1, http_port=2)
+        self._say(Birth(incarnation=self._incarnation, version="0", address=address, hardware=HARDWARE))
+        self._say(self._presence("online"))
+        self._report()
+        loop = asyncio.get_running_loop()
+        self._due_s = loop.time() + random.uniform(0.0, HEARTBEAT_S)
+        self._life = loop.call_at(self._due_s, self._beat)
 
     def cut(self) -> None:
         """Have it vanish as by a power cut: the broker finds its connection gone, and sends its will."""
         assert self._life is not None
         self._life.cancel()
-        living, connection = self._mqtt._living, self._mqtt._client.socket()  # noqa: SLF001  no client dies so
-        assert living is not None
-        living.cancel()
-        assert isinstance(connection, socket.socket)
-        connection.shutdown(socket.SHUT_RDWR)
+        self._thin.cut()
 
     def slow(self, factor: float) -> None:
         """Tell a profile of a board that has become so much slower."""
@@ -130,64 +133,48 @@ class Board:
         )
         self._say(self._profile)
 
-    async def _live(self) -> None:
-        due_s = time.monotonic() + random.uniform(0.0, HEARTBEAT_S)
-        while True:
-            for event in await self._mqtt.batch(max(0.0, due_s - time.monotonic())):
-                self._hear(event)
-            if time.monotonic() >= due_s:
-                due_s += HEARTBEAT_S
-                if self.up:
-                    self._beat()
-
     def _beat(self) -> None:
+        self._due_s += HEARTBEAT_S
+        self._life = asyncio.get_running_loop().call_at(self._due_s, self._beat)
         number = next(self._beats)
         self._say(Heartbeat(incarnation=self._incarnation, sequence=number, in_flight=1))
         if number % BEATS == 0:
-            self._say(self._vitals())
-            if self.plan is not None and self.plan.lead == self.name:
-                self._say(self._telemetry(self.plan))
-        if time.monotonic() - self._begun_s >= TURN_S:
-            self._begun_s = time.monotonic()
+            self._send(Vitals, self._vitals)
+            if self.leads:
+                self._send(Telemetry, self._told)
+        if time.monotonic() - self._airtime_s >= TURN_S:
+            self._airtime_s = time.monotonic()
             turn = next(self._airtime)
             self._say(Airtime(incarnation=self._incarnation, number=turn, state="wanted"))
             self._say(Airtime(incarnation=self._incarnation, number=turn, state="over"))
 
-    def _hear(self, event: Event) -> None:
-        if isinstance(event, Up):
-            self._introduce()
-        elif isinstance(event, Down):
-            self.up = False
-        else:
-            self._counts["received"] += 1
-            if isinstance(event.message, Desired):
-                self._become(event.message)
+    def _hear(self, topic: str, payload: bytes) -> None:
+        self._counts["received"] += 1
+        if topic == self._wish and payload:
+            self._become(json.loads(payload)["m"])
 
-    def _introduce(self) -> None:
-        self.up = True
-        address = Address(host="127.0.0.1", data_port=1, http_port=2)
-        self._say(
-            Birth(incarnation=self._incarnation, version="0", address=address, hardware=HARDWARE),
-        )
-        self._say(Presence(incarnation=self._incarnation, state="online"))
-        self._report()
-
-    def _become(self, desired: Desired) -> None:
-        fresh = self._desired is None or self._desired.bundle != desired.bundle
+    def _become(self, desired: dict[str, Any]) -> None:
+        fresh = self._desired["bundle"] != desired["bundle"]
         self._desired = desired
-        self.plan = next((plan for plan in desired.plans if plan.epoch == desired.committed), None)
-        if fresh and desired.bundle is not None and desired.bundle.manifest == self._profile.bundle:
+        in_force = (plan for plan in desired["plans"] if plan["epoch"] == desired["committed"])
+        plan = next((plan for plan in in_force if plan["lead"] == self.name), None)
+        self.leads = 0 if plan is None else plan["epoch"]
+        if plan is not None:
+            predicted_s = plan["predicted"]["latency_s"]
+            self._told = wire.encode(self._telemetry(self.leads, predicted_s, len(plan["lanes"])))
+        if fresh and desired["bundle"] and desired["bundle"]["manifest"] == self._profile.bundle:
             self._say(self._profile)
         self._report()
 
     def _report(self) -> None:
-        plans = self._desired.plans if self._desired else ()
-        epochs = sorted(plan.epoch for plan in plans if self.name in plan.boards)
+        plans = self._desired["plans"]
+        mine = [plan for plan in plans if any(self.name in lane["programs"] for lane in plan["lanes"])]
+        epochs = sorted(plan["epoch"] for plan in mine)
         self._say(
             Reported(
                 incarnation=self._incarnation,
-                coordinator=self._desired.coordinator if self._desired else 0,
-                version=self._desired.version if self._desired else 0,
+                coordinator=self._desired["coordinator"],
+                version=self._desired["version"],
                 epochs=tuple(Readiness(epoch=epoch, phase="ready", detail="") for epoch in epochs),
                 activity="serving",
                 disk_bytes=1 << 34,
@@ -196,7 +183,10 @@ class Board:
             )
         )
 
-    def _vitals(self) -> Vitals:
+    def _presence(self, state: Literal["online", "lost"]) -> Presence:
+        return Presence(incarnation=self._incarnation, state=state)
+
+    def _felt(self) -> Vitals:
         power = PowerReport(
             source="model",
             scope="board",
@@ -224,11 +214,10 @@ class Board:
             incarnation=self._incarnation, span_s=60.0, answered=300, busy=0.6, power=power, health=health
         )
 
-    def _telemetry(self, plan: Plan) -> Telemetry:
-        latency_s = plan.predicted.latency_s
+    def _telemetry(self, epoch: int, latency_s: float, lanes: int) -> Telemetry:
         return Telemetry(
             incarnation=self._incarnation,
-            epoch=plan.epoch,
+            epoch=epoch,
             span_s=1.0,
             asked=5,
             answered=5,
@@ -240,20 +229,25 @@ class Board:
             latency_p95_s=latency_s,
             alone=1,
             alone_median_s=latency_s,
-            lanes=(5, *(0 for _ in plan.lanes[1:])),
+            lanes=(5, *(0 for _ in range(1, lanes))),
         )
 
     def _say(self, message: Message) -> None:
-        if self._mqtt.publish(message, self.name):
-            self._counts["sent"] += 1
+        self._send(type(message), wire.encode(message))
+
+    def _send(self, kind: type[Message], payload: bytes) -> None:
+        route = wire.route_of(kind)
+        topic = wire.topic(self._cluster, kind, self.name)
+        self._thin.publish(topic, payload, qos=route.qos, retain=route.retain)
+        self._counts["sent"] += 1
 
 
-def boards_of(herd: Herd, url: str, manifest: Manifest, counts: Counter[str]) -> Mapping[str, list[Board]]:
+def boards_of(herd: Herd, manifest: Manifest, counts: Counter[str]) -> Mapping[str, list[Board]]:
     """Return the boards by cluster, with profiles of boards of different speeds on 100 Mbit/s."""
     profiles = fleet(herd.boards, manifest, memory_bytes=MEMORY_BYTES)
     return {
         cluster: [
-            Board(url, cluster, name, replace(profile, bundle=herd.bundle), counts)
+            Board(cluster, name, replace(profile, bundle=herd.bundle), counts)
             for name, profile in profiles.items()
         ]
         for cluster in herd.clusters
@@ -262,7 +256,7 @@ def boards_of(herd: Herd, url: str, manifest: Manifest, counts: Counter[str]) ->
 
 def victim(boards: list[Board]) -> Board:
     """Return the lead of the plan in force; LookupError if there is none."""
-    leads = [board for board in boards if board.plan is not None and board.plan.lead == board.name]
+    leads = [board for board in boards if board.leads]
     if not leads:
         raise LookupError(f"no plan is in force on {', '.join(board.name for board in boards)}")
     return leads[0]
@@ -271,11 +265,14 @@ def victim(boards: list[Board]) -> Board:
 async def play(url: str, herd: Herd, manifest: Manifest) -> None:
     """Play boards until the standard input ends."""
     counts: Counter[str] = Counter()
-    clusters = boards_of(herd, url, manifest, counts)
-    for board in everyone(clusters):
-        board.start()
-    while not all(board.up for board in everyone(clusters)):
-        await asyncio.sleep(0.05)
+    clusters = boards_of(herd, manifest, counts)
+    broker, slots = parse_url(url), asyncio.Semaphore(AT_ONCE)
+
+    async def start(board: Board) -> None:
+        async with slots:
+            await board.start(broker)
+
+    await asyncio.gather(*(start(board) for board in everyone(clusters)))
     print(json.dumps({"at_s": time.monotonic()}), flush=True)
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()

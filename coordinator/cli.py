@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     multiple=True,
     default=("default",),
     show_default=True,
-    help="May be given several times: 40 clusters of ten boards were tried.",
+    help="May be given several times: 100 clusters of ten boards were tried.",
 )
 @click.option("--host", help="Address at which boards reach this machine.  [default: towards the broker]")
 @click.option(
@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Least seconds between two switches that nothing forces; doubles while they follow closely.",
 )
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the lead also from a coordinator that is there; it ends with exit code 2.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def coordinator(
     broker: str,
@@ -58,16 +63,17 @@ def coordinator(
     state_dir: Path | None,
     margin: float,
     dwell: float,
+    take_over: bool,
     verbose: bool,
 ) -> None:
     """Plan for a cluster, or for several, and plan anew whenever their profiles change.
 
     All it knows it can read again from the broker: stop and start it at any time; the boards go on.
-    One that is started beside another takes over, and the other ends with exit code 2.
+    One that is started beside another waits until that one has gone, unless it is to --take-over.
     """
+    from shoal.broker_url import address_towards
     from shoal.coordinator import clusters as processes
     from shoal.coordinator.weigh import Settings
-    from shoal.mqtt import address_towards
 
     for cluster in clusters:
         check_cluster(cluster)
@@ -77,7 +83,7 @@ def coordinator(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s coordinator %(levelname)s %(message)s",
     )
-    for module in ("clusters", "service"):  # where it is, and each plan
+    for module in ("clusters", "service", "standby"):  # where it is, and each plan
         logging.getLogger(f"shoal.coordinator.{module}").setLevel(logging.INFO)
     asyncio.run(
         processes.run(
@@ -88,6 +94,7 @@ def coordinator(
                 http_port=http_port,
                 state_dir=state_dir or Path.home() / ".local" / "state" / "shoal" / "coordinator",
                 eagerness=Settings(margin=margin, dwell_s=dwell),
+                patient=not take_over,
             )
         )
     )
@@ -203,13 +210,16 @@ async def _in_force(operator: "Operator", bundle: Sha256, objective: "Objective"
 @click.command()
 @cluster_options
 def undeploy(broker: str, cluster: str) -> None:
-    """Stop serving: take away what is deployed."""
+    """Stop serving: take away what is deployed; waits a little until no plan is in force any more."""
     from shoal.coordinator import client
     from shoal.messages import Deployment
 
     async def run() -> None:
         async with client.Operator(broker, cluster) as operator:
             await operator.clear(Deployment)
+            view, until_s = operator.view, time.monotonic() + client.TIMEOUT_S
+            while view.plan is not None and view.coordinated and time.monotonic() < until_s:
+                await operator.next(until_s - time.monotonic())
 
     check_cluster(cluster)
     asyncio.run(run())

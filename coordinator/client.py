@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 
 from shoal import oip
-from shoal.coordinator.chronicle import Entry
+from shoal.coordinator.entries import Entry
 from shoal.encoding import from_json
 from shoal.errors import BoardError, ConfigError, ModelError
 from shoal.manifest import Manifest, file_of, parse
@@ -56,6 +56,12 @@ class View:
         """Return who coordinates, or did."""
         found = self.cluster.get(Coordinator)
         return found if isinstance(found, Coordinator) else None
+
+    @property
+    def coordinated(self) -> bool:
+        """Say whether a coordinator is there, by its last word or its will."""
+        found = self.coordinator
+        return found is not None and found.state == "online"
 
 
 class Operator:
@@ -135,10 +141,7 @@ async def find_coordinator(operator: Operator) -> str:
     Raises ConfigError if there is none.
     """
     until_s = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < until_s:
-        found = operator.view.coordinator
-        if found is not None and found.state == "online":
-            break
+    while not operator.view.coordinated and time.monotonic() < until_s:
         await operator.next(until_s - time.monotonic())
     return coordinator_url(operator.view)
 

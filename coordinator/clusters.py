@@ -12,13 +12,14 @@ from pathlib import Path
 
 from aiohttp import web
 
+from shoal.broker_url import parse_url
 from shoal.coordinator import history
 from shoal.coordinator.depot import Depot
 from shoal.coordinator.history import Scribe
-from shoal.coordinator.service import Absence, Service
+from shoal.coordinator.service import Service
+from shoal.coordinator.turns import Absence
 from shoal.coordinator.weigh import Settings as Eagerness
 from shoal.errors import ConfigError
-from shoal.mqtt import parse_url
 from shoal.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class Settings:
     http_port: int
     state_dir: Path
     eagerness: Eagerness
+    patient: bool
+    """Wait where another coordinator leads, until it has gone; else take the lead from it."""
 
 
 async def run(settings: Settings) -> None:
@@ -56,7 +59,7 @@ async def run(settings: Settings) -> None:
     log.info("coordinator of %s: bundles on %s", ", ".join(settings.clusters), url)
     absence = Absence()
     services = [
-        Service(settings.broker, cluster, url, store, settings.eagerness, absence)
+        Service(settings.broker, cluster, url, store, settings.eagerness, absence, patient=settings.patient)
         for cluster in settings.clusters
     ]
     loop = asyncio.get_running_loop()

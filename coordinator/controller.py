@@ -13,7 +13,7 @@ import math
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import ahead, crowd, experience, telling
+from shoal.coordinator import ahead, crowd, experience, fitness, telling
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.planner import Candidate
@@ -222,10 +222,8 @@ def _without_strangers(state: State, now_s: float) -> State:
 
 def _advance(state: State, now_s: float) -> State:
     """Move the pending plan on: clear the way, commit, or give it up; end the draining one."""
-    if state.draining is not None and state.switched_s is not None:
-        enough_s = max(state.settings.drain_s, 3 * state.draining.predicted.latency_s)
-        if now_s - state.switched_s >= enough_s:
-            state = replace(state, draining=None)
+    if state.draining is not None and now_s >= fitness.drained_s(state, state.draining):
+        state = replace(state, draining=None)
     pending = state.pending
     if pending is None:
         return state

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shoal.clock import calendar
-from shoal.coordinator.chronicle import Entry
+from shoal.coordinator.entries import Entry
 from shoal.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,5 +1,7 @@
 """Can a plan run on the fleet as it is now, and are its boards ready for it?  Answers with reasons."""
 
+import math
+
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.state import Pending, State
 from shoal.messages import Readiness
@@ -67,6 +69,12 @@ def readiness_of(state: State, plan: Plan, now_s: float) -> dict[BoardId, Readin
         epochs = {readiness.epoch: readiness for readiness in reported.epochs} if reported else {}
         found[board] = epochs.get(plan.epoch)
     return found
+
+
+def drained_s(state: State, plan: Plan) -> float:
+    """Return until when `plan`, which was in force before, may still answer its last requests."""
+    since_s = math.inf if state.switched_s is None else state.switched_s
+    return since_s + max(state.settings.drain_s, 3 * plan.predicted.latency_s)
 
 
 def way_is_free(state: State, pending: Pending, now_s: float) -> bool:

@@ -5,7 +5,7 @@ Silence is judged by arithmetic, not by timers.  A board is *alive* until it has
 it has missed a heartbeat.  While the coordinator itself is cut off from the broker it judges nobody.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -84,6 +84,12 @@ def apply(fleet: Fleet, board: BoardId, message: FromBoard, now_s: float, *, ret
         case Vitals():
             known = replace(known, vitals=message, power=power_of(message.power, known.power))
     return _with(fleet, board, known if retained else _heard(known, now_s))
+
+
+def beaten(fleet: Fleet, boards: Iterable[BoardId], now_s: float) -> Fleet:
+    """Return the fleet after each of these boards, all known, sent a heartbeat of its present life."""
+    heard = {name: _heard(fleet.boards[name], now_s) for name in boards}
+    return replace(fleet, boards={**fleet.boards, **heard})
 
 
 def reconnected(fleet: Fleet, now_s: float) -> Fleet:

@@ -15,8 +15,8 @@ from shoal.encoding import to_json
 from shoal.errors import ConfigError, ShoalError
 
 if TYPE_CHECKING:
-    from shoal.coordinator.chronicle import Entry
     from shoal.coordinator.client import View
+    from shoal.coordinator.entries import Entry
 
 LATELY: Final = 30
 """What was measured since so many decisions is told of the plan in force."""
@@ -27,7 +27,8 @@ LATELY: Final = 30
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def explain(broker: str, cluster: str, as_json: bool) -> None:
     """Say why the cluster runs as it does: the reason, the alternatives, what was measured."""
-    from shoal.coordinator import chronicle, render
+    from shoal.coordinator import entries as kept
+    from shoal.coordinator import render
     from shoal.messages import Decision, Telemetry
 
     check_cluster(cluster)
@@ -36,7 +37,7 @@ def explain(broker: str, cluster: str, as_json: bool) -> None:
     if not isinstance(found, Decision):
         raise ConfigError("no coordinator has decided anything in this cluster yet")
     told = [each.measured for each in entries if each.measured and each.epoch == found.epoch]
-    measured = chronicle.together(told) if told else None
+    measured = kept.together(told) if told else None
     if as_json:
         click.echo(json.dumps({**json.loads(to_json(found)), "measured": json.loads(to_json(measured))}))
         return

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from shoal.coordinator.chronicle import Entry
+from shoal.coordinator.entries import Entry
 from shoal.encoding import from_json, to_json
 from shoal.errors import ConfigError, WireError
 

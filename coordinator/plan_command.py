@@ -55,7 +55,7 @@ def plan(
 
     Exits 0, or 4 if nothing fits or keeps to the limits.
     """
-    from shoal.coordinator import render
+    from shoal.coordinator import weighed
     from shoal.coordinator.accuracy import recipes
     from shoal.coordinator.grades import grades
     from shoal.coordinator.planner import propose
@@ -86,7 +86,7 @@ def plan(
     if as_json:
         click.echo(json.dumps([json.loads(to_json(candidate)) for candidate in ranked]))
     else:
-        click.echo(render.candidates(ranked, question.goal))
+        click.echo(weighed.candidates(ranked, question.goal))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ async def _look(broker: str, cluster: str, without: Sequence[str]) -> _Asked:
 
 def _front(asked: "Question", plot: Path | None, *, as_json: bool) -> None:
     """Print the front, and draw it if asked to.  Raises PlanError if there is no plan at all."""
-    from shoal.coordinator import render
+    from shoal.coordinator import weighed
     from shoal.coordinator.accuracy import recipes
     from shoal.coordinator.front import front
     from shoal.coordinator.grades import grades
@@ -148,4 +148,4 @@ def _front(asked: "Question", plot: Path | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([json.loads(to_json(point)) for point in points]))
     else:
-        click.echo(render.front(points))
+        click.echo(weighed.front(points))

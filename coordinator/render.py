@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 from shoal.clock import calendar
-from shoal.coordinator.chronicle import Measured, describe
 from shoal.coordinator.client import View
-from shoal.coordinator.front import Point
-from shoal.coordinator.goals import LATE, Goal, energy_j, power_w, response_s, words_of
-from shoal.coordinator.planner import Candidate
+from shoal.coordinator.entries import Measured, describe
+from shoal.coordinator.goals import words_of
 from shoal.messages import (
     Alarm,
     Birth,
@@ -159,11 +157,11 @@ def plan(found: Plan) -> str:
             does = (
                 f"runs {runs[0]} to {runs[-1]}" if len(runs) > 1 else f"runs {runs[0]}" if runs else "leads"
             )
-            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}{_in(lane.chunks)}")
+            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}{in_chunks(lane.chunks)}")
     return "\n".join(lines)
 
 
-def _in(chunks: int) -> str:
+def in_chunks(chunks: int) -> str:
     """Return in how many chunks rows are computed and gathered, if in several."""
     return f" in {chunks} chunks" if chunks > 1 else ""
 
@@ -178,65 +176,7 @@ def _which(lane: Lane, lanes: Sequence[Lane]) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-_LATENCY = Goal(objective="latency")
-
-
-def candidates(ranked: Sequence[Candidate], goal: Goal = _LATENCY) -> str:
-    """Return the planner's candidates, best first; at a rate, and where joules are known, with these."""
-    rate_per_s, known = goal.limits.rate_per_s, any(c.predicted.idle_w is not None for c in ranked)
-    head = [*_COSTS_HEAD]
-    head += ["95 % AT THE RATE"] if rate_per_s is not None else []
-    head += ["ENERGY", "POWER"] if known else []
-    rows = []
-    for candidate in ranked:
-        predicted = candidate.predicted
-        row = _costs(
-            candidate.strategy,
-            candidate.chunks,
-            candidate.boards,
-            predicted.latency_s,
-            predicted.compute_s,
-            predicted.staging_s,
-            predicted.exchange_s,
-            predicted.carried_bytes,
-            predicted.throughput_per_s,
-        )
-        if rate_per_s is not None:
-            row = (*row, f"{response_s(predicted, LATE, rate_per_s) * 1e3:.1f} ms")
-        if known:
-            joules, watts = energy_j(predicted, goal.limits), power_w(predicted, goal.limits)
-            row = (*row, _unit(joules, "J"), _unit(watts, "W"))
-        rows.append(row)
-    lines = [table(head, rows)]
-    guessed = sorted(board for board, power in goal.powers.items() if power.source == "model")
-    if known and guessed:
-        lines.append(f"energy of {', '.join(guessed)}: guessed from the processor's use, for want of a meter")
-    return "\n".join(lines)
-
-
-def _unit(value: float | None, unit: str) -> str:
-    return "?" if value is None else f"{value:.3g} {unit}"
-
-
-def front(points: Sequence[Point]) -> str:
-    """Return the plans of a front, the quickest first."""
-    return table(
-        ("STRATEGY", "BOARDS", "LATENCY", "THROUGHPUT", "ENERGY", "ERROR"),
-        [
-            (
-                f"{point.candidate.strategy}{_in(point.candidate.chunks)}",
-                ", ".join(point.candidate.boards),
-                f"{point.latency_s * 1e3:.1f} ms",
-                f"{point.throughput_per_s:.2f}/s",
-                _unit(point.energy_j, "J"),
-                "?" if point.error is None else f"{point.error:.2g}" if point.error else "none",
-            )
-            for point in points
-        ],
-    )
-
-
-_COSTS_HEAD = (
+COSTS_HEAD = (
     "STRATEGY",
     "BOARDS",
     "LATENCY",
@@ -247,9 +187,10 @@ _COSTS_HEAD = (
     "SENT",
     "THROUGHPUT",
 )
+"""Over the cells of `costs`."""
 
 
-def _costs(
+def costs(
     strategy: str,
     chunks: int,
     boards: Sequence[BoardId],
@@ -265,7 +206,7 @@ def _costs(
     Staging is in `compute_s` and shown apart; wait is what the lead neither computes nor exchanges.
     """
     return (
-        f"{strategy}{_in(chunks)}",
+        f"{strategy}{in_chunks(chunks)}",
         ", ".join(boards),
         f"{latency_s * 1e3:.1f} ms",
         f"{(compute_s - staging_s) * 1e3:.1f} ms",
@@ -295,7 +236,7 @@ def decision(
     if found.alternatives:
         rows = [
             (
-                *_costs(
+                *costs(
                     alternative.strategy,
                     alternative.chunks,
                     alternative.boards,
@@ -311,7 +252,7 @@ def decision(
             for alternative in found.alternatives
         ]
         lines.append(f"weighed, by {found.objective}, for requests of the sample's sizes:")
-        lines.append(table((*_COSTS_HEAD, ""), rows))
+        lines.append(table((*COSTS_HEAD, ""), rows))
     lines.extend(
         f"{slower.strategy} took {slower.factor:.2f} times as long as predicted under epoch {slower.epoch}: "
         f"it counts as that slow until {calendar(slower.until_s):%Y-%m-%d %H:%M}"

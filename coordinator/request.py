@@ -11,6 +11,7 @@ import numpy as np
 from shoal.coordinator import client
 from shoal.errors import ConfigError
 from shoal.messages import Birth
+from shoal.program import Plan
 from shoal.records import Array, BoardId
 
 
@@ -33,9 +34,7 @@ async def ask(
     """
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
         view = operator.view
-        plan = view.plan
-        if plan is None:
-            raise ConfigError("no plan is in force; see `shoal status`")
+        plan = await _plan(operator)
         url = plan.addresses[plan.lead].http_url
         if board is not None:
             birth = view.boards.get(board, {}).get(Birth)
@@ -56,6 +55,19 @@ async def ask(
             await client.infer(http, lead, plan.model, tensors, trace=name)
             write(trace, await client.timeline(http, lead, name))
         return answer, seconds
+
+
+async def _plan(operator: client.Operator) -> Plan:
+    """Return the plan in force, waiting a little where one is put down for the next.
+
+    Raises ConfigError if there is none.
+    """
+    view, until_s = operator.view, time.monotonic() + client.TIMEOUT_S
+    while view.plan is None and view.deployment is not None and time.monotonic() < until_s:
+        await operator.next(until_s - time.monotonic())
+    if view.plan is None:
+        raise ConfigError("no plan is in force; see `shoal status`")
+    return view.plan
 
 
 def write(file: Path, content: bytes) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from shoal.clock import calendar
-from shoal.coordinator.chronicle import Entry, describe, together
+from shoal.coordinator.entries import Entry, describe, together
 from shoal.errors import ConfigError
 from shoal.text import table
 

@@ -3,20 +3,18 @@
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from shoal.clock import wall_ms
-from shoal.coordinator import chronicle, controller, history, memory, standing
+from shoal.coordinator import chronicle, controller, history, memory, standby, standing
 from shoal.coordinator.chronicle import Chronicle
-from shoal.coordinator.fleet import deaf, reconnected
-from shoal.coordinator.history import History
-from shoal.coordinator.memory import Memory
-from shoal.coordinator.pace import due_s
+from shoal.coordinator.fleet import beaten, deaf, reconnected
+from shoal.coordinator.pace import due_s, patience_s
 from shoal.coordinator.standing import Attention
 from shoal.coordinator.state import Effect, Say, State, Tell
+from shoal.coordinator.turns import Absence
 from shoal.coordinator.weigh import Settings as Eagerness
 from shoal.errors import ConfigError, ModelError
 from shoal.manifest import Manifest
@@ -24,6 +22,7 @@ from shoal.messages import (
     HEARTBEAT_S,
     Alarm,
     Birth,
+    Call,
     Coordinator,
     Decision,
     Deployment,
@@ -48,37 +47,37 @@ REST_S: Final = 0.2
 """So long heartbeats and the like wait to be heard while nothing is."""
 BUSY_S: Final = 0.05
 """So long, in all, this process may decide and not listen before that counts."""
+KEEPALIVE_S: Final = 15
+"""Longer than that of agents: the broker is not to cut off a coordinator that is busy."""
 SETTLE_S: Final = 3 * HEARTBEAT_S
 """After the broker is (back) there, heartbeats are listened to for so long before anything is judged."""
 CALENDAR_S: Final = 1.0
 """The clock of the wall was set, if it has moved by so much beside ours."""
 
-OF_THE_CLUSTER: Final = (Coordinator, Deployment, Plan, Decision)
+OF_THE_CLUSTER: Final = (Coordinator, Call, Deployment, Plan, Decision)
 OF_A_BOARD: Final = (Birth, Presence, Profile, Reported, Desired, Heartbeat, Telemetry, Vitals, Alarm)
 """What is listened to; what boards say to each other is not."""
-
-
-@dataclass(slots=True)
-class Absence:
-    """For how long, in all, this process was too busy to listen to anyone; its clusters share one."""
-
-    total_s: float = 0.0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the cluster that decides: between two that plan, all hear what has come."""
 
 
 class Service:
     """The coordinator of one cluster; others may run beside it in the same event loop."""
 
     def __init__(
-        self, broker: str, cluster: str, url: str, store: Store, eagerness: Eagerness, absence: Absence
+        self,
+        broker: str,
+        cluster: str,
+        url: str,
+        store: Store,
+        eagerness: Eagerness,
+        absence: Absence,
+        *,
+        patient: bool = False,
     ) -> None:
-        """`url` is where `store` takes and serves bundles."""
-        self._broker = broker
-        self._cluster = cluster
+        """`url` is where `store` takes and serves bundles; who is `patient` leads once nobody else does."""
+        self._broker, self._cluster, self._patient = broker, cluster, patient
         self._store = store
-        self._memory = Memory(memory.file_of(store.root, cluster))
-        self.history = History(history.file_of(store.root, cluster))
+        self._memory = memory.Memory(memory.file_of(store.root, cluster))
+        self.history = history.History(history.file_of(store.root, cluster))
         """What is worth keeping goes there; that it is written is another's affair."""
         self._chronicle = Chronicle()
         now_s = time.monotonic()
@@ -88,7 +87,7 @@ class Service:
         self._noted = self._state
         """As it was when it was last looked for what is worth keeping."""
         self._me = Coordinator(incarnation=incarnation, state="online", url=url)
-        self._absence, self._absent_s = absence, absence.total_s
+        self._absence, self._absent_s, self._pauses = absence, absence.total_s, absence.pauses
         self._stop = False
         self._refusal: ConfigError | None = None
         self._ready_s: float | None = None
@@ -109,10 +108,10 @@ class Service:
         """One that leads in our place, by the last that was heard of it."""
         self._contradicted = False
         """Someone who has not heard yet that we lead has put its word in the place of ours."""
+        self._called = False
+        """One that waits for the lead wants to know whether we are there."""
         self._answer: asyncio.Future[None] | None = None
         """What the broker was asked for, see `standing`."""
-        self._unheard: deque[Plan | Decision] = deque(maxlen=64)
-        """What we told and have not heard come back; anything else of the kind is another's."""
         self._mqtt: Mqtt
 
     def stop(self) -> None:
@@ -121,6 +120,10 @@ class Service:
 
     async def live(self) -> None:
         """Serve until told to stop.  Raises ConfigError if a newer coordinator takes over."""
+        if self._patient:
+            await standby.until_free(self._broker, self._cluster, self._me.url, lambda: self._stop)
+            if self._stop:
+                return
         self._mqtt = Mqtt(
             self._broker,
             self._cluster,
@@ -130,6 +133,8 @@ class Service:
                 *(topic(self._cluster, kind, BoardId("+")) for kind in OF_A_BOARD),
             ),
             will=replace(self._me, state="lost"),
+            keepalive_s=KEEPALIVE_S,
+            deaf_to_own=True,  # so a plan or a decision that comes as it is said is another's
         )
         self._mqtt.start()
         try:
@@ -144,26 +149,36 @@ class Service:
     async def _listen(self) -> None:
         """Hear what comes, and decide when it may matter, or when that is due."""
         while not self._stop:
-            calm = self._due_s > time.monotonic() and self._attention.doubt_s is None
-            events = await self._mqtt.batch(REST_S if calm else TICK_S)
-            self._excuse()
-            for event in events:
-                self._take(event)
-                if self._stop:
-                    return
-            if not all(map(_of_no_interest, events)):
-                self._due_s = 0.0
-            if not self._attentive(came=bool(events)):
+            left_s = self._due_s - time.monotonic() if self._attention.doubt_s is None else TICK_S
+            if not self._look(await self._mqtt.batch(min(REST_S, max(TICK_S, left_s)))):
                 continue  # it is decided, if that is due, as soon as boards may be judged again
-            if self._contradicted and self._ready_s is not None:
-                self._say_again()
-            if time.monotonic() >= self._due_s:
-                async with self._absence.turn:
-                    if self._stop:
-                        return
-                    self._decide()
-                    self._note(None)
-                    await asyncio.sleep(0)
+            if self._ready_s is not None and (self._contradicted or self._called):
+                self._say_again() if self._contradicted else self._mqtt.publish(self._me)
+                self._called = False
+            now_s = time.monotonic()
+            if now_s >= self._due_s:
+                async with self._absence.turns.turn(now_s + patience_s(self._state, now_s)):
+                    if self._look(self._mqtt.at_hand()):  # what was said while others had their turn
+                        self._decide()
+                        self._note(None)
+
+    def _look(self, events: Sequence[Event]) -> bool:
+        """Take what has come, and say whether it may be decided now."""
+        self._excuse()
+        beats: dict[BoardId, Heartbeat] = {}
+        for event in events:
+            message = event.message if isinstance(event, Envelope) else None
+            if isinstance(event, Envelope) and isinstance(message, Heartbeat) and event.board is not None:
+                beats[event.board] = message
+                continue
+            self._hear_beats(beats)
+            self._take(event)
+            if self._stop:
+                return False
+            if not isinstance(message, Vitals):
+                self._due_s = 0.0
+        self._hear_beats(beats)
+        return self._attentive(came=bool(events))
 
     def _excuse(self) -> None:
         """Let the time not count in which this process could not listen: what was said is still to come."""
@@ -187,9 +202,20 @@ class Service:
             self._introduce() if self._rival is None else self._yield(self._rival)
         else:
             self._hear(event)
-        if not _of_no_interest(event):
-            told = event.message if isinstance(event, Envelope) else None
+        told = event.message if isinstance(event, Envelope) else None
+        if not isinstance(told, Vitals):
             self._note(told if isinstance(told, Telemetry) else None)
+
+    def _hear_beats(self, beats: dict[BoardId, Heartbeat]) -> None:
+        """Hear heartbeats, which are most of what is said and only renew leases, and forget them."""
+        if not beats:
+            return
+        now_s, boards = time.monotonic(), self._state.fleet.boards
+        known = [b for b, beat in beats.items() if b in boards and boards[b].incarnation == beat.incarnation]
+        for board in beats.keys() - set(known):
+            self._state = controller.heard(self._state, board, beats[board], now_s, retained=False)
+        self._state = replace(self._state, fleet=beaten(self._state.fleet, known, now_s))
+        beats.clear()
 
     def _note(self, told: Telemetry | None) -> None:
         """Keep what is worth it of what has come about; `told` is what a lead has told, if one has."""
@@ -200,9 +226,13 @@ class Service:
 
     def _attentive(self, *, came: bool) -> bool:
         """Say whether boards may be judged now, and ask the broker if that is in doubt."""
+        now_s = time.monotonic()
+        self._absence.look(now_s)
         if self._ready_s is None:
             return True  # nobody is judged while the broker is away
-        now_s = time.monotonic()
+        if self._absence.pauses == self._pauses:  # however long it is since this cluster itself had its turn
+            self._attention = replace(self._attention, looked_s=now_s)
+        self._pauses = self._absence.pauses
         if self._answer is not None and self._answer.done():
             self._answer = None
             self._attention, late = standing.answered(self._attention, now_s)
@@ -253,11 +283,11 @@ class Service:
         state, self._contradicted = self._state, False
         self._mqtt.publish(self._me)
         if state.serving is not None:
-            self._tell(state.serving)
+            self._mqtt.publish(state.serving)
         for board, desired in state.desired.items():
             self._mqtt.publish(desired, board)
         if state.decision is not None:
-            self._tell(state.decision)
+            self._mqtt.publish(state.decision)
 
     def _hear(self, envelope: Envelope) -> None:
         now_s = time.monotonic()
@@ -266,6 +296,8 @@ class Service:
             case Coordinator():
                 self._remembered = self._remembered or envelope.retained
                 self._hear_coordinator(message)
+            case Call():
+                self._called = True
             case Deployment():
                 self._deployment_came = True
                 self._state = controller.deployed(self._state, self._here(message), now_s)
@@ -273,8 +305,6 @@ class Service:
                 self._state = controller.deployed(self._state, None, now_s)
             case Decision() if envelope.retained:
                 self._found = message
-            case Plan() | Decision() if message in self._unheard and not envelope.retained:
-                self._unheard.remove(message)
             case Plan() | Desired() if envelope.retained or not self._state.connected:
                 self._state = controller.remembered(self._state, message)
             case Plan() | Decision():
@@ -365,15 +395,6 @@ class Service:
             elif isinstance(effect, Tell):
                 if isinstance(effect.message, Plan):
                     log.info("%s: epoch %d: %s", self._cluster, effect.message.epoch, effect.message.reason)
-                self._tell(effect.message)
+                self._mqtt.publish(effect.message)
             else:
                 self._mqtt.clear(Plan)
-
-    def _tell(self, message: Plan | Decision) -> None:
-        self._unheard.append(message)
-        self._mqtt.publish(message)
-
-
-def _of_no_interest(event: Event) -> bool:
-    """Say whether it only renews a lease, or tells of power and heat: no plan has to follow at once."""
-    return isinstance(event, Envelope) and isinstance(event.message, Heartbeat | Vitals)

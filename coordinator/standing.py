@@ -1,13 +1,16 @@
 """Whether this coordinator leads its cluster, and whether what it sees is fit to judge boards by.  Pure.
 
 Of two coordinators the one with the larger incarnation leads, and agents do not obey the other.  One that
-begins makes itself the larger; one that has begun and hears of a larger one stops.
+begins makes itself the larger; one that has begun and hears of a larger one stops.  So that two which are
+started again and again do not take turns, one that finds another begins only once that one has gone, by its
+own word or will, or does not answer when it is called.
 
 Boards are judged by their silence, and that may be the fault of the broker, of the network or of this very
 process, which may have been stopped for a while.  So before it judges after a pause, or when nobody at all
 says anything, a coordinator asks the broker to answer: what comes before the answer was said before it.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -19,6 +22,11 @@ SILENCE_S: Final = 1.0
 """Nothing came for so long; less than a board's lease."""
 PATIENCE_S: Final = 2.0
 """A question that is not answered for so long is asked again."""
+
+CALL_S: Final = 1.5
+"""So often one that waits calls the one that leads."""
+GONE_S: Final = 5.0
+"""Who has not answered for so long has gone, whatever the broker says."""
 
 Verdict = Literal["go on", "say again", "outbid", "yield"]
 """`say again`: publish all that is ours once more, for another's word has taken its place at the broker;
@@ -105,3 +113,51 @@ def answered(attention: Attention, now_s: float) -> tuple[Attention, bool]:
     """
     late = attention.doubt_s is not None and now_s - attention.doubt_s > PAUSE_S
     return replace(attention, doubt_s=None, heard_s=now_s), late
+
+
+# --- one that waits ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standby:
+    """What a coordinator knows that waits for the lead; times are of its clock."""
+
+    url: str
+    """Where it would serve bundles.  Who led there before was an earlier life of it, and is no more."""
+    leader: Coordinator | None = None
+    """Who leads, by the last word; None: nobody."""
+    heard_s: float | None = None
+    """When the leader answered last, or waiting began; None: not all that the broker keeps has come yet."""
+    called_s: float = -math.inf
+    """When the leader was called last."""
+
+
+def arrived(standby: Standby, now_s: float) -> Standby:
+    """Return what is known once all that the broker keeps has come."""
+    return replace(standby, heard_s=now_s)
+
+
+def told(standby: Standby, other: Coordinator, now_s: float) -> Standby:
+    """Return what is known after a word of a coordinator, or the broker's memory of one."""
+    heard_s = None if standby.heard_s is None else now_s
+    leader = standby.leader
+    if other.state == "online":
+        leader = None if other.url == standby.url else other
+        return replace(standby, leader=leader, heard_s=heard_s)
+    if leader is None or leader.url != other.url:
+        return standby  # the end of another one
+    return replace(standby, leader=None)
+
+
+def called(standby: Standby, now_s: float) -> tuple[Standby, bool]:
+    """Return what is known, and whether to call the leader now."""
+    if standby.leader is None or standby.heard_s is None or now_s - standby.called_s < CALL_S:
+        return standby, False
+    return replace(standby, called_s=now_s), True
+
+
+def is_free(standby: Standby, now_s: float) -> bool:
+    """Say whether the lead may be taken."""
+    if standby.heard_s is None:
+        return False
+    return standby.leader is None or now_s - standby.heard_s > GONE_S

@@ -176,10 +176,10 @@ class Cluster:
         state_dir = self.folder / "broker" if self._kind == "mosquitto" else None
         self.broker = BrokerProcess.start(self._kind, self._port, state_dir, log=self.folder / "broker.log")
 
-    def start_coordinator(self) -> None:
-        """Start the coordinator, again with the same store if it ran before."""
+    def start_coordinator(self, *more: str) -> None:
+        """Start the coordinator, with more options; again with the same store if it ran before."""
         command = ["coordinator", "--broker", self.url, "--state-dir", str(self.folder / "coordinator")]
-        command += ["--margin", str(self._margin), "--verbose"]
+        command += ["--margin", str(self._margin), "--verbose", *more]
         self.coordinator = Process(command, self.folder / "coordinator.log")
 
     def start_board(self, name: BoardId, *, memory_bytes: int | None = None, threads: int = 1) -> Process:

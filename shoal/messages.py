@@ -280,6 +280,13 @@ class Coordinator:
     url: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A coordinator at `url` that waits for the lead asks whether the one that has it is still there."""
+
+    url: str
+
+
 Objective = Literal["latency", "p95", "throughput", "energy"]
 """By what plans are compared: time of a request, time of 95 in 100, requests per second, joules a request."""
 
@@ -394,6 +401,7 @@ Message = (
     | Airtime
     | Alarm
     | Coordinator
+    | Call
     | Deployment
     | Plan
     | Decision

@@ -2,6 +2,7 @@
 
 paho reads and writes in our event loop, so that one process can have hundreds of connections; only to
 connect takes a thread, because looking up a name blocks.  Whatever happens becomes an event in a queue.
+Many messages are taken in at once, else a loop with other work falls behind what its connections bring.
 Nothing is queued for a broker that is away: retained state is published again by its owner after each
 `Up`, so an old copy can never overtake a new one.
 """
@@ -11,8 +12,9 @@ import logging
 import random
 import secrets
 import socket
+import ssl
 import threading
-import urllib.parse
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from shoal import wire
 from shoal.bell import Bell
+from shoal.broker_url import parse_url
 from shoal.errors import ConfigError, WireError
 from shoal.messages import Message
 from shoal.records import BoardId
@@ -34,8 +37,13 @@ KEEPALIVE_S: Final = 5
 LOOK_S: Final = 1.0
 """So often it is looked whether the broker still answers."""
 STOP_S: Final = 0.5
-DEFAULT_PORT: Final = 1883
 MAX_EVENTS: Final = 10_000
+RECEIVE_BYTES: Final = 1 << 16
+"""So much is taken from the system at once."""
+READ_AT_ONCE: Final = 16
+"""So many messages of one connection are taken in before the others have their turn."""
+MAX_OWN: Final = 256
+"""Of so many of our own messages it is known that they are still to come back."""
 MAX_TOLD: Final = 1000
 """Of so many topics at most it is said that messages were refused."""
 
@@ -55,47 +63,29 @@ class Down:
 Event = Up | Down | Envelope
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerUrl:
-    """Where the broker is, and who we are there."""
+class _Client(paho.Client):
+    """paho's client, but with a buffer: paho asks the system for a byte or two, three times a message."""
 
-    host: str
-    port: int
-    user: str | None
-    password: str | None
+    _came = b""
+    _at = 0
 
-    def __str__(self) -> str:
-        return f"mqtt://{self.host}:{self.port}"
+    def begin_anew(self) -> None:
+        """Forget what came over the connection before."""
+        self._came, self._at = b"", 0
 
+    def holds_more(self) -> bool:
+        """Say whether something has come that the system will not tell of again."""
+        sock = self.socket()
+        hidden = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        return sock is not None and (hidden or self._at < len(self._came))
 
-def parse_url(url: str) -> BrokerUrl:
-    """Return the parts of `mqtt://[user:password@]host[:port]`; else ConfigError."""
-    parts = urllib.parse.urlsplit(url)
-    try:
-        port = parts.port or DEFAULT_PORT
-    except ValueError:
-        port = 0
-    if parts.scheme != "mqtt" or not parts.hostname or not port or parts.path.strip("/") or parts.query:
-        raise ConfigError(f"broker: expected mqtt://HOST[:PORT], got {url!r}")
-    return BrokerUrl(host=parts.hostname, port=port, user=parts.username, password=parts.password)
-
-
-def address_towards(url: str) -> str:
-    """Return the address of this machine that a broker sees; no packet is sent.
-
-    Raises ConfigError if there is no way to the broker.
-    """
-    broker = parse_url(url)
-    try:
-        found = socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except socket.gaierror as error:
-        raise ConfigError(f"broker {broker}: there is no host called {broker.host}") from error
-    except OSError as error:
-        raise ConfigError(f"no way to {broker.host}: {error}; give our own address with --host") from error
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """Return up to `bufsize` bytes, as paho expects of the method of this name; b"" at the end."""
+        if self._at == len(self._came):
+            self._came, self._at = super()._sock_recv(RECEIVE_BYTES), 0
+        piece = self._came[self._at : self._at + bufsize]
+        self._at += len(piece)
+        return piece
 
 
 class Mqtt:
@@ -111,17 +101,19 @@ class Mqtt:
         will: Message | None = None,
         will_board: BoardId | None = None,
         strangers: Mapping[str, Callable[[bytes], None]] | None = None,
+        keepalive_s: int = KEEPALIVE_S,
+        deaf_to_own: bool = False,
     ) -> None:
         """Prepare a client called `name` that will subscribe to `filters` at each connection.
 
         `strangers` are topics that are not ours, such as that of a power meter: what comes there goes to
-        its function.
+        its function.  `deaf_to_own`: what we publish is not read when it comes back, unless it was kept.
         """
         self.url = parse_url(url)
         self.events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self.refused = 0
         """Messages that did not keep to the protocol, or came while the queue was full."""
-        self._cluster = cluster
+        self._cluster, self._keepalive_s = cluster, keepalive_s
         self._strangers = dict(strangers or {})
         self._filters = (*filters, *self._strangers)
         self._fence = f"shoal/fence/{cluster}-{name}-{secrets.token_hex(4)}"
@@ -132,6 +124,10 @@ class Mqtt:
         """The connection has ended."""
         self._urgent = Bell()
         """Something has come that is not to wait, see `batch`."""
+        self._own: deque[tuple[str, bytes]] | None = deque(maxlen=MAX_OWN) if deaf_to_own else None
+        """What we have published and has not come back."""
+        self._reads_on = False
+        """More of what has come is taken in at the next turn of the loop."""
         self._tokens: dict[bytes, asyncio.Future[None]] = {}
         self._unsubscribed: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
@@ -140,7 +136,7 @@ class Mqtt:
         self._told: set[str] = set()
         """Topics from which a message was refused, of each of which that has been said."""
         self._up = False
-        self._client = paho.Client(
+        self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=f"{cluster}-{name}-{secrets.token_hex(4)}",
             protocol=paho.MQTTv311,
@@ -166,7 +162,7 @@ class Mqtt:
 
     def start(self) -> None:
         """Begin to connect, and to reconnect whenever the broker goes away."""
-        self._client.connect_async(self.url.host, self.url.port, KEEPALIVE_S)
+        self._client.connect_async(self.url.host, self.url.port, self._keepalive_s)
         self._living = self._loop.create_task(self._live())
 
     async def stop(self) -> None:
@@ -226,15 +222,21 @@ class Mqtt:
         What may get lost on its way may wait: so a thousand heartbeats wake nobody a thousand times.
         """
         await self._urgent.wait(timeout_s)
+        return self.at_hand()
+
+    def at_hand(self) -> list[Event]:
+        """Return all that has come, without waiting."""
         self._urgent.hush()
         return [self.events.get_nowait() for _ in range(self.events.qsize())]
 
     def publish(self, message: Message, board: BoardId | None = None) -> bool:
         """Publish where the table says; return False if the broker is away and nothing was sent."""
         route = wire.route_of(type(message))
-        return self._send(
-            wire.topic(self._cluster, type(message), board), wire.encode(message), route.qos, route.retain
-        )
+        topic, payload = wire.topic(self._cluster, type(message), board), wire.encode(message)
+        sent = self._send(topic, payload, route.qos, route.retain)
+        if sent and self._own is not None:
+            self._own.append((topic, payload))
+        return sent
 
     def clear(self, kind: type[Message], board: BoardId | None = None) -> bool:
         """Clear what the broker retains of that message."""
@@ -306,13 +308,28 @@ class Mqtt:
             log.debug("event loop closed; dropped %r", arguments)
 
     def _opened(self, _client: paho.Client, _user: object, sock: object) -> None:
+        self._client.begin_anew()
         if isinstance(sock, socket.socket):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are small, and not to wait
             self._call(self._read_from, sock)
 
     def _read_from(self, sock: socket.socket) -> None:
         if sock.fileno() >= 0 and not self._stopping:
-            self._loop.add_reader(sock, self._client.loop_read)
+            self._loop.add_reader(sock, self._read)
+
+    def _read(self) -> None:
+        """Take in what has come, as far as others do not have to wait for it."""
+        for _ in range(READ_AT_ONCE):
+            self._client.loop_read()  # of a connection that has ended it returns at once
+            if not self._client.holds_more():
+                return
+        if not self._reads_on:
+            self._reads_on = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._reads_on = False
+        self._read()
 
     def _closed(self, _client: paho.Client, _user: object, sock: object) -> None:
         if isinstance(sock, socket.socket) and not self._loop.is_closed():
@@ -351,25 +368,27 @@ class Mqtt:
         self, _client: paho.Client, _user: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         self._up, self._missed = False, True
+        if self._own is not None:
+            self._own.clear()
         self._gone.ring()
         if not self._stopping:
             self._put(Down(reason=str(reason)))
 
     def _arrived(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
-        if message.topic == self._fence:
-            if message.payload:
-                self._token_back(bytes(message.payload))
-            else:
-                self._put(Up())
+        topic, payload = message.topic, bytes(message.payload)
+        if topic == self._fence:
+            self._token_back(payload) if payload else self._put(Up())
             return
-        stranger = self._strangers.get(message.topic)
-        if stranger is not None:
-            stranger(bytes(message.payload))
+        if topic in self._strangers:
+            self._strangers[topic](payload)
+            return
+        if self._own and not message.retain and (topic, payload) in self._own:
+            self._own.remove((topic, payload))
             return
         try:
-            envelope = wire.decode(message.topic, bytes(message.payload), retained=message.retain)
+            envelope = wire.decode(topic, payload, retained=message.retain)
         except WireError as error:
-            self._refuse(message.topic, error)
+            self._refuse(topic, error)
             return
         self._put(envelope)
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from shoal import messages
-from shoal.encoding import build, to_json
+from shoal.encoding import build, keep, to_json
 from shoal.errors import WireError
 from shoal.messages import Message
 from shoal.program import Plan
@@ -56,10 +56,13 @@ WIRE: Final = (
     Route("board/{board}/alarm", messages.Alarm, Sender.AGENT, qos=1, retain=False),
     Route("board/{board}/desired", messages.Desired, Sender.COORDINATOR, qos=1, retain=True),
     Route("coordinator", messages.Coordinator, Sender.COORDINATOR, qos=1, retain=True),
+    Route("coordinator/call", messages.Call, Sender.COORDINATOR, qos=1, retain=False),
     Route("plan", Plan, Sender.COORDINATOR, qos=1, retain=True),
     Route("decision", messages.Decision, Sender.COORDINATOR, qos=1, retain=True),
     Route("deployment", messages.Deployment, Sender.OPERATOR, qos=1, retain=True),
 )
+
+keep(Plan)  # each board of a cluster is told of the same ones, several times
 
 _ROUTE_OF: Final[Mapping[type, Route]] = {route.message: route for route in WIRE}
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from shoal.coordinator.broker import BrokerProcess, Kind
 from shoal.coordinator.client import Operator, fetch_history
 from shoal.coordinator.depot import Depot
 from shoal.coordinator.history import History, file_of
-from shoal.coordinator.service import Absence, Service
+from shoal.coordinator.service import Service
+from shoal.coordinator.turns import Absence
 from shoal.coordinator.weigh import Settings
 from shoal.errors import BoardError, ConfigError
-from shoal.messages import Coordinator, Decision
+from shoal.messages import Call, Coordinator, Decision
 from shoal.mqtt import Mqtt, Up
 from shoal.records import Profile
 from shoal.store import Store
@@ -94,6 +95,112 @@ def test_a_process_whose_clusters_are_all_taken_over_says_so(broker: BrokerProce
             await asyncio.wait_for(living, WAIT_S)
         newer.stop()
         await taking
+
+    asyncio.run(run())
+
+
+@both_kinds
+def test_what_came_while_a_cluster_waited_for_its_turn_is_heard_before_it_decides(
+    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its boards, which spoke meanwhile, would count as lost."""
+    absence = Absence()
+    seen: list[bool] = []
+
+    async def until(holds: Callable[[], object]) -> None:
+        for _ in range(round(WAIT_S / 0.01)):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("not in time")
+
+    async def run() -> None:
+        mine = service(broker, "a", tmp_path, absence)
+        living = asyncio.ensure_future(mine.live())
+        await coordinator(broker, "a", "online")
+        board = Mqtt(broker.url, "a", A, filters=())
+        board.start()
+        while not isinstance(await board.next(), Up):
+            pass
+        board.publish(build.birth(A), A)
+        await until(lambda: A in mine._state.fleet.boards)
+        decide = mine._decide
+
+        def decided() -> None:
+            seen.append(mine._state.fleet.boards[A].profile is not None)
+            decide()
+
+        async with absence.turns.turn(-math.inf):  # others decide
+            monkeypatch.setattr(mine, "_decide", decided)
+            board.publish(build.presence("online"), A)
+            await until(lambda: absence.turns._waiting)
+            board.publish(build.profile(build.chain()), A)
+            await until(lambda: mine._mqtt.events.qsize())
+            assert not seen
+        await until(lambda: seen)
+        await board.stop()
+        mine.stop()
+        await living
+
+    asyncio.run(run())
+    assert seen[0]
+
+
+@both_kinds
+def test_one_that_waits_leads_once_the_other_has_gone(
+    broker: BrokerProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So two that are started again and again do not take turns."""
+    caplog.set_level(logging.INFO, "shoal.coordinator.standby")
+    url, store = "http://10.0.0.2:9000", Store(tmp_path / "second")
+
+    async def wait() -> tuple[Service, asyncio.Task[None]]:
+        caplog.clear()
+        second = Service(broker.url, "a", url, store, Settings(), Absence(), patient=True)
+        waiting = asyncio.ensure_future(second.live())
+        for _ in range(round(WAIT_S / 0.1)):
+            if caplog.text:
+                break
+            await asyncio.sleep(0.1)
+        assert f"a: {URL} coordinates it" in caplog.text
+        return second, waiting
+
+    async def run() -> None:
+        first = service(broker, "a", tmp_path / "first", Absence())
+        leading = asyncio.ensure_future(first.live())
+        before = await coordinator(broker, "a", "online")
+        second, waiting = await wait()
+        second.stop()
+        await waiting
+        second, waiting = await wait()
+        assert await coordinator(broker, "a", "online") == before, "who comes and goes is not noticed"
+        first.stop()
+        await leading
+        after = await coordinator(broker, "a", "online")
+        assert after.url == url
+        assert after.incarnation > before.incarnation
+        second.stop()
+        await waiting
+
+    asyncio.run(run())
+
+
+@both_kinds
+def test_the_one_that_leads_answers_when_it_is_called(broker: BrokerProcess, tmp_path: Path) -> None:
+    async def run() -> None:
+        mine = service(broker, "a", tmp_path, Absence())
+        living = asyncio.ensure_future(mine.live())
+        found = await coordinator(broker, "a", "online")
+        async with Operator(broker.url, "a") as operator:
+            operator.view.cluster.pop(Coordinator)
+            await operator.publish(Call(url="http://10.0.0.2:9000"))
+            for _ in range(round(WAIT_S / 0.1)):
+                if operator.view.coordinator is not None:
+                    break
+                await operator.next(0.1)
+            assert operator.view.coordinator == found
+        mine.stop()
+        await living
 
     asyncio.run(run())
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal import wire
-from shoal.coordinator.service import Absence, Service
+from shoal.coordinator.service import Service
+from shoal.coordinator.turns import Absence
 from shoal.coordinator.weigh import Settings
 from shoal.messages import Airtime, Deployment, Desired, Presence
 from shoal.mqtt import Mqtt, Up

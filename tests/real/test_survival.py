@@ -18,6 +18,7 @@ import pytest
 from shoal.clock import wall_ms
 from shoal.coordinator import client, memory
 from shoal.coordinator.history import file_of, read
+from shoal.coordinator.standing import GONE_S
 from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
 from shoal.messages import BundleSource, Coordinator, Decision, Reported
@@ -285,6 +286,41 @@ def test_frozen_while_another_came_and_went_it_leads_again(trial: Torn) -> None:
         assert watch.view.coordinator is not None
         assert watch.view.coordinator.url == known.url
         await recovered(trial, watch, await trial.deploy_other(watch))
+
+    unharmed(trial.under_load(trouble))
+
+
+def test_two_that_are_started_again_and_again_do_not_take_turns(trial: Torn) -> None:
+    def waits(found: Process, times: int) -> Callable[[], bool]:
+        return lambda: found.log.read_text().count("coordinates it") >= times
+
+    async def trouble(watch: Watch) -> None:
+        await watch.until("a coordinator", another(watch, None))
+        first, leads, log = (
+            trial.cluster.coordinator,
+            watch.view.coordinator,
+            trial.cluster.folder / "second.log",
+        )
+        epochs = list(watch.epochs)
+        for times in (1, 2, 3):
+            second = Process(first.command, log)
+            await watch.until("the second one to wait", waits(second, times))
+            if times < 3:
+                second.kill()
+        await asyncio.sleep(GONE_S + 1.0)
+        assert watch.view.coordinator == leads, "it answers"
+        first.kill()
+        await watch.until("the second one to lead", another(watch, leads))
+        newest = watch.view.coordinator
+        assert newest is not None
+        trial.cluster.start_coordinator()
+        await watch.until("the first one to wait", waits(trial.cluster.coordinator, 1))
+        await watch.until("all boards to obey the second", lambda: obeyed(watch) == {newest.incarnation})
+        await asyncio.sleep(GONE_S + 1.0)
+        assert watch.view.coordinator == newest
+        assert watch.epochs == epochs, "nobody has noticed"
+        second.kill()
+        await watch.until("the first one to lead again", another(watch, newest))
 
     unharmed(trial.under_load(trouble))
 

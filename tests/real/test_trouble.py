@@ -114,7 +114,7 @@ def test_a_coordinator_that_was_frozen_while_another_took_over_is_obeyed_by_nobo
         old = trial.cluster.coordinator
         before = watch.view.coordinator
         old.freeze()
-        trial.cluster.start_coordinator()
+        trial.cluster.start_coordinator("--take-over")
         await watch.until("another coordinator", lambda: watch.view.coordinator != before)
         newest = watch.view.coordinator
         assert newest is not None

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from shoal.coordinator import chronicle
-from shoal.coordinator.chronicle import WINDOW_S, Chronicle, Entry, Measured, together
+from shoal.coordinator.chronicle import WINDOW_S, Chronicle
+from shoal.coordinator.entries import Entry, Measured, describe, together
 from shoal.coordinator.experience import Slower
 from shoal.coordinator.fleet import FromBoard
 from shoal.coordinator.state import Pending, State
@@ -134,7 +135,7 @@ def test_what_requests_took_is_gathered_and_closed_when_another_plan_comes() -> 
     assert (whole.answered, whole.failed, whole.retried, whole.alone) == (150, 15, 30, 45)
     assert (whole.latency_median_s, whole.latency_p95_s) == (0.3, 0.8)
     assert world.serving is not None
-    assert "1.00 times the 300.0 ms predicted" in chronicle.describe(whole)
+    assert "1.00 times the 300.0 ms predicted" in describe(whole)
     switched = max(i for i, entry in enumerate(world.entries) if entry.kind == "switched")
     assert world.entries.index(found[-1]) < switched
 

@@ -18,10 +18,11 @@ from shoal.coordinator.fleet import (
     living,
     reconnected,
 )
+from shoal.coordinator.pace import due_s
 from shoal.coordinator.state import Retract, Say, State, Tell
 from shoal.coordinator.weigh import Settings
 from shoal.manifest import Manifest
-from shoal.messages import HEARTBEAT_S, Decision, Deployment, Desired, Readiness
+from shoal.messages import HEARTBEAT_S, Decision, Deployment, Desired, Heartbeat, Readiness
 from shoal.program import Plan
 from shoal.records import Address, BoardId, Profile, Sha256, Timing
 from tests import build
@@ -85,6 +86,10 @@ class World:
         """By board, the life and the epochs for which it said last that it is ready."""
         self.dies_after: int | None = None
         """The coordinator is killed once it has published so much of what it decides next."""
+        self.there: frozenset[BoardId] = frozenset()
+        """The boards that counted as there when it was decided last."""
+        self.due_s = 0.0
+        """Before then no step of a switch is due, and no board counts as lost, unless something is said."""
 
     # --- what happens
 
@@ -108,6 +113,8 @@ class World:
     def say(self, board: BoardId, message: FromBoard, *, retained: bool = False) -> None:
         if not retained and not self.boards[board].speaks:
             return
+        if not isinstance(message, Heartbeat):
+            self.due_s = 0.0
         self.state = controller.heard(self.state, board, message, self.now_s, retained=retained)
 
     def report(self, board: BoardId) -> None:
@@ -154,6 +161,7 @@ class World:
 
     def deploy(self, deployment: Deployment | None) -> None:
         self.state = controller.deployed(self.state, deployment, self.now_s)
+        self.due_s = 0.0
 
     def restart_coordinator(self) -> None:
         """Start a coordinator that knows what the broker has kept, and nothing else."""
@@ -246,7 +254,9 @@ class World:
         deployment = self.state.deployment
         if deployment is not None and self.state.manifest is None:
             self.state = replace(self.state, manifest=self.manifests.get(deployment.bundle.manifest))
+        before = self.state
         self.state, effects = controller.decide(self.state, self.now_s)
+        self.check_pace(before)
         dies = self.dies_after is not None and bool(effects)
         if dies:
             effects, self.dies_after = effects[: self.dies_after], None
@@ -309,6 +319,18 @@ class World:
                 weights = {blob for segment in known for blob in segment.weights}
                 needed = sum(blob.size_bytes for blob in weights) + max(s.work_bytes for s in known)
                 assert needed <= profile.memory_bytes, f"{board} cannot hold {sorted(held)}"
+
+    def check_pace(self, before: State) -> None:
+        """Fail if something came about before it was due, so that a coordinator would have missed it."""
+        after = self.state
+        if self.now_s < self.due_s:
+            if before.pending is not None:
+                assert after.pending == before.pending, "a step of the switch"
+            if before.pending is not None or after.pending is None:
+                assert after.draining == before.draining, "the end of the plan before"
+            assert self.there <= living(after.fleet, self.now_s).keys(), "the loss of a board"
+        self.due_s = due_s(after, self.now_s)
+        self.there = frozenset(living(after.fleet, self.now_s))
 
     # --- what can be seen
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.codec import codec_of
-from shoal.coordinator import render
+from shoal.coordinator import weighed
 from shoal.coordinator.accuracy import EXACT, uniform
 from shoal.coordinator.cost import predict
 from shoal.coordinator.front import Point, front
@@ -249,11 +249,11 @@ def test_rates_and_joules_are_shown() -> None:
         objective="energy", limits=limits(rate_per_s=2.0), powers={**WATTS, B: power(1.0, 3.0, "model")}
     )
     ranked = propose(PAIR, BOTH, NONE, "energy", limits=goal.limits, powers=goal.powers)
-    text = render.candidates(ranked, goal)
+    text = weighed.candidates(ranked, goal)
     assert "95 % AT THE RATE" in text
     assert "1.4 J" in text, "0.4 J of b at work and 2 W x 0.5 s"
     assert "energy of b: guessed from the processor's use" in text
-    assert "ENERGY" not in render.candidates(propose(PAIR, BOTH, NONE, "latency"))
+    assert "ENERGY" not in weighed.candidates(propose(PAIR, BOTH, NONE, "latency"))
 
 
 # --- a batch is divided among lanes ---------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_the_front_ends_where_each_figure_is_best() -> None:
         ],
         rel=0.01,
     )
-    text = render.front(points)
+    text = weighed.front(points)
     assert "none" in text
     assert "J" in text
 
@@ -445,4 +445,4 @@ def test_codecs_that_lose_something_are_on_the_front_with_their_error() -> None:
     assert errors["sequence i8"] == pytest.approx(1 / 254)
     assert errors["sequence"] == 0.0
     assert points[0].energy_j is None
-    assert "?" in render.front(points)
+    assert "?" in weighed.front(points)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.coordinator import history
-from shoal.coordinator.chronicle import Entry
+from shoal.coordinator.entries import Entry
 from shoal.coordinator.history import VERSION, History, Scribe, file_of, read
 from shoal.errors import ConfigError
 from tests.unit.test_chronicle import NOTHING

@@ -5,7 +5,7 @@ from dataclasses import replace
 from shoal.coordinator import fleet
 from shoal.coordinator.ahead import CALM_S, Outlook
 from shoal.coordinator.fleet import DOUBT_LEASE_S, LEASE_S
-from shoal.coordinator.pace import IDLE_S, WAITING_S, due_s
+from shoal.coordinator.pace import IDLE_S, WAITING_S, due_s, patience_s
 from shoal.coordinator.question import Question
 from shoal.coordinator.state import Pending, State
 from shoal.coordinator.weigh import Settings
@@ -40,18 +40,38 @@ def test_no_longer_than_until_a_board_would_be_lost() -> None:
     assert due_s(gone, 11.5) == 11.5 + IDLE_S, "nobody waits for a board that has left"
 
 
-def test_what_is_under_way_is_looked_at_all_the_time() -> None:
-    plan = build.plan(2)
+def test_a_board_in_doubt_is_looked_at_when_it_counts_as_lost() -> None:
+    assert due_s(replace(calm(), connected=False), 10.6) == 10.6
     doubted = fleet.apply(calm().fleet, B, build.presence("lost"), 10.5, retained=False)
-    for state in (
-        replace(calm(), connected=False),
-        replace(calm(), pending=Pending(plan=plan, since_s=10.0, cleared=True)),
-        replace(calm(), draining=plan),
-        replace(calm(), fleet=doubted),
-    ):
-        assert due_s(state, 10.6) == 10.6
     after_s = 10.5 + DOUBT_LEASE_S
+    assert due_s(replace(calm(), fleet=doubted), 10.6) == after_s
     assert due_s(replace(calm(), fleet=doubted), after_s) > after_s, "it is lost, and that is known"
+
+
+def test_a_switch_is_looked_at_when_a_step_of_it_is_due() -> None:
+    """What boards say of it is heard at once anyway."""
+    waits = Settings(prepare_timeout_s=0.7, drain_s=0.3)
+    state = replace(calm(), settings=waits, switched_s=10.0)
+    beside = Pending(plan=build.plan(2), since_s=10.0, cleared=True)
+    assert due_s(replace(state, pending=beside), 10.0) == 10.7
+    plan = build.plan(2)
+    quick = replace(plan, predicted=replace(plan.predicted, latency_s=0.05))
+    assert due_s(replace(state, draining=quick), 10.0) == 10.3
+    apart = replace(beside, cleared=False)
+    holding = build.reported(build.ready(1))
+    held = fleet.apply(state.fleet, A, holding, 10.0, retained=False)
+    assert due_s(replace(state, fleet=held, pending=apart), 10.1) == 10.3
+    gone = fleet.apply(held, A, build.reported(), 10.1, retained=False)
+    assert due_s(replace(state, fleet=gone, pending=apart), 10.1) == 10.1, "the way is free"
+
+
+def test_who_has_no_plan_goes_before_who_has_one_and_a_step_of_a_switch_before_both() -> None:
+    served = replace(calm(), deployment=build.deployment())
+    needy = replace(served, serving=None)
+    switching = replace(served, pending=Pending(plan=build.plan(2), since_s=10.0, cleared=True))
+    assert patience_s(switching, 10.0) < patience_s(needy, 10.0) < patience_s(served, 10.0)
+    assert patience_s(served, 10.0 + LEASE_S) == patience_s(needy, 10.0), "its boards are lost"
+    assert patience_s(replace(needy, deployment=None), 10.0) == patience_s(served, 10.0)
 
 
 def test_plans_to_come_are_worked_out_one_at_each_look() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shoal.coordinator import drawing, retrospect
-from shoal.coordinator.chronicle import Entry, Measured
+from shoal.coordinator.entries import Entry, Measured
 from shoal.errors import ConfigError
 from tests.unit.test_chronicle import NOTHING
 from tests.unit.test_history import entry

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from shoal.codec import codec_of
-from shoal.coordinator import render, sharded
+from shoal.coordinator import sharded, weighed
 from shoal.coordinator.accuracy import uniform
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.goals import cost
@@ -168,10 +168,10 @@ def test_rows_are_gathered_in_chunks_where_that_is_quicker() -> None:
     }
     assert chosen.chunks == min(price_s, key=price_s.__getitem__) > 1
     assert chosen.predicted.latency_s <= min(price_s.values())
-    assert f"sequence in {chosen.chunks} chunks" in render.candidates([chosen])
+    assert f"sequence in {chosen.chunks} chunks" in weighed.candidates([chosen])
     costly = {each: board(1.0, goodput=1e3, base_s=0.1) for each in (A, B)}
     assert shared(costly).chunks == 1, "every run costs 0.1 s, and a chunk saves less on the wire"
-    assert "chunks" not in render.candidates([shared(costly)])
+    assert "chunks" not in weighed.candidates([shared(costly)])
 
 
 # --- heads ----------------------------------------------------------------------------------------

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.coordinator import standing
-from shoal.coordinator.standing import PATIENCE_S, PAUSE_S, SILENCE_S, Attention, Verdict
+from shoal.coordinator.standing import (
+    CALL_S,
+    GONE_S,
+    PATIENCE_S,
+    PAUSE_S,
+    SILENCE_S,
+    Attention,
+    Standby,
+    Verdict,
+)
 from shoal.messages import Coordinator
 
 State = Literal["online", "left", "lost"]
@@ -272,3 +281,40 @@ def test_silence_of_all_is_asked_about_and_an_answer_that_is_late_says_that_boar
     assert late
     attention, ask = standing.looked(attention, now_s + 0.05, came=False)
     assert not ask
+
+
+# --- one that waits ----------------------------------------------------------------------------------
+
+
+def test_who_finds_nobody_begins_once_all_that_is_kept_has_come() -> None:
+    standby = Standby(url="http://me")
+    assert not standing.is_free(standby, 10.0)
+    assert standing.is_free(standing.arrived(standby, 10.0), 10.0)
+
+
+@pytest.mark.parametrize("kept", [who(9), who(5, "http://other", "lost"), who(5, "http://other", "left")])
+def test_an_earlier_life_of_ours_and_one_that_has_gone_are_nobody(kept: Coordinator) -> None:
+    standby = standing.told(Standby(url="http://me"), kept, 10.0)
+    assert standing.is_free(standing.arrived(standby, 10.0), 10.0)
+
+
+def test_one_that_waits_calls_and_goes_on_waiting_as_long_as_it_is_answered() -> None:
+    leader = who(5, "http://other")
+    standby = standing.arrived(standing.told(Standby(url="http://me"), leader, 10.0), 10.0)
+    now_s, calls = 10.0, []
+    while now_s < 40.0:
+        assert not standing.is_free(standby, now_s)
+        standby, call = standing.called(standby, now_s)
+        if call:
+            calls.append(now_s)
+            standby = standing.told(standby, leader, now_s + 0.1)
+        now_s += 0.2
+    assert len(calls) == pytest.approx(30.0 / CALL_S, rel=0.15)
+    assert standing.is_free(standing.told(standby, replace(leader, state="lost"), now_s), now_s)
+    assert not standing.is_free(standing.told(standby, who(4, "http://third", "left"), now_s), now_s)
+
+
+def test_who_does_not_answer_has_gone() -> None:
+    standby = standing.arrived(standing.told(Standby(url="http://me"), who(5, "http://other"), 10.0), 10.0)
+    assert not standing.is_free(standby, 10.0 + GONE_S)
+    assert standing.is_free(standby, 10.1 + GONE_S)

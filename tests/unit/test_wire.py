@@ -95,6 +95,7 @@ def test_only_the_coordinator_says_what_is_desired_and_only_heartbeats_and_the_l
         "Vitals",
         "Airtime",
         "Alarm",
+        "Call",
     }
     assert all(route.qos == 1 for route in WIRE if route.retain)
 
