@@ -130,5 +130,5 @@ def test_what_is_proposed_in_another_precision_is_run_in_that(
     got = cluster.ask(inputs, original.outputs)
     cluster.stop()
     for name, want in original.run(inputs).items():
-        error = np.abs(got[name] - want).max() / np.abs(want).max()
+        error = np.abs(np.subtract(got[name], want)).max() / np.abs(want).max()
         assert 0 < error < DOUBT * chosen.error
