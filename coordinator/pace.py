@@ -6,7 +6,7 @@ there is nothing to decide; so one process has time for many clusters.
 
 from typing import Final
 
-from shoal.coordinator import ahead
+from shoal.coordinator import ahead, dwell
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.state import State
 
@@ -24,6 +24,8 @@ def due_s(state: State, now_s: float) -> float:
         return now_s
     waits = state.decision is not None and bool(state.decision.waiting_for)
     calm_s = now_s + (WAITING_S if waits else IDLE_S)
+    if state.lost_s is not None and dwell.gathers(state, now_s):
+        calm_s = min(calm_s, state.lost_s + dwell.GATHER_S)
     outlook = state.outlook
     if state.serving is not None and outlook is not None and not ahead.done(outlook, now_s):
         calm_s = min(calm_s, max(now_s, outlook.since_s + ahead.CALM_S))
