@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from shoal.profiler.changes import LONG, Watched
+from shoal.profiler.changes import LARGE, LONG, Watched
 from shoal.profiler.dozing import Trips, dozes
 from shoal.profiler.goodput import Transfer, goodput
 from shoal.profiler.statistics import differs
@@ -53,6 +53,8 @@ class Link:
     """After so many alarms it was last judged whether both ways share one medium."""
     suspects: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST))
     """Bytes a second of slower transfers of which the kernel says that there was no more to send."""
+    backwards: deque[float] = field(default_factory=lambda: deque(maxlen=ENOUGH))
+    """Bytes a second of what came from the peer of late, with what else came at the same time."""
     doubted: float = math.inf
     """A probe was asked for when such transfers were as slow as this."""
     slow_trips: int = 0
@@ -90,9 +92,26 @@ class Link:
         if rate > known:
             rate = max(known, min(rate, statistics.median(rates)))
         else:
-            rate = min(known, max(rate, *rates)) if len(fresh) >= LONG else known
+            rate = min(known, max(rate, *rates))
+            if len(fresh) < LONG and rate > known / LARGE:
+                return False
         if not differs(known, rate, QUIET_BAND):
             return False
+        self.found = replace(self.found, goodput_bytes_per_s=rate)
+        return True
+
+    def mirror(self, now_s: float, came: Transfer) -> bool:
+        """Take the link for as slow as what comes from the peer, if that is slow by much; say whether it is.
+
+        What makes a link slow mostly does so both ways.  Our own transfers know better, if there are any.
+        """
+        self.backwards.append(came.rate * came.flows)
+        slowest = self.found.goodput_bytes_per_s / LARGE if self.found is not None else 0.0
+        own = now_s - self.heard_s <= FRESH_S
+        if own or len(self.backwards) < ENOUGH or max(self.backwards) > slowest or self.found is None:
+            return False
+        rate = statistics.median(self.backwards)
+        self.backwards.clear()
         self.found = replace(self.found, goodput_bytes_per_s=rate)
         return True
 

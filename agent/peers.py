@@ -115,6 +115,8 @@ class Peers:
         """Connections that did not keep to the protocol."""
         self.on_heard: Callable[[BoardId, Heard], None] = lambda _peer, _heard: None
         """Hears how fast what we send comes to a peer."""
+        self.on_came: Callable[[BoardId, Transfer], None] = lambda _peer, _transfer: None
+        """Hears how fast what a peer sends comes here."""
         self.on_notes: Callable[[bytes, BoardId, bytes], None] = lambda _attempt, _peer, _notes: None
         """Hears what a peer did when in an attempt."""
         self._coming: list[_Coming] = []
@@ -298,7 +300,7 @@ class Peers:
             payload = np.empty(header.length, np.uint8)
             begun_s = time.monotonic()
             if header.length:
-                self._receive(connection, payload.data)
+                self._receive(connection, peer, payload.data)
             arrived = Arrived(arrays=frames.arrays(laid, payload), begun_s=begun_s, ended_s=time.monotonic())
             self._deliver(connection, peer, header, arrived)
         elif header.kind in (Kind.PING, Kind.ECHO):
@@ -321,7 +323,7 @@ class Peers:
             why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
             self.inboxes.end(header.attempt, why)
 
-    def _receive(self, connection: Connection, view: memoryview) -> None:
+    def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> None:
         """Receive tensors, and now and then tell their sender how fast they come."""
         own = _Coming()
         with self._lock:
@@ -337,6 +339,7 @@ class Peers:
                 return
             fastest = connection.came.of(transfer, time.monotonic())
             if fastest is not None:
+                self.on_came(peer, fastest)
                 heard = Heard(size_bytes=fastest.size_bytes, seconds=fastest.seconds, flows=fastest.flows)
                 connection.send(frames.text(Kind.HEARD, to_json(heard).decode()))
 

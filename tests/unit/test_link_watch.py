@@ -15,6 +15,7 @@ from shoal.agent.peers import ExchangeError, Heard, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, tcp_info
 from shoal.profiler.airtime import HOLD_S, Air
+from shoal.profiler.goodput import Transfer
 from shoal.profiler.tcp_info import TcpInfo
 from shoal.records import BoardId
 from tests.build import A, B, C
@@ -235,6 +236,40 @@ def test_one_probe_beside_other_work_does_not_make_a_link_slow(net: Net) -> None
     net.watch.probe(B)
     assert len(pings) > 16
     assert net.mbit_per_s() == pytest.approx(100.0, rel=0.05)
+
+
+def bring(net: Net, rate: float, count: int, flows: int = 1) -> None:
+    """Let tensors come from b, about ten a second."""
+    for _ in range(count):
+        net.now_s += 0.1
+        net.watch.came(B, Transfer(size_bytes=65_536, seconds=65_536 / rate, flows=flows))
+
+
+def test_a_link_whose_other_way_became_slow_is_taken_for_slow_until_it_is_probed(net: Net) -> None:
+    net.watch.probe(B)
+    bring(net, 4e6, 20, flows=2)
+    assert net.told == 1, "two boards share our cable"
+    bring(net, 0.6e6, 8)
+    assert net.told == 2
+    assert net.mbit_per_s() == pytest.approx(4.8, rel=0.02)
+    assert net.watch._links[B].due_s <= net.now_s
+    net.watch.probe(B)
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.02)
+
+
+def test_what_is_sent_knows_better_how_fast_it_goes_than_what_comes(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 3.0)
+    bring(net, 0.6e6, 8)
+    assert net.told == 1
+
+
+def test_a_link_that_was_not_used_before_is_found_slow_within_a_second(net: Net) -> None:
+    net.watch.probe(B)
+    net.rate = 0.6e6
+    net.load(B, 0.6)
+    run(net, 0.01, frozenset({B}))
+    assert net.mbit_per_s() == pytest.approx(4.8, rel=0.02)
 
 
 def test_a_link_in_use_is_only_asked_for_its_round_trip(net: Net) -> None:
