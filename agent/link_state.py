@@ -57,6 +57,8 @@ class Link:
     """Bytes a second of what came from the peer of late, with what else came at the same time."""
     doubted: float = math.inf
     """A probe was asked for when such transfers were as slow as this."""
+    slower_looks: int = 0
+    """Looks one after the other, or an alarm before one, that say that the link is slower."""
     slow_trips: int = 0
     """Looks one after the other at which round trips were longer than is known."""
 
@@ -99,6 +101,12 @@ class Link:
             return False
         self.found = replace(self.found, goodput_bytes_per_s=rate)
         return True
+
+    def perhaps(self, old: LinkProfile, found: LinkProfile) -> bool:
+        """Say whether the link only may be slower: not by much, and this look is the first to say so."""
+        slower = worse(old, found)
+        self.slower_looks = self.slower_looks + 1 if slower else 0
+        return self.slower_looks == 1 and found.goodput_bytes_per_s * LARGE > old.goodput_bytes_per_s
 
     def mirror(self, now_s: float, came: Transfer) -> bool:
         """Take the link for as slow as what comes from the peer, if that is slow by much; say whether it is.

@@ -158,6 +158,7 @@ class LinkWatch:
             if link.watched.alarms > alarms:
                 log.info("the link to %s is looked into: of late %.1f Mbit/s", peer, best.rate * 8e-6)
                 link.due_s = max(now_s, link.probed_s + ALARM_PAUSE_S)
+                link.slower_looks = 1
                 newest = list(link.transfers)[-NEWEST:]
                 link.transfers.clear()
                 link.transfers.extend(newest)
@@ -252,22 +253,18 @@ class LinkWatch:
             told = old is not None and fresh >= ENOUGH
             rested = begun_s - max(link.heard_s, link.probed_s) >= REST_S
         found: LinkProfile | None = None
+        doubtful = False
         try:
             first_s = self._peers.ping(peer, links.SMALL_BYTES, PING_S)
             if rested and old is not None:  # before that there was a connection to be opened
                 link.rested_s.append(first_s)
             if told or (old is not None and self._as_it_was(peer, old)):
                 found = self._measured(peer, old, in_use=told)
+                link.slower_looks = 0
             else:
-                found = self._measured(peer, None, in_use=False)
-                for _ in range(1, LOOKS):
-                    if old is None or not worse(old, found):
-                        break  # a new link is confirmed later
-                    again = self._measured(peer, None, in_use=False)
-                    agrees = not differs(found.goodput_bytes_per_s, again.goodput_bytes_per_s, BAND)
-                    found = better(found, again)
-                    if agrees:
-                        break
+                found = self._looked(peer, old)
+                if old is not None and link.perhaps(old, found):
+                    found, doubtful = old, True
             if old is not None and not told and link.judged != link.watched.alarms:
                 found = replace(found, shared=self._shares(peer, found.goodput_bytes_per_s))
                 link.judged = link.watched.alarms
@@ -279,7 +276,7 @@ class LinkWatch:
         with self._lock:
             link.probed_s = now_s
             link.due_s = self._later_s(now_s, max(PERIOD_S, (now_s - begun_s) / SHARE))
-            if old is None:
+            if old is None or doubtful:
                 link.due_s = now_s + CONFIRM_S
             if found is None:
                 changed, link.found = old is not None, None
@@ -302,6 +299,15 @@ class LinkWatch:
         if changed:
             _note(peer, old, found, "it was probed")
             self._changed()
+
+    def _looked(self, peer: BoardId, old: LinkProfile | None) -> LinkProfile:
+        """Measure a link, several times if it seems slower than it was."""
+        found = self._measured(peer, None, in_use=False)
+        for _ in range(1, LOOKS):
+            if old is None or not worse(old, found):
+                break  # a new link is confirmed later
+            found = better(found, self._measured(peer, None, in_use=False))
+        return found
 
     def _later_s(self, now_s: float, wait_s: float) -> float:
         """Return about `wait_s` from now, a time at which other links of this board are due too."""

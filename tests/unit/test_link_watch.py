@@ -272,6 +272,27 @@ def test_a_link_that_was_not_used_before_is_found_slow_within_a_second(net: Net)
     assert net.mbit_per_s() == pytest.approx(4.8, rel=0.02)
 
 
+def test_an_idle_link_that_seems_a_little_slower_is_looked_at_twice_before_it_is_told(net: Net) -> None:
+    net.watch.probe(B)
+    net.watch.probe(B)
+    told = net.told
+    net.rate = 9e6
+    net.watch.probe(B)
+    assert net.told == told
+    assert net.watch._links[B].due_s == pytest.approx(net.now_s + link_watch.CONFIRM_S)
+    net.rate = 12.5e6
+    net.watch.probe(B)
+    net.rate = 9e6
+    net.watch.probe(B)
+    assert net.told == told
+    net.watch.probe(B)
+    assert net.told == told + 1
+    assert net.mbit_per_s() == pytest.approx(72.0, rel=0.02)
+    net.rate = 2e6
+    net.watch.probe(B)
+    assert net.told == told + 2, "what is slower by much is told at once"
+
+
 def test_a_link_in_use_is_only_asked_for_its_round_trip(net: Net) -> None:
     net.watch.probe(B)
     net.load(B, 5.0)
