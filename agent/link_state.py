@@ -38,6 +38,8 @@ class Link:
     found: LinkProfile | None = None
     due_s: float = 0.0
     probed_s: float = -1e9
+    looks: int = 0
+    """Probes that told something, since the link is known."""
     watched: Watched = field(default_factory=Watched)
     transfers: deque[tuple[float, Transfer]] = field(default_factory=lambda: deque(maxlen=64))
     trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))

@@ -265,7 +265,8 @@ class LinkWatch:
                 found = self._looked(peer, old)
                 if old is not None and link.perhaps(old, found):
                     found, doubtful = old, True
-            if old is not None and not told and link.judged != link.watched.alarms:
+            quiet = link.looks > 1 and not told and not doubtful
+            if old is not None and quiet and link.judged != link.watched.alarms:
                 found = replace(found, shared=self._shares(peer, found.goodput_bytes_per_s))
                 link.judged = link.watched.alarms
             elif old is not None:
@@ -275,6 +276,7 @@ class LinkWatch:
         now_s = time.monotonic()
         with self._lock:
             link.probed_s = now_s
+            link.looks = link.looks + 1 if found is not None else 0
             link.due_s = self._later_s(now_s, max(PERIOD_S, (now_s - begun_s) / SHARE))
             if old is None or doubtful:
                 link.due_s = now_s + CONFIRM_S
