@@ -4,16 +4,19 @@ What the kernel takes at once is written by whoever sends; the rest is left to a
 goes on computing while its bytes travel.
 """
 
+import fcntl
 import logging
-import math
 import select
 import socket
+import struct
+import termios
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from shoal.profiler.goodput import Fastest
 from shoal.records import BoardId
 
 log = logging.getLogger(__name__)
@@ -22,12 +25,15 @@ STUCK_S: Final = 2.0
 """A peer that takes no byte for so long is given up."""
 PART_S: Final = 0.1
 """A transfer is timed in parts of about this length."""
+TOLD_S: Final = 0.1
+"""A peer is told no more often than this how fast its tensors come."""
 PIECE_BYTES: Final = 1 << 17
 """So much is asked of the kernel at once: the reader wakes when it is there, not for each packet."""
 AHEAD_BYTES: Final = 1 << 13
 """So much is read at once where a frame begins: its header and table, and all of it if it is small."""
 MAX_QUEUED_BYTES: Final = 1 << 26
 """Who sends more than this ahead of the link waits."""
+_INT: Final = struct.Struct("i")
 _MOST_VIEWS: Final = 512
 """Of one gathering write; the kernel takes 1024."""
 
@@ -48,8 +54,8 @@ class Connection:
         self._wakes_at = 1
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self.told_s = -math.inf
-        """When the peer was last told how fast its tensors come."""
+        self.came = Fastest(span_s=TOLD_S)
+        """How fast the peer's tensors come, as it is told now and then."""
         self._state = threading.Condition()
         self._queue: deque[list[memoryview]] = deque()
         """Messages, or what is left of them; the first is being written as long as it stands here."""
@@ -162,28 +168,35 @@ class Connection:
         """Fill `view` as `receive_into`, and tell `passed` how many bytes came in how many seconds.
 
         Time runs from the first piece on: what lies before it is waiting.  A transfer that takes long is
-        told in parts, about one each `PART_S`.
+        told in parts, about one each `PART_S`.  What the kernel had before this thread woke up to look at
+        the clock came in no time of ours, and is not counted: a late start makes no link look faster.
         """
         left = self._from_ahead(view)
-        begun_s = time.perf_counter() if len(left) < len(view) else None
-        came = 0
+        timed = len(left) < len(view)
+        begun_s, missing = time.perf_counter(), self._missing(left)
         while len(left):
             piece = left[:PIECE_BYTES]
-            if begun_s is not None:
+            if timed:
                 self._until_there(len(piece))
             count = self.sock.recv_into(piece)
             if not count:
                 raise ConnectionResetError("closed by the peer")
             left = left[count:]
             now_s = time.perf_counter()
-            if begun_s is None:
-                begun_s = now_s
-                continue
-            came += count
-            if now_s - begun_s >= PART_S or not len(left):
-                passed(came, now_s - begun_s)
-                begun_s, came = now_s, 0
+            if not timed or now_s - begun_s >= PART_S or not len(left):
+                before_s, before, begun_s, missing = begun_s, missing, now_s, self._missing(left)
+                if timed:
+                    passed(before - missing, now_s - before_s)
+                timed = True
         self._wake_at(1)
+
+    def _missing(self, view: memoryview) -> int:
+        """Return how many bytes of `view`, which is to be filled, have not even reached this machine."""
+        try:
+            found = fcntl.ioctl(self.sock, termios.FIONREAD, bytes(_INT.size))
+        except ValueError as error:  # it has no descriptor any more
+            raise ConnectionResetError("the connection is closed") from error
+        return max(0, len(view) - int(_INT.unpack(found)[0]))
 
     def _until_there(self, size_bytes: int) -> None:
         """Return once so many bytes can be read, or as many as the kernel holds; or the end is reached.

@@ -34,8 +34,9 @@ from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
-MOST_LATE_S: Final = 0.01
-"""Whoever wakes later was not kept by a timer but by a machine at a standstill, which is not made up for."""
+MOST_LATE_S: Final = 0.003
+"""Whoever wakes later was not kept by a timer but by a machine at a standstill, which is not made up for:
+several short runs at full speed would be taken for a faster board, or for its profile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

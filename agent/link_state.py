@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from shoal.profiler.changes import Watched
+from shoal.profiler.changes import LARGE, LONG, Watched
 from shoal.profiler.dozing import Trips, dozes
 from shoal.profiler.goodput import Transfer, goodput
 from shoal.profiler.statistics import differs
@@ -38,6 +38,8 @@ class Link:
     found: LinkProfile | None = None
     due_s: float = 0.0
     probed_s: float = -1e9
+    looks: int = 0
+    """Probes that told something, since the link is known."""
     watched: Watched = field(default_factory=Watched)
     transfers: deque[tuple[float, Transfer]] = field(default_factory=lambda: deque(maxlen=64))
     trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
@@ -53,10 +55,22 @@ class Link:
     """After so many alarms it was last judged whether both ways share one medium."""
     suspects: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST))
     """Bytes a second of slower transfers of which the kernel says that there was no more to send."""
+    backwards: deque[float] = field(default_factory=lambda: deque(maxlen=ENOUGH))
+    """Bytes a second of what came from the peer of late, with what else came at the same time."""
     doubted: float = math.inf
     """A probe was asked for when such transfers were as slow as this."""
+    slower_looks: int = 0
+    """Looks one after the other, or an alarm before one, that say that the link is slower."""
     slow_trips: int = 0
     """Looks one after the other at which round trips were longer than is known."""
+
+    def reading(self, rate: float, flows: int) -> float:
+        """Return what bytes a second say about the link if so many flows may have shared a cable on the way.
+
+        Between what they were and their sum, whatever is nearest to what is known: a crowd explains it.
+        """
+        known = self.found.goodput_bytes_per_s if self.found is not None else rate
+        return max(rate, min(known, rate * flows))
 
     def follow(self) -> bool:
         """Take over the newest transfers of a link that has just changed, and say whether that is news.
@@ -75,12 +89,39 @@ class Link:
         """Take over what transfers tell, if there are enough; say whether that is news."""
         fresh = [t for at_s, t in self.transfers if now_s - at_s <= FRESH_S]
         rate = goodput(fresh) if len(fresh) >= ENOUGH else None
-        if (
-            rate is None
-            or self.found is None
-            or not differs(self.found.goodput_bytes_per_s, rate, QUIET_BAND)
-        ):
+        if rate is None or self.found is None:
             return False
+        known, rates = self.found.goodput_bytes_per_s, [transfer.rate for transfer in fresh]
+        # What else goes on makes transfers slower, but hardly all for long; and nothing makes most faster.
+        if rate > known:
+            rate = max(known, min(rate, statistics.median(rates)))
+        else:
+            rate = min(known, max(rate, *rates))
+            if len(fresh) < LONG and rate > known / LARGE:
+                return False
+        if not differs(known, rate, QUIET_BAND):
+            return False
+        self.found = replace(self.found, goodput_bytes_per_s=rate)
+        return True
+
+    def perhaps(self, old: LinkProfile, found: LinkProfile) -> bool:
+        """Say whether the link only may be slower: not by much, and this look is the first to say so."""
+        slower = worse(old, found)
+        self.slower_looks = self.slower_looks + 1 if slower else 0
+        return self.slower_looks == 1 and found.goodput_bytes_per_s * LARGE > old.goodput_bytes_per_s
+
+    def mirror(self, now_s: float, came: Transfer) -> bool:
+        """Take the link for as slow as what comes from the peer, if that is slow by much; say whether it is.
+
+        What makes a link slow mostly does so both ways.  Our own transfers know better, if there are any.
+        """
+        self.backwards.append(came.rate * came.flows)
+        slowest = self.found.goodput_bytes_per_s / LARGE if self.found is not None else 0.0
+        own = now_s - self.heard_s <= FRESH_S
+        if own or len(self.backwards) < ENOUGH or max(self.backwards) > slowest or self.found is None:
+            return False
+        rate = statistics.median(self.backwards)
+        self.backwards.clear()
         self.found = replace(self.found, goodput_bytes_per_s=rate)
         return True
 
@@ -103,6 +144,31 @@ class Link:
         return True
 
 
+def is_news(old: LinkProfile | None, new: LinkProfile | None) -> bool:
+    """Say whether a link is another than it was, and not only known better."""
+    if old is None or new is None:
+        return old is not new
+    other = differs(old.goodput_bytes_per_s, new.goodput_bytes_per_s, BAND)
+    return other or worse(old, new) or old.dozing != new.dozing
+
+
 def slower_trips(old_s: float, new_s: float) -> bool:
     """Say whether round trips differ by enough to matter; the scheduler's jitter does not."""
     return differs(old_s, new_s, BAND) and abs(new_s - old_s) > LEAST_TRIP_S
+
+
+def worse(old: LinkProfile, new: LinkProfile) -> bool:
+    """Say whether a link seems to be slower than it was."""
+    slower = new.goodput_bytes_per_s * (1 + BAND) < old.goodput_bytes_per_s
+    return slower or (new.rtt_s > old.rtt_s and slower_trips(old.rtt_s, new.rtt_s))
+
+
+def better(one: LinkProfile, other: LinkProfile) -> LinkProfile:
+    """Return which of two looks at a link was disturbed less: what else goes on only makes it seem slower.
+
+    Where trips were late, transfers seem faster than they were: then the other counts.
+    """
+    if slower_trips(one.rtt_s, other.rtt_s):
+        return min(one, other, key=lambda each: each.rtt_s)
+    rate = max(one.goodput_bytes_per_s, other.goodput_bytes_per_s)
+    return replace(other, rtt_s=min(one.rtt_s, other.rtt_s), goodput_bytes_per_s=rate)

@@ -8,7 +8,6 @@ changed; probes take at most `SHARE` of the time, and one board at a time takes 
 import asyncio
 import logging
 import math
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from dataclasses import replace
 from typing import Final, Literal
 from zlib import crc32
 
-from shoal.agent.link_state import BAND, ENOUGH, FRESH_S, NEWEST, Link, slower_trips
+from shoal.agent.link_state import BAND, ENOUGH, FRESH_S, NEWEST, Link, better, is_news, slower_trips, worse
 from shoal.agent.peers import ExchangeError, Heard, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, links
@@ -43,7 +42,9 @@ WINDOW_S: Final = 0.1
 GLANCE_BYTES: Final = 64 * 1024
 LEAST_GLANCE_S: Final = 1e-3
 """A glance at a link that is off by less says that it is as it was."""
-GLANCES: Final = 2
+GLANCES: Final = 4
+LOOKS: Final = 3
+"""A link that seems slower is measured so many times at most: what else goes on makes it seem so."""
 FEW_PINGS: Final = 3
 """Of a link in use: each waits behind what it carries."""
 SLOW_LOOKS: Final = 2
@@ -59,6 +60,8 @@ SLOWEST_AIR: Final = 5e4
 """Bytes a second: below, it would take longer than a turn lasts; ..."""
 FASTEST_AIR: Final = 1e8
 """... above, no air is, and the processors at both ends are what would be measured."""
+CONFIRM_S: Final = 2.0
+"""A link that is new is looked at again so soon: boards that begin have much to do, and it seems slow."""
 AGAIN_S: Final = 1.0
 """A peer that refuses at once may only be about to start: it is tried again so soon."""
 TURN_LOOK_S: Final = 0.005
@@ -94,6 +97,7 @@ class LinkWatch:
         self._number = 0
         self._phase_s = crc32(board.encode()) / 2**32 * PERIOD_S  # not all boards at once
         peers.on_heard = self.heard
+        peers.on_came = self.came
 
     @property
     def links(self) -> dict[BoardId, LinkProfile]:
@@ -118,21 +122,23 @@ class LinkWatch:
     def heard(self, peer: BoardId, heard: Heard) -> None:
         """Hear how fast a tensor of ours came to `peer`; called by the thread that reads from it."""
         now_s = time.monotonic()
-        transfer = Transfer(size_bytes=heard.size_bytes, seconds=heard.seconds)
+        transfer = Transfer(size_bytes=heard.size_bytes, seconds=heard.seconds, flows=heard.flows)
         info = self._peers.info(peer)
         with self._lock:
             link = self._links.get(peer)
             if link is None or link.found is None or not transfer.telling:
                 return
             before, link.info = link.info, info
+            known = link.found.goodput_bytes_per_s
             if info is not None and not info.app_limited and (info.delivery_rate or 0) > transfer.rate:
                 # The kernel's acknowledgements came faster than the receiver's program read: it was late.
-                seconds = heard.size_bytes / (info.delivery_rate or 1)
-                transfer = Transfer(size_bytes=heard.size_bytes, seconds=seconds)
-            slower = transfer.rate < link.found.goodput_bytes_per_s
+                # Over a round trip a queue on the way lets more pass than it does for long.
+                rate = max(transfer.rate, min(known, info.delivery_rate or 0))
+                transfer = replace(transfer, seconds=heard.size_bytes / rate)
+            slower = transfer.rate < known
             bound = info is not None and receiver_bound(before, info)
             if slower and info is not None and (info.app_limited or bound):  # the link can do more
-                if not bound and link.suspicious(transfer.rate):
+                if not bound and link.suspicious(transfer.rate * transfer.flows):
                     link.due_s = min(link.due_s, now_s)
                     link.transfers.clear()  # else the probe would take their word
                 return
@@ -141,21 +147,40 @@ class LinkWatch:
             if now_s - link.window_s < WINDOW_S - 1e-6:
                 return
             best, link.best, link.window_s = link.best, None, now_s
-            alone = all(now_s - other.heard_s > LOOK_S for p, other in self._links.items() if p != peer)
+            others = sum(now_s - each.heard_s <= LOOK_S for p, each in self._links.items() if p != peer)
+            flows = max(best.flows, 1 + others)
+            alone = flows == 1
             link.heard_s = now_s
             alarms = link.watched.alarms
-            link.watched = seen(link.watched, best.rate)
+            link.watched = seen(link.watched, link.reading(best.rate, flows))
             if alone:
                 link.transfers.append((now_s, best))
             if link.watched.alarms > alarms:
-                log.info("the link to %s has changed: now about %.1f Mbit/s", peer, best.rate * 8e-6)
+                log.info("the link to %s is looked into: of late %.1f Mbit/s", peer, best.rate * 8e-6)
                 link.due_s = max(now_s, link.probed_s + ALARM_PAUSE_S)
+                link.slower_looks = 1
                 newest = list(link.transfers)[-NEWEST:]
                 link.transfers.clear()
                 link.transfers.extend(newest)
+            old = link.found
             changed = alone and link.watched.alarms > 0 and link.follow()
+            found = link.found
         if changed:
+            _note(peer, old, found, "its transfers have changed")
             self._changed()
+
+    def came(self, peer: BoardId, transfer: Transfer) -> None:
+        """Hear how fast a tensor of `peer` came here; called by the thread that reads from it."""
+        now_s = time.monotonic()
+        with self._lock:
+            link = self._links.get(peer)
+            old = link.found if link is not None else None
+            if link is None or not link.mirror(now_s, transfer):
+                return
+            link.due_s = now_s  # it is a guess
+            found = link.found
+        _note(peer, old, found, "what comes from there has become slow")
+        self._changed()
 
     async def run(self, neighbours: Callable[[], frozenset[BoardId]]) -> None:
         """Probe the links that are due, one at a time, for ever."""
@@ -167,9 +192,12 @@ class LinkWatch:
                     del self._links[peer]
                 for peer in peers:
                     self._links.setdefault(peer, Link())
-                news = [link.learn(now_s) for link in self._links.values()]
+                known = {peer: link.found for peer, link in self._links.items()}
+                news = {peer: link.found for peer, link in self._links.items() if link.learn(now_s)}
                 due = sorted(peer for peer, link in self._links.items() if now_s >= link.due_s)
-            if any(news):
+            for peer, found in news.items():
+                _note(peer, known[peer], found, "its transfers say so")
+            if news:
                 self._changed()
             if due:
                 await self._probe_in_turn(due)
@@ -225,15 +253,20 @@ class LinkWatch:
             told = old is not None and fresh >= ENOUGH
             rested = begun_s - max(link.heard_s, link.probed_s) >= REST_S
         found: LinkProfile | None = None
+        doubtful = False
         try:
             first_s = self._peers.ping(peer, links.SMALL_BYTES, PING_S)
             if rested and old is not None:  # before that there was a connection to be opened
                 link.rested_s.append(first_s)
             if told or (old is not None and self._as_it_was(peer, old)):
                 found = self._measured(peer, old, in_use=told)
+                link.slower_looks = 0
             else:
-                found = self._measured(peer, None, in_use=False)
-            if old is not None and not told and link.judged != link.watched.alarms:
+                found = self._looked(peer, old)
+                if old is not None and link.perhaps(old, found):
+                    found, doubtful = old, True
+            quiet = link.looks > 1 and not told and not doubtful
+            if old is not None and quiet and link.judged != link.watched.alarms:
                 found = replace(found, shared=self._shares(peer, found.goodput_bytes_per_s))
                 link.judged = link.watched.alarms
             elif old is not None:
@@ -243,7 +276,10 @@ class LinkWatch:
         now_s = time.monotonic()
         with self._lock:
             link.probed_s = now_s
+            link.looks = link.looks + 1 if found is not None else 0
             link.due_s = self._later_s(now_s, max(PERIOD_S, (now_s - begun_s) / SHARE))
+            if old is None or doubtful:
+                link.due_s = now_s + CONFIRM_S
             if found is None:
                 changed, link.found = old is not None, None
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
@@ -263,7 +299,17 @@ class LinkWatch:
                     least_s = min(old.rtt_s, found.rtt_s)
                     link.found = replace(old, rtt_s=least_s, rtt_p95_s=found.rtt_p95_s)
         if changed:
+            _note(peer, old, found, "it was probed")
             self._changed()
+
+    def _looked(self, peer: BoardId, old: LinkProfile | None) -> LinkProfile:
+        """Measure a link, several times if it seems slower than it was."""
+        found = self._measured(peer, None, in_use=False)
+        for _ in range(1, LOOKS):
+            if old is None or not worse(old, found):
+                break  # a new link is confirmed later
+            found = better(found, self._measured(peer, None, in_use=False))
+        return found
 
     def _later_s(self, now_s: float, wait_s: float) -> float:
         """Return about `wait_s` from now, a time at which other links of this board are due too."""
@@ -283,7 +329,7 @@ class LinkWatch:
         return shared(rates[False], rates[True])
 
     def _as_it_was(self, peer: BoardId, known: LinkProfile) -> bool:
-        """Say whether one of two transfers takes as long as it should, which spares an idle link a probe."""
+        """Say whether one of some transfers takes as long as it should, which spares an idle link a probe."""
         expected_s = known.rtt_s + GLANCE_BYTES / known.goodput_bytes_per_s
         close_s = max(LEAST_GLANCE_S, BAND * expected_s)
         glances_s = (self._peers.ping(peer, GLANCE_BYTES, PING_S) for _ in range(GLANCES))
@@ -313,5 +359,17 @@ class LinkWatch:
             slower = link.slow_trips >= SLOW_LOOKS
             return replace(told, rtt_s=least_s if slower else min(told.rtt_s, least_s))
         link.slow_trips = 0
-        found = links.profile(trips_s, links.goodput(ping, statistics.median(trips_s)))
+        found = links.profile(trips_s, links.goodput(ping, min(trips_s)))
         return replace(found, rtt_p95_s=links.profile(list(link.trips_s), 1.0).rtt_p95_s)
+
+
+def _note(peer: BoardId, old: LinkProfile | None, new: LinkProfile | None, why: str) -> None:
+    """Say what the coordinator is told of a link that is not as it was told before."""
+    verdict = "is told anew" if is_news(old, new) else "is known better"
+    log.info("the link to %s %s, %s: %s, before %s", peer, verdict, why, _words(new), _words(old))
+
+
+def _words(link: LinkProfile | None) -> str:
+    if link is None:
+        return "not known"
+    return f"{link.goodput_bytes_per_s * 8e-6:.1f} Mbit/s and {link.rtt_s * 1e3:.2f} ms"

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,10 @@ CANARY_SHARE: Final = 0.001
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks `UNSURE` times as often."""
 UNSURE: Final = 4
+CLOSER_S: Final = 0.05
+"""Where it seems not to be, by less than so long, it is timed again for so long, ..."""
+LEAST_RUNS: Final = 5
+"""... and at least so many times."""
 CANARY_RARELY_S: Final = 60.0
 CANARY_WEIGHT: Final = 0.1
 """A canary stays loaded if it takes no more of the memory."""
@@ -322,25 +327,36 @@ class Measurer:
             rest_s = max(canary.period_s, now_s / CANARY_SHARE) if canary and timing else 1.0
             unsure = self._drift.streak or time.monotonic() - self._measured_s < UNSURE_S
             await asyncio.sleep(rest_s / UNSURE if unsure else rest_s)
-            idle = time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2
-            if canary is not None and timing is not None and idle:
+            if canary is None or timing is None or canary.segment.name in self._unsure:
+                continue  # a closer look is due
+            if time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2:
                 await asyncio.to_thread(self._look, canary, timing.median_s)
 
     def _look(self, canary: _Canary, expected_s: float) -> None:
-        """Time the canary, a short one several times, after a run that warms the caches."""
-        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / (expected_s * self._drift.slowdown)))
+        """Time the canary, a short one several times, after a run that warms the caches.
+
+        Some milliseconds are easily disturbed: before they are believed, it is the middle of more runs.
+        """
+        now_s = expected_s * self._drift.slowdown
+        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / now_s))
         try:
             run = partial((canary.session or self._sessions.borrow(canary.segment)).run, canary.tensors)
             with self._executor.alone:
                 run()
-                begun_s = time.perf_counter()
-                for _ in range(count):
-                    run()
-                took_s = time.perf_counter() - begun_s
+                took_s = _took_s(run, count)
+            if now_s < CLOSER_S and differs(now_s, took_s, BAND):
+                took_s = statistics.median(self._runs_s(run, max(LEAST_RUNS, round(CLOSER_S / now_s))))
         except (BoardError, ModelError) as error:
             log.info("no look at the board's speed: %s", error)
             return
-        self._judge(lambda drift: window(drift, took_s / (count * expected_s)))
+        self._judge(lambda drift: window(drift, took_s / expected_s))
+
+    def _runs_s(self, run: Callable[[], object], count: int) -> Iterator[float]:
+        """Yield what runs take, each by itself: requests go in between."""
+        for _ in range(count):
+            with self._executor.alone:
+                took_s = _took_s(run, 1)
+            yield took_s
 
     def _choose_canary(self, manifest: Manifest, timings: Mapping[str, Timing]) -> _Canary | None:
         """Return the lightest segment that runs long enough to tell.
@@ -388,6 +404,13 @@ class Measurer:
             )
             file = self._file(self._bundle)
         remember(file, found)
+
+
+def _took_s(run: Callable[[], object], count: int) -> float:
+    begun_s = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - begun_s) / count
 
 
 def _with_whole(manifest: Manifest, timings: Mapping[str, Timing]) -> Mapping[str, Timing]:

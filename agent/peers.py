@@ -38,8 +38,6 @@ CONNECT_S: Final = 2.0
 AGAIN_S: Final = 0.5
 """An address that was not reached is not tried again for so long: others wait for the same."""
 HELLO_S: Final = 5.0
-HEARD_S: Final = 0.1
-"""A peer is told no more often than this how fast its tensors come."""
 MAX_CONNECTIONS: Final = 256
 
 
@@ -67,6 +65,15 @@ class Heard:
 
     size_bytes: int
     seconds: float
+    flows: int
+    """So many boards' tensors came at once, at most, these among them."""
+
+
+@dataclass(slots=True, eq=False)
+class _Coming:
+    """Tensors of a peer that are coming in, and how many of different peers have been at once."""
+
+    flows: int = 1
 
 
 class Starter(Protocol):
@@ -108,9 +115,11 @@ class Peers:
         """Connections that did not keep to the protocol."""
         self.on_heard: Callable[[BoardId, Heard], None] = lambda _peer, _heard: None
         """Hears how fast what we send comes to a peer."""
+        self.on_came: Callable[[BoardId, Transfer], None] = lambda _peer, _transfer: None
+        """Hears how fast what a peer sends comes here."""
         self.on_notes: Callable[[bytes, BoardId, bytes], None] = lambda _attempt, _peer, _notes: None
         """Hears what a peer did when in an attempt."""
-        self._receiving = 0
+        self._coming: list[_Coming] = []
         """Tensors that are coming in just now."""
 
     def listen(self, host: str, port: int) -> int:
@@ -291,7 +300,7 @@ class Peers:
             payload = np.empty(header.length, np.uint8)
             begun_s = time.monotonic()
             if header.length:
-                self._receive(connection, payload.data)
+                self._receive(connection, peer, payload.data)
             arrived = Arrived(arrays=frames.arrays(laid, payload), begun_s=begun_s, ended_s=time.monotonic())
             self._deliver(connection, peer, header, arrived)
         elif header.kind in (Kind.PING, Kind.ECHO):
@@ -314,24 +323,31 @@ class Peers:
             why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
             self.inboxes.end(header.attempt, why)
 
-    def _receive(self, connection: Connection, view: memoryview) -> None:
-        """Receive tensors, and tell their sender how fast they came unless others came at the same time."""
+    def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> None:
+        """Receive tensors, and now and then tell their sender how fast they come."""
+        own = _Coming()
         with self._lock:
-            self._receiving += 1
+            self._coming.append(own)
+            for each in self._coming:
+                each.flows = max(each.flows, len(self._coming))
 
         def passed(size_bytes: int, seconds: float) -> None:
-            telling = Transfer(size_bytes=size_bytes, seconds=seconds).telling
-            now_s = time.monotonic()
-            if self._receiving == 1 and telling and now_s - connection.told_s >= HEARD_S:
-                connection.told_s = now_s
-                words = to_json(Heard(size_bytes=size_bytes, seconds=seconds)).decode()
-                connection.send(frames.text(Kind.HEARD, words))
+            transfer = Transfer(size_bytes=size_bytes, seconds=seconds, flows=own.flows)
+            with self._lock:
+                own.flows = len(self._coming)
+            if not transfer.telling:
+                return
+            fastest = connection.came.of(transfer, time.monotonic())
+            if fastest is not None:
+                self.on_came(peer, fastest)
+                heard = Heard(size_bytes=fastest.size_bytes, seconds=fastest.seconds, flows=fastest.flows)
+                connection.send(frames.text(Kind.HEARD, to_json(heard).decode()))
 
         try:
             connection.receive_timed(view, passed)
         finally:
             with self._lock:
-                self._receiving -= 1
+                self._coming.remove(own)
 
     def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
         inbox, over = self.inboxes.find(header.attempt)

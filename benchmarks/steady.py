@@ -9,7 +9,6 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -59,9 +58,12 @@ rate = 6
 SAID: Final = {
     "a board was slower": re.compile(r"now [\d.]+ times as slow as profiled"),
     "a board was faster": re.compile(r"profiled anew"),
-    "a link changed": re.compile(r"the link to \S+ has changed"),
+    "a link was told anew": re.compile(r"the link to \S+ is told anew"),
+    "a link was looked into": re.compile(r"the link to \S+ is looked into"),
 }
-"""What agents log when they correct their profiles."""
+"""What agents log when they correct their profiles, or think that they may have to."""
+KEPT: Final = 20
+"""So many lines of each kind are kept."""
 _TIME: Final = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})")
 
 
@@ -80,20 +82,23 @@ class Heard:
             self.begun_s, self.plan = time.time(), line.removeprefix("plan: ")
 
 
-def corrections(folder: Path, begun_s: float) -> Counter[str]:
-    """Return how often agents corrected their profiles after `begun_s`, by what they said."""
-    found: Counter[str] = Counter()
+def corrections(folder: Path, begun_s: float) -> dict[str, list[str]]:
+    """Return by kind how agents corrected their profiles after `begun_s`: when, which board, in its words."""
+    found: dict[str, list[tuple[float, str]]] = {what: [] for what in SAID}
     for log in folder.glob("*.log"):
         for line in log.read_text(errors="replace").splitlines():
             at = _TIME.match(line)
             if at is None:
                 continue
             said_s = datetime.strptime(at[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(at[2]) / 1e3  # noqa: DTZ007
-            found.update(what for what, words in SAID.items() if said_s >= begun_s and words.search(line))
-    return found
+            for what, words in SAID.items():
+                if said_s >= begun_s and (match := words.search(line)):
+                    told = f"{said_s - begun_s:.1f} s, {log.stem}: {line[match.start() :]}"
+                    found[what].append((said_s, told))
+    return {what: [told for _, told in sorted(lines)] for what, lines in found.items()}
 
 
-def row(name: str, outcome: Outcome, heard: Heard, said: Counter[str]) -> dict[str, object]:
+def row(name: str, outcome: Outcome, heard: Heard, said: dict[str, list[str]]) -> dict[str, object]:
     """Return what a cluster did in its own time."""
     switches = outcome.switches[1:]
     return {
@@ -104,10 +109,11 @@ def row(name: str, outcome: Outcome, heard: Heard, said: Counter[str]) -> dict[s
         "failed_or_wrong": sum(request.fate != "right" for request in outcome.requests),
         "p50_s": quantile_s(outcome.requests, 0.5),
         "p95_s": quantile_s(outcome.requests, 0.95),
-        "corrections": {what: said[what] for what in SAID},
+        "corrections": {what: len(lines) for what, lines in said.items()},
+        "said": {what: lines[:KEPT] for what, lines in said.items() if lines},
         "switches": [f"{switch.at_s:.0f} s: {switch.reason}" for switch in switches],
         "notes": list(outcome.notes),
-        "met": not switches and not said.total(),
+        "met": not switches and not any(said.values()),
     }
 
 

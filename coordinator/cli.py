@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "--dwell",
     default=5.0,
     show_default=True,
-    help="Least seconds between two switches that nothing forces; doubles while they follow closely.",
+    help="Least seconds between two switches for a gain; doubles while they follow closely.",
 )
 @click.option(
     "--take-over",

@@ -6,14 +6,15 @@ before it *drains* for a while.  Where a board's memory cannot hold both, the ol
 and the lead holds requests meanwhile: `Pending.cleared` says that the way is free.
 
 It leaves a plan only if it is broken, or if the gain clears a margin, pays for the switch over the time
-that things are likely to stay as they are, and the last switch is some time ago (see `weigh`).
+that things are likely to stay as they are (see `weigh`), and the last switch is some time ago or the plan
+has become much worse (see `dwell`).
 """
 
 import math
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import ahead, crowd, experience, fitness, telling
+from shoal.coordinator import ahead, crowd, dwell, experience, fitness, telling
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.planner import Candidate
@@ -39,8 +40,6 @@ WRONG: Final = "not proven: output "
 """What a lead says of a plan that answers wrongly, other than one that does not answer."""
 UNPROVEN_S: Final = 600.0
 """So long such a plan is not tried again while another one serves."""
-HASTY_S: Final = 60.0
-"""Two switches within this time that nothing forced double the dwell."""
 
 
 def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float, *, retained: bool) -> State:
@@ -322,7 +321,13 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
             return replace(state, decision=decision)
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
-        stay = reason_to_stay(state.settings, question, old, best, since_s, state.dwell_s, known_factors)
+        state = dwell.noted(state, question, old, now_s)
+        if dwell.gathers(state, now_s):
+            return state
+        hurry = dwell.may_hurry(state, old, best, now_s)
+        stay = reason_to_stay(
+            state.settings, question, old, best, since_s, state.dwell_s, known_factors, hurry=hurry
+        )
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
             return replace(state, decision=telling.decision(state, ranking, (old.epoch, 0), reason, now_s))
@@ -330,13 +335,13 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         state = replace(state, cause=broken)
     elif serves and (why := crowd.why(state.crowd, state.switched_s)):
         state = replace(state, cause=why)
-    return _begin(state, deployment, ranking, best, now_s, forced=bool(broken))
+    if not broken:
+        state = dwell.begun(state, old, now_s)
+    return _begin(state, deployment, ranking, best, now_s)
 
 
-def _begin(
-    state: State, deployment: Deployment, ranking: Ranking, best: Candidate, now_s: float, *, forced: bool
-) -> State:
-    """Return the state with `best` on its way in; `forced` if the old plan cannot go on."""
+def _begin(state: State, deployment: Deployment, ranking: Ranking, best: Candidate, now_s: float) -> State:
+    """Return the state with `best` on its way in."""
     old, question = state.serving, ranking.question
     first = old is None and state.switched_s is None and not state.given_up
     cause = "the first plan" if first else state.cause
@@ -356,15 +361,9 @@ def _begin(
     olds = tuple(other for other in (old, state.draining) if other is not None)
     beside = _beside(question, plan, (old,) if old else ())
     drains_on = _beside(question, plan, olds)
-    dwell_s = state.dwell_s
-    if not forced:
-        hasty = state.switched_s is not None and now_s - state.switched_s < HASTY_S
-        longer_s = min(state.settings.longest_dwell_s, 2 * max(dwell_s, state.settings.dwell_s))
-        dwell_s = longer_s if hasty else state.settings.dwell_s
     return replace(
         state,
         epoch=plan.epoch,
-        dwell_s=dwell_s,
         draining=state.draining if drains_on else None,
         pending=Pending(plan=plan, since_s=now_s, cleared=beside),
         decision=telling.decision(state, ranking, (old.epoch if old else 0, plan.epoch), plan.reason, now_s),

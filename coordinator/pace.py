@@ -6,7 +6,7 @@ come, there is nothing to decide; so one process has time for many clusters.
 
 from typing import Final
 
-from shoal.coordinator import ahead
+from shoal.coordinator import ahead, dwell
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.fitness import drained_s, way_is_free, why_broken
 from shoal.coordinator.state import State
@@ -41,6 +41,8 @@ def due_s(state: State, now_s: float) -> float:
             times_s.append(now_s if free else pending.since_s + state.settings.drain_s)
     if state.draining is not None:
         times_s.append(drained_s(state, state.draining))
+    if state.lost_s is not None and dwell.gathers(state, now_s):
+        times_s.append(state.lost_s + dwell.GATHER_S)
     outlook = state.outlook
     if state.serving is not None and outlook is not None and not ahead.done(outlook, now_s):
         times_s.append(outlook.since_s + ahead.CALM_S)

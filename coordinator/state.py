@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from shoal.coordinator.ahead import Ahead, Outlook
 from shoal.coordinator.crowd import Crowd
-from shoal.coordinator.experience import Experience, Record, Trial
+from shoal.coordinator.experience import Experience, Record, Trial, Who
 from shoal.coordinator.fleet import Fleet
 from shoal.coordinator.weigh import Ranking, Settings
 from shoal.manifest import Manifest
@@ -47,6 +47,10 @@ class State:
     """The highest ever seen."""
     switched_s: float | None = None
     dwell_s: float = 0.0
+    lost_s: float | None = None
+    """Since when the plan in force is not what it was (see `dwell`); None: it is."""
+    left: Mapping[Who, float] = field(default_factory=dict)
+    """When plans were left for that."""
     given_up: Mapping[tuple[object, ...], float] = field(default_factory=dict)
     """When a plan of that shape could not be prepared."""
     wrong: frozenset[tuple[object, ...]] = frozenset()

@@ -25,8 +25,10 @@ class Settings:
 
     margin: float = 0.10
     """A new plan must be better by this share."""
+    much: float = 0.25
+    """One that is better by this share need not wait for the dwell, if the plan in force is lost."""
     dwell_s: float = 5.0
-    """Least time between two switches that nothing forces; doubles while switches follow closely."""
+    """Least time between two switches for a gain; doubles while switches follow closely."""
     longest_dwell_s: float = 300.0
     horizon_s: float = 30.0
     """Things are taken to stay as they are for as long as they have, but at least so long."""
@@ -91,12 +93,15 @@ def reason_to_stay(
     since_s: float,
     dwell_s: float,
     known: tuple[float, float] = (1.0, 1.0),
+    *,
+    hurry: bool = False,
 ) -> str:
     """Return why `old` is kept although `new` is another plan; empty if the switch is worth it.
 
     `known` is by how much the strategies of both have turned out slower than predicted.  `since_s` is the
-    time since the last switch.  Gain is measured in seconds of service won over the time that things should
-    stay as they are, loss in seconds of service that the switch costs.
+    time since the last switch; `hurry` says that `old` is not what it was (see `dwell`).  Gain is measured in
+    seconds of service won over the time that things should stay as they are, loss in seconds of service that
+    the switch costs.
     """
     try:
         kept = price(question, old)
@@ -108,7 +113,7 @@ def reason_to_stay(
     better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
     if gain < settings.margin:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
-    if since_s < max(settings.dwell_s, dwell_s):
+    if since_s < max(settings.dwell_s, dwell_s) and not (hurry and gain >= settings.much):
         return f"kept: {better}, but the last switch was less than {max(settings.dwell_s, dwell_s):.0f} s ago"
     lost_s = settings.barrier_s
     if not fits_beside(question, new.lanes, old):

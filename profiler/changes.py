@@ -4,11 +4,12 @@ Noise of goodput and round trips is multiplicative, so logarithms are compared w
 of `LEARN` readings, made better of the next ones, and frozen then until an alarm.  Guards keep noise from
 alarming: readings count by at most `CLIP` standard deviations, so that one wild one says little; what the
 baseline may be wrong by is not counted; the sum must pass `LIMIT`; and the middle of the newest readings
-must lie outside a band around the baseline.  An alarm only asks for a closer look: what is done about it is
-decided by whoever weighs the gain.
+must lie above a band around the baseline, or the best of them below it: whatever else a machine and a
+network do makes transfers slower, several of them one after the other, but hardly all of two seconds.  An
+alarm only asks for a closer look: what is done about it is decided by whoever weighs the gain.
 
 With k = 0.5 and a limit of 12 a change is taken for one by mistake once in about 500,000 independent readings
-(Siegmund's approximation of the run length of a CUSUM); a tenfold drop takes four or five readings to notice.
+(Siegmund's approximation of the run length of a CUSUM); a tenfold drop takes five or six readings to notice.
 """
 
 import math
@@ -26,6 +27,10 @@ LIMIT: Final = 12.0
 CLIP: Final = 4.0
 BAND: Final = 0.15
 RECENT: Final = 5
+LARGE: Final = 3.0
+"""A figure is low by much if it is so many times lower: two or three flows on one cable explain less, ..."""
+LONG: Final = 20
+"""... so that what is lower by less must be so in so many readings, one after the other."""
 MEDIAN_COST: Final = 1.253
 """The median of normal readings spreads so many times as much as their mean."""
 LEAST_SIGMA: Final = 0.02
@@ -62,7 +67,7 @@ def seen(watched: Watched, reading: float) -> Watched:
     After an alarm the baseline is learned anew, beginning with the readings that gave it.
     """
     value = math.log(reading)
-    recent = (*watched.recent, value)[-RECENT:]
+    recent = (*watched.recent, value)[-LONG:]
     watched = _learned(watched, value)
     if watched.level is None:
         return replace(watched, recent=recent)
@@ -70,8 +75,13 @@ def seen(watched: Watched, reading: float) -> Watched:
     slack = SLACK + 2 * MEDIAN_COST / math.sqrt(watched.of)
     above = max(0.0, watched.above + z - slack)
     below = max(0.0, watched.below - z - slack)
-    newest = _newest(recent, watched.level)
-    if max(above, below) < LIMIT or abs(statistics.median(newest) - watched.level) < math.log1p(BAND):
+    newest = _newest(recent[-RECENT:], watched.level)
+    if value > watched.level:
+        clear = statistics.median(newest) - watched.level >= math.log1p(BAND)
+    else:
+        much = watched.level - max(recent[-RECENT:]) >= math.log(LARGE)
+        clear = much or (len(recent) == LONG and watched.level - max(recent) >= math.log1p(BAND))
+    if max(above, below) < LIMIT or not clear:
         return replace(watched, above=above, below=below, recent=recent)
     return Watched(learning=newest, recent=newest, alarms=watched.alarms + 1)
 

@@ -5,6 +5,7 @@ first piece is waiting, and no business of the link.  Transfers of several sizes
 from the speed, by the line of Theil and Sen, which a few wild readings do not bend.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Transfer:
 
     size_bytes: int
     seconds: float
+    flows: int = 1
+    """So many came to that board at once, at most, with this one: they share its cable."""
 
     @property
     def telling(self) -> bool:
@@ -35,6 +38,28 @@ class Transfer:
     def rate(self) -> float:
         """Return the bytes a second."""
         return self.size_bytes / self.seconds
+
+
+@dataclass(slots=True, kw_only=True)
+class Fastest:
+    """Of the transfers within a while, the fastest: whatever else a machine does only makes them slower."""
+
+    span_s: float
+    told_s: float = -math.inf
+    best: Transfer | None = None
+
+    def of(self, transfer: Transfer, now_s: float) -> Transfer | None:
+        """Take in a transfer that ended now, and return the fastest of the while if that is over.
+
+        What is left of a while that was long ago says nothing about now.
+        """
+        stale = now_s - self.told_s >= 2 * self.span_s
+        if stale or self.best is None or transfer.rate > self.best.rate:
+            self.best = transfer
+        if now_s - self.told_s < self.span_s:
+            return None
+        found, self.best, self.told_s = self.best, None, now_s
+        return found
 
 
 def goodput(transfers: Sequence[Transfer]) -> float | None:

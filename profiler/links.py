@@ -1,6 +1,5 @@
 """Measures links by small exchanges: the round trip first, then how fast bytes go."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -33,11 +32,14 @@ def round_trips_s(ping: Ping, count: int = PINGS) -> list[float]:
 def measure(ping: Ping) -> LinkProfile:
     """Return round trip and goodput; at most about 3 MiB are sent, and far less on a slow link."""
     trips_s = round_trips_s(ping)
-    return profile(trips_s, goodput(ping, statistics.median(trips_s)))
+    return profile(trips_s, goodput(ping, min(trips_s)))
 
 
 def goodput(ping: Ping, rtt_s: float) -> float:
-    """Return the bytes a second of transfers that grow until they take long enough and agree."""
+    """Return the bytes a second of transfers that grow until they take long enough and agree.
+
+    `rtt_s` is the least round trip: one that was late would make transfers seem shorter than they are.
+    """
     size_bytes = FIRST_BYTES
     before: float | None = None
     while True:

@@ -49,7 +49,7 @@ def _links(wiring: Wiring) -> dict[str, list[float | bool | None]]:
         for board, peers in all_peers.items():
             watch = LinkWatch(board, 1, peers, lambda: None, _heard)
             for peer in addresses.keys() - {board}:
-                for _ in range(2):  # first how fast, then whether shared
+                for _ in range(3):  # first how fast, and whether that is true, then whether shared
                     network.hosts[board].inside(partial(watch.probe, peer))
                 link = watch.links[peer]
                 found[f"{board} {peer}"] = [8 * link.goodput_bytes_per_s, link.shared]

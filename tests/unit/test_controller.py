@@ -10,6 +10,7 @@ import pytest
 
 from shoal import wire
 from shoal.coordinator import controller
+from shoal.coordinator.dwell import GATHER_S
 from shoal.coordinator.fleet import (
     ALARM_MEMORY_S,
     DOUBT_LEASE_S,
@@ -29,6 +30,8 @@ from tests import build
 from tests.build import A, B, C
 
 TICK_S = 0.05
+TOLD_S = GATHER_S + 2 * TICK_S
+"""After so long a plan that became much worse is acted on: until then others may tell of the same change."""
 SETTINGS = Settings()
 
 
@@ -483,7 +486,7 @@ def test_a_plan_is_prepared_committed_and_its_forerunner_drained_and_dropped() -
     assert "; 2 boards would be " in world.published.reason
     world.run(30)
     world.slow(A, 4)
-    world.run(TICK_S)
+    world.run(TOLD_S)
     assert [plan.epoch for plan in world.said[B].plans] == [2, 1]
     assert world.said[B].committed == 1, "until the new plan is ready"
     took_s = world.until(lambda: world.published and world.published.epoch == 2, 5)
@@ -860,7 +863,7 @@ def crossed(**of_b: object) -> World:
 
 def test_where_memory_cannot_hold_both_plans_the_old_one_goes_first() -> None:
     world = crossed(prepare_s=1.0)
-    world.run(TICK_S)
+    world.run(TOLD_S)
     assert world.state.pending is not None
     assert not world.state.pending.cleared
     for board in (A, B):
@@ -901,7 +904,7 @@ def test_a_board_lost_while_the_way_is_cleared_leaves_the_rest_as_it_was() -> No
 
 def test_when_the_new_plan_fails_after_the_old_one_went_another_takes_its_place() -> None:
     world = crossed(refuses=lambda plan: plan.epoch == 2)
-    world.run(0.3)
+    world.run(TOLD_S + 0.25)
     assert world.published is None
     world.until(lambda: world.serving, 10)
     assert world.published is not None

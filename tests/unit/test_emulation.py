@@ -105,7 +105,7 @@ def test_a_machine_at_a_standstill_is_not_made_up_for(
     clock.late_s, begun_s = 0.0, clock.now_s
     for _ in range(100):
         session.run({"x": np.zeros(100, np.float32)})
-    assert clock.now_s - begun_s == pytest.approx(0.09)
+    assert clock.now_s - begun_s == pytest.approx(0.097)
 
 
 def test_the_file_may_change_and_one_that_is_spoilt_changes_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from shoal.agent.peers import ExchangeError, Heard, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, tcp_info
 from shoal.profiler.airtime import HOLD_S, Air
+from shoal.profiler.goodput import Transfer
 from shoal.profiler.tcp_info import TcpInfo
 from shoal.records import BoardId
 from tests.build import A, B, C
@@ -72,12 +73,16 @@ class Net:
         self.flows += 1
         return rate
 
-    def load(self, peer: BoardId, seconds: float, size_bytes: int = 65_536) -> float | None:
-        """Send tensors to `peer` for a while, about ten a second; return when the news was told."""
+    def load(self, peer: BoardId, seconds: float, size_bytes: int = 65_536, flows: int = 1) -> float | None:
+        """Send tensors to `peer` for a while, about ten a second; return when the news was told.
+
+        So many flows share the receiver's cable.
+        """
         until_s, told, news_s = self.now_s + seconds, self.told, None
         while self.now_s < until_s:
             self.now_s += 0.1
-            self.watch.heard(peer, Heard(size_bytes=size_bytes, seconds=size_bytes / self.rate))
+            seconds_each = flows * size_bytes / self.rate
+            self.watch.heard(peer, Heard(size_bytes=size_bytes, seconds=seconds_each, flows=flows))
             if self.told > told and news_s is None:
                 news_s = self.now_s
         return news_s
@@ -100,6 +105,16 @@ def test_a_new_link_is_probed_and_told(net: Net) -> None:
     assert found.rtt_p95_s == pytest.approx(0.004, rel=0.01)
     assert net.mbit_per_s() == pytest.approx(100.0, rel=0.01)
     assert net.told == 1
+
+
+def test_a_new_link_that_seemed_slow_is_looked_at_again_soon(net: Net) -> None:
+    net.rate, net.rtt_s = 2e6, 0.02  # its board has just begun, and has much to do
+    run(net, 1.0, frozenset({B}))
+    assert net.mbit_per_s() == pytest.approx(16.0, rel=0.05)
+    net.rate, net.rtt_s = 12.5e6, 0.004
+    run(net, 3.0, frozenset({B}))
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.02)
+    assert net.watch.links[B].rtt_s == pytest.approx(0.004, rel=0.02)
 
 
 def test_schedulers_of_busy_machines_are_no_part_of_a_round_trip(net: Net) -> None:
@@ -164,6 +179,118 @@ def test_a_drop_under_load_is_told_within_a_second(net: Net) -> None:
     assert news_s is not None
     assert news_s - begun_s < 1.0
     assert net.mbit_per_s() == pytest.approx(10.0, rel=0.02)
+
+
+def test_what_comes_to_a_board_at_once_with_others_does_not_make_a_link_slow(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 5.0)
+    due_s = net.watch._links[B].due_s
+    net.load(B, 30.0, flows=3)
+    assert net.told == 1
+    assert net.watch._links[B].due_s == due_s, "and nobody looks into it"
+
+
+def test_a_drop_is_looked_into_though_a_crowd_explains_a_part_of_it(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 30.0, flows=3)
+    net.rate = 1.25e6
+    net.load(B, 1.0, flows=3)
+    assert net.watch._links[B].due_s <= net.now_s
+    net.watch.probe(B)
+    assert net.mbit_per_s() == pytest.approx(10.0, rel=0.05)
+
+
+def test_a_queue_that_lets_much_pass_for_a_moment_does_not_make_a_link_fast(net: Net) -> None:
+    """The kernel saw 18 MB/s over a round trip, and the receiver read at 10 MB/s because it was late."""
+    net.watch.probe(B)
+    net.info_now = replace(PLAIN, delivery_rate=18_000_000)
+    net.rate = 10e6
+    net.load(B, 60.0)
+    assert net.told == 1
+
+
+def test_without_an_alarm_a_link_is_as_fast_as_its_fastest_transfers_of_late(net: Net) -> None:
+    """Nine of ten transfers to a new link are half as fast as it is, and of other sizes than the tenth."""
+    net.watch.probe(B)
+    for number in range(80):
+        net.rate = 12.5e6 if number % 10 == 0 else 6e6
+        net.load(B, 0.1, size_bytes=65_536 if number % 2 else 131_072)
+        run(net, 0.01, frozenset({B}))
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.05)
+    net.rate = 7e6
+    for _ in range(80):
+        net.load(B, 0.1)
+        run(net, 0.01, frozenset({B}))
+    assert net.mbit_per_s() == pytest.approx(56.0, rel=0.05)
+
+
+def test_one_probe_beside_other_work_does_not_make_a_link_slow(net: Net) -> None:
+    net.watch.probe(B)
+    pings: list[float] = []
+
+    def crowded() -> float:
+        pings.append(net.now_s)
+        return 0.05 if len(pings) < 16 else 0.0
+
+    net.noise = crowded
+    net.watch.probe(B)
+    assert len(pings) > 16
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.05)
+
+
+def bring(net: Net, rate: float, count: int, flows: int = 1) -> None:
+    """Let tensors come from b, about ten a second."""
+    for _ in range(count):
+        net.now_s += 0.1
+        net.watch.came(B, Transfer(size_bytes=65_536, seconds=65_536 / rate, flows=flows))
+
+
+def test_a_link_whose_other_way_became_slow_is_taken_for_slow_until_it_is_probed(net: Net) -> None:
+    net.watch.probe(B)
+    bring(net, 4e6, 20, flows=2)
+    assert net.told == 1, "two boards share our cable"
+    bring(net, 0.6e6, 8)
+    assert net.told == 2
+    assert net.mbit_per_s() == pytest.approx(4.8, rel=0.02)
+    assert net.watch._links[B].due_s <= net.now_s
+    net.watch.probe(B)
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.02)
+
+
+def test_what_is_sent_knows_better_how_fast_it_goes_than_what_comes(net: Net) -> None:
+    net.watch.probe(B)
+    net.load(B, 3.0)
+    bring(net, 0.6e6, 8)
+    assert net.told == 1
+
+
+def test_a_link_that_was_not_used_before_is_found_slow_within_a_second(net: Net) -> None:
+    net.watch.probe(B)
+    net.rate = 0.6e6
+    net.load(B, 0.6)
+    run(net, 0.01, frozenset({B}))
+    assert net.mbit_per_s() == pytest.approx(4.8, rel=0.02)
+
+
+def test_an_idle_link_that_seems_a_little_slower_is_looked_at_twice_before_it_is_told(net: Net) -> None:
+    for _ in range(3):
+        net.watch.probe(B)
+    told = net.told
+    net.rate = 9e6
+    net.watch.probe(B)
+    assert net.told == told
+    assert net.watch._links[B].due_s == pytest.approx(net.now_s + link_watch.CONFIRM_S)
+    net.rate = 12.5e6
+    net.watch.probe(B)
+    net.rate = 9e6
+    net.watch.probe(B)
+    assert net.told == told
+    net.watch.probe(B)
+    assert net.told == told + 1
+    assert net.mbit_per_s() == pytest.approx(72.0, rel=0.02)
+    net.rate = 2e6
+    net.watch.probe(B)
+    assert net.told == told + 2, "what is slower by much is told at once"
 
 
 def test_a_link_in_use_is_only_asked_for_its_round_trip(net: Net) -> None:
@@ -310,7 +437,7 @@ def test_probes_take_a_hundredth_of_the_time_at_most(net: Net) -> None:
 
 
 def test_links_are_probed_one_after_the_other_and_those_gone_are_forgotten(net: Net) -> None:
-    run(net, 5.0, frozenset({B, C}))
+    run(net, link_watch.CONFIRM_S, frozenset({B, C}))
     assert net.watch.links.keys() == {B, C}
     order = [peer for _, peer, _ in net.sent]
     assert order == sorted(order)

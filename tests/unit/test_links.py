@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.profiler import links, tcp_info
 from shoal.profiler.changes import LEARN, LEARN_MOST, Watched, seen
-from shoal.profiler.goodput import Transfer, goodput, shared
+from shoal.profiler.goodput import Fastest, Transfer, goodput, shared
 
 RATE_HZ = 10
 TEN_MINUTES = 600 * RATE_HZ
@@ -68,6 +68,18 @@ def test_a_drop_of_a_third_is_noticed_and_one_of_a_twentieth_is_not() -> None:
     assert small == [], "within the band, nothing is to be done"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_crowds_a_link_in_spells_gives_no_alarm(seed: int) -> None:
+    """Half of the time, in spells of a second, three of five readings are half of what the link can do."""
+    random = np.random.default_rng(seed)
+    spells = np.repeat(random.random(TEN_MINUTES // 10) < 0.5, 10)
+    crowded = spells & (random.random(TEN_MINUTES) < 0.6)
+    readings = [100.0 * x / (1 + c) for x, c in zip(noise(seed, TEN_MINUTES, 0.03), crowded, strict=True)]
+    found, alarms = watch([*(100.0 * x for x in noise(seed, LEARN_MOST, 0.03)), *readings])
+    assert alarms == []
+    assert found.baseline == pytest.approx(100.0, rel=0.02)
+
+
 def test_a_rise_is_a_change_too() -> None:
     _, alarms = watch([*(10.0 * x for x in noise(1, 100, 0.05)), *(100.0 * x for x in noise(2, 100, 0.05))])
     assert len(alarms) == 1
@@ -117,6 +129,21 @@ def test_noise_of_a_few_percent_moves_a_median_by_no_more(rate: float, rows: lis
     found = goodput([Transfer(size_bytes=size, seconds=size / rate * n) for size, n in rows])
     if found is not None and max(s for s, _ in rows) < 2 * min(s for s, _ in rows):
         assert found == pytest.approx(rate, rel=0.04)
+
+
+def test_of_the_transfers_of_a_while_the_fastest_is_told() -> None:
+    came = Fastest(span_s=0.1)
+
+    def told(now_s: float, rate: float) -> float | None:
+        found = came.of(Transfer(size_bytes=round(rate), seconds=1.0), now_s)
+        return None if found is None else found.rate
+
+    assert told(1.0, 9e6) == 9e6
+    assert [told(1.02, 8e6), told(1.04, 11e6), told(1.06, 10e6)] == [None] * 3
+    assert told(1.11, 7e6) == 11e6
+    assert told(1.22, 7e6) == 7e6
+    assert told(1.3, 12e6) is None
+    assert told(9.0, 1e6) == 1e6, "what was long ago says nothing about now"
 
 
 def test_a_shared_cell_halves_flows_and_a_switch_does_not() -> None:

@@ -347,3 +347,29 @@ def test_a_slow_spell_during_a_closer_look_is_no_slower_board(tmp_path: Path, cl
     assert board.profile.segments["s00"].median_s == pytest.approx(0.006, rel=0.2)
     serve(board, clock, FIRST, 0.002)
     assert board.profile.segments["s00"].median_s == pytest.approx(0.002, rel=0.25)
+
+
+def test_a_board_that_idles_is_not_judged_by_a_few_disturbed_milliseconds(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    """Every other run is late by half of what it takes, as where timers wake late."""
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    canary, told = board.measurer._canary, len(board.published)
+    assert canary is not None
+    expected_s = board.profile.segments[canary.segment.name].median_s
+    for _ in range(20):
+        board.runs.clear()
+
+        def late(_segment: Segment) -> None:
+            clock.ran_s += 0.5 * board.takes_s * (len(board.runs) in (2, 3))
+
+        board.ran = late
+        board.measurer._look(canary, expected_s)
+        assert len(board.runs) > 10, "it looks again"
+    assert len(board.published) == told
+    board.ran = lambda _segment: None
+    board.takes_s *= 3
+    for _ in range(2):
+        board.measurer._look(canary, expected_s)
+    assert board.profile.slowdown == pytest.approx(3.0)
