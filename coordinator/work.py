@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from shoal.book import by_grid
 from shoal.codec import Codec, Number
 from shoal.manifest import Manifest
 from shoal.program import Run
 from shoal.records import LEAST_S, LONGEST_S, Profile, Timing
+from shoal.search import by_grid
 from shoal.sizes import counts_of
 
 MESSAGE_S: Final = 3e-4

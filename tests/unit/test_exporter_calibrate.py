@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from shoal.book import book_of, look_up, nearest
 from shoal.cli import cli
 from shoal.codebooks import read_book, wanted
 from shoal.codec import codec_of
@@ -243,6 +244,21 @@ def test_codes_are_near_their_rows_and_none_is_dead() -> None:
     assert table.shape == (16, 4)
     apart = np.sqrt(((centres[:, None] - table) ** 2).sum(axis=2))
     assert apart.min(axis=1).max() < 0.05, "each centre has a code"
+
+
+def test_a_first_stage_that_was_made_before_is_kept() -> None:
+    rows = np.random.default_rng(3).standard_normal((600, 4)).astype(np.float32)
+    alone, both = codec_of("vq2x16"), codec_of("vq2x16x2")
+    first = table_of(alone, rows, 0)[0]
+    table = table_of(both, rows, 0, first=first)
+    assert np.array_equal(table[0], first)
+    left = []
+    for codec, made in ((alone, first[None]), (both, table)):
+        book = book_of(codec, made)
+        out = np.empty((len(rows), 2, 2), np.float32)
+        look_up(book, nearest(book, rows), out)
+        left.append(float(((out.reshape(rows.shape) - rows) ** 2).mean()))
+    assert left[1] < left[0] / 5
 
 
 def test_fewer_different_rows_than_codes_are_their_own_codes() -> None:
