@@ -105,6 +105,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.collective
 	$(BIN)/python -m benchmarks.coding
+	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.speedup
 	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab
