@@ -122,8 +122,7 @@ class _Calibrating:
         most = max(LEAST_ROWS, min(MOST_ROWS, int(ROWS_BYTES / 4 / max(1, sum(values.values())))))
         self._report.detail(f"{name}: what boards hand one another")
         rows, tokens = trial.handed(self._learnt, most, SEED)
-        fewest = min(len(one.rows) for one in rows)
-        codecs = check_codecs(self._words, values) if self._words else standard(values.values(), fewest)
+        codecs = check_codecs(self._words, values) if self._words else standard(values.values())
         counts = [parts for parts in PARTS if parts <= tokens]
         if not counts:
             raise ConfigError(f"calibrate: expected inputs of {PARTS[0]} tokens or more, got {tokens}")

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
@@ -20,6 +20,9 @@ ENOUGH: Final = 24
 """So many rows for each code are taken, at even distances, where there are more."""
 LEAST_ROWS: Final = 4096
 """But never fewer than these."""
+SEEDING: Final = 4
+LEAST_SEEDING: Final = 1024
+"""Among so many rows for each code, but no fewer than these, k-means++ chooses where to begin."""
 STEPS: Final = 8
 """Of Lloyd's algorithm: what later ones gain cannot be told from the answers."""
 ROUNDS: Final = 3
@@ -74,7 +77,8 @@ def _vectors(piece: Floats, codes: int, random: np.random.Generator) -> Floats:
     if _kinds(piece, random) <= codes:
         different = np.unique(piece, axis=0)  # each has a code; what is left over repeats the last
         return np.concatenate((different, np.repeat(different[-1:], codes - len(different), axis=0)))
-    start = piece[random.choice(len(piece), codes, replace=False)]
+    some = piece[random.permutation(len(piece))[: max(LEAST_SEEDING, SEEDING * codes)]]
+    start, _ = kmeans_plusplus(some, codes, random_state=int(random.integers(1 << 31)))
     means = KMeans(codes, init=start, n_init=1, max_iter=STEPS, tol=0)
     vectors = np.asarray(means.fit(piece).cluster_centers_, np.float32)
     for _ in range(ROUNDS):

@@ -255,7 +255,7 @@ def test_codes_that_do_not_differ_in_a_value_are_told_apart_by_the_others() -> N
     codec = codec_of("vq2x4")
     table = np.zeros((1, 2, 4, 4), np.float32)
     table[0, :, :, 2] = [1, 2, 3, 4]
-    table[0, :, :, 1] = 1e6
+    table[0, :, :, 1] = 100
     rows = random((1, 5, 8))
     rows[0, :, 2] = [1.1, 3.2, -50.0, 4.4, 60.0]
     got = through(codec, rows, 1, book=book_of(codec, table))
