@@ -27,7 +27,7 @@ from benchmarks.record import RESULTS, write
 from benchmarks.subjects import BUILD, Subject, saliency, sentences, texts
 from shoal.book import Book, book_of
 from shoal.codec import Codec, codec_of
-from shoal.errors import ConfigError, ShoalError
+from shoal.errors import ShoalError
 from shoal.exporter.bundle import read_manifest
 from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import beside, read_learnt

@@ -39,8 +39,8 @@ class Clock:
         self._kind, self._since_s = OTHER, time.process_time()
 
     def __call__(self, step: str, /) -> None:
-        """Count what comes now as the export's own."""
-        self._begin(OTHER)
+        """Count what comes now as the export's own, whichever `step` it is."""
+        self.detail(step)
 
     def detail(self, words: str, /) -> None:
         """Count what comes now as that of which these are the words."""

@@ -237,9 +237,9 @@ def coding(found: dict[str, Any]) -> list[str]:
         "What codecs cost a board",
         found,
         "Processor time of one thread to encode K and V of a board's rows (12 heads of 64), and to decode",
-        "those of the others, against that of its share of a ViT-B block; 3 % were asked for. Codes are looked",
-        "up in a grid where there are at most 32 for pieces of up to four values; else each piece is compared",
-        "with each code, and the operations of that alone, against those of the block, are in the last column.",
+        "those of the others, against that of its share of a ViT-B block; 3 % were asked for. Codes are",
+        "looked up in a grid where there are at most 32 for pieces of up to four values; else each piece is",
+        "compared with each code: the operations of that alone, against those of the block, come last.",
     )
     body = [
         (
@@ -257,11 +257,12 @@ def coding(found: dict[str, Any]) -> list[str]:
 
 
 def calibration(found: dict[str, Any]) -> list[str]:
+    pictures = found["rows"][0]["pictures"]
     lines = section(
         "What calibration takes",
         found,
-        f"`shoal export --calibrate` of the vision transformer of the tests with {found['rows'][0]['pictures']} pictures",
-        "and the standard codecs; two minutes of one core were asked for.",
+        f"`shoal export --calibrate` of the vision transformer of the tests with {pictures} pictures and the",
+        "standard codecs; two minutes of one core were asked for.",
     )
     return lines + table(("", "processor s"), [(r["what"], number(r["seconds"], 1)) for r in found["rows"]])
 

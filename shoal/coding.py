@@ -221,9 +221,7 @@ def _sixteen(rows: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.fl
     """
     turned = np.ascontiguousarray(rows.reshape(-1, GROUP).view(FOUR_FLOATS).T).view(np.float32)
     largest = np.maximum(turned.max(axis=0, initial=0), -turned.min(axis=0, initial=0))
-    largest = np.maximum(
-        np.maximum(largest[0::4], largest[1::4]), np.maximum(largest[2::4], largest[3::4])
-    )
+    largest = np.maximum(np.maximum(largest[0::4], largest[1::4]), np.maximum(largest[2::4], largest[3::4]))
     most = largest.max(initial=0)
     if not np.isfinite(most):
         raise _not_finite(Codec(number="i4"))
@@ -237,7 +235,7 @@ def _sixteen(rows: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.fl
 
 
 def _from_nibbles(parts: Sequence[Array], out: NDArray[np.float32]) -> None:
-    """Write rows to `out` [batch, rows, values], of which a last group may be too long by what it is short."""
+    """Write rows to `out` [batch, rows, values in whole groups]."""
     packed, scale = parts
     outer, many, groups = *packed.shape[:2], out.shape[2] // GROUP
     if scale.dtype != np.float16 or scale.shape != (outer, many, groups):
