@@ -74,7 +74,7 @@ def look_up(book: Book, codes: Codes, out: Floats) -> None:
     """Write what stands for `codes`, [rows, stages, groups], to `out`, float32 [rows, groups, width]."""
     first, *others = range(book.codec.stages)
     at = _at(book.codec, codes[:, first])
-    np.take(book.table[first], at, axis=0, out=out, mode="clip")  # else it is buffered
+    book.table[first].take(at, axis=0, out=out, mode="clip")  # else it is buffered
     for stage in others:
         out += book.table[stage][_at(book.codec, codes[:, stage])]
 

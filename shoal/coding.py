@@ -21,6 +21,7 @@ from shoal.session import cast
 LEAST_SCALE: Final = np.float32(np.finfo(np.float32).tiny)
 """The scale of a row of zeros: anything but zero."""
 MOST: Final = np.float32(np.finfo(np.float16).max)
+EIGHT: Final = np.float32(8)
 LEAST_HALF: Final = np.float32(2.0**-24)
 """Smaller numbers are nothing in half precision."""
 LEAST_EXACT: Final = np.float32(2.0**-10)
@@ -111,7 +112,7 @@ def _numbers(codec: Codec, array: Array, axis: int, book: Book | None) -> list[A
     if codec.number == "i4":
         return _nibbles(rows)
     found = _book(codec, book, rows.shape[2])
-    if not np.isfinite(rows).all():
+    if not np.logical_and.reduce(np.isfinite(rows), axis=None):
         raise _not_finite(codec)
     codes = nearest(found, rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]))
     packed = pack(codes.reshape(len(codes), codec.stages * codec.groups), codec.code_bits)
@@ -165,7 +166,8 @@ def _book(codec: Codec, book: Book | None, values: int) -> Book:
 def _whole_numbers(array: Array, axis: int) -> list[Array]:
     lead, many, values = folded(array.shape, axis)
     rows: Array = array.reshape(lead * many, values)
-    scale = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0)).astype(np.float32)
+    most, least = np.maximum.reduce(rows, axis=1, initial=0), np.minimum.reduce(rows, axis=1, initial=0)
+    scale = np.maximum(most, -least).astype(np.float32)
     if not np.isfinite(scale).all():
         raise _not_finite(Codec(number="i8"))
     scale /= 127
@@ -220,15 +222,15 @@ def _sixteen(rows: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.fl
     beside four of the next: [groups, 32] becomes [8, groups * 4].
     """
     turned = np.ascontiguousarray(rows.reshape(-1, GROUP).view(FOUR_FLOATS).T).view(np.float32)
-    largest = np.maximum(turned.max(axis=0, initial=0), -turned.min(axis=0, initial=0))
-    largest = np.maximum(np.maximum(largest[0::4], largest[1::4]), np.maximum(largest[2::4], largest[3::4]))
-    most = largest.max(initial=0)
+    sizes = np.maximum(np.maximum.reduce(turned, axis=0), -np.minimum.reduce(turned, axis=0))
+    largest = np.maximum(np.maximum(sizes[0::4], sizes[1::4]), np.maximum(sizes[2::4], sizes[3::4]))
+    most = np.maximum.reduce(largest, initial=0)
     if not np.isfinite(most):
         raise _not_finite(Codec(number="i4"))
     scale = np.minimum(largest * np.float32((1 + 2.0**-10) / 8), MOST).astype(np.float16)
-    turned *= np.repeat(1 / np.maximum(scale, LEAST_HALF, dtype=np.float32), 4)
-    turned += 8
-    if most >= MOST or largest.min(initial=1) < LEAST_EXACT:
+    turned *= (1 / np.maximum(scale, LEAST_HALF, dtype=np.float32)).repeat(4)
+    turned += EIGHT
+    if most >= MOST or np.minimum.reduce(largest, initial=1) < LEAST_EXACT:
         np.clip(turned, 0, 15.5, out=turned)  # else the scale, which was rounded up, sees to that
     np.copyto(out.reshape(-1, GROUP).view(FOUR_BYTES), turned.astype(np.uint8).view(FOUR_BYTES).T)
     return scale
@@ -288,7 +290,7 @@ def _copy(given: Array, out: Array) -> None:
 
 def _in_rows(array: Array, axis: int) -> NDArray[np.float32]:
     """Return [batch, rows, values]."""
-    moved = np.moveaxis(array, axis, min(axis, 1))
+    moved = np.moveaxis(array, axis, 1) if axis > 1 else array
     return moved.reshape(by_row(array.shape, axis)).astype(np.float32, copy=False)
 
 

@@ -116,11 +116,10 @@ class Grid:
         for some in spans(len(rows), max(1, VALUES // rows.shape[1])):
             steps = rows[some] * self._per_step[stage]
             steps += self._from[stage]
-            np.clip(steps, 0, self._last, out=steps)
+            steps.clip(0, self._last, out=steps)
             at = self._joined(steps.astype(np.uint8)).astype(np.int32)
             at += self._first
-            cells = self._cells[stage]
-            np.take(cells, at.astype(np.intp), out=found[some], mode="clip")  # else it is buffered
+            self._cells[stage].take(at.astype(np.intp), out=found[some], mode="clip")  # else it is buffered
         return found
 
     def _joined(self, steps: NDArray[np.uint8]) -> Codes:
