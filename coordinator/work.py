@@ -23,7 +23,7 @@ CODE_COPIES: Final = 0.07
 """Besides, for each code that a piece is compared with ..."""
 SCORE_COPIES: Final = 1.8
 """... and, of a piece of one value, so many more to find the nearest; of a wider one in proportion less."""
-GRID_COPIES: Final = 16.0
+GRID_COPIES: Final = 3.0
 """In place of both, where codes are looked up in a grid."""
 BACK: Final[Mapping[Number, float]] = {"f32": 1.0, "f16": 1.0, "i8": 1.0, "i4": 3.0, "vq": 2.0}
 """Passes over the floats to decode them; of vq in each stage ..."""
