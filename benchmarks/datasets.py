@@ -45,8 +45,9 @@ def fashion(part: str) -> Pictures:
 
 def enlarged(pixels: Array) -> NDArray[np.float32]:
     """Return pictures of `fashion` as a model of photographs takes them: [rows, 3, 224, 224], normalised."""
-    grey = np.kron(pixels * DEVIATION + MEAN, np.ones((1, 1, 8, 8)))
-    return ((grey - PHOTO_MEAN) / PHOTO_DEVIATION).astype(np.float32)
+    grey: NDArray[np.float64] = np.asarray(pixels, np.float64) * DEVIATION + MEAN
+    large = grey.repeat(8, axis=2).repeat(8, axis=3)
+    return np.asarray((large - PHOTO_MEAN) / PHOTO_DEVIATION, np.float32)
 
 
 def _idx(path: Path, head: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.datasets import carried, enlarged, fashion, lee, pearson
 from shoal.errors import ConfigError
@@ -105,13 +106,13 @@ def saliency() -> Subject:
         tuple({"input_image": picture[None]} for picture in enlarged(fashion(part).pixels[:many]))
         for part, many in (("t10k", JUDGED), ("train", LOOKED_AT))
     )
-    wanted: list[Array] = []
+    wanted: list[NDArray[np.float64]] = []
 
     def alike(answers: Sequence[Mapping[str, Array]]) -> float:
-        maps = [next(iter(one.values())).ravel() for one in answers]
+        maps = [_flat(one) for one in answers]
         if not wanted:
             session = open_session(found.bundle / "whole.onnx")
-            wanted.extend(next(iter(session.run(one).values())).ravel() for one in inputs)
+            wanted.extend(_flat(session.run(one)) for one in inputs)
         pairs = zip(wanted, maps, strict=True)
         return float(np.mean([np.corrcoef(want, got)[0, 1] for want, got in pairs]))
 
@@ -125,3 +126,8 @@ def saliency() -> Subject:
         value=alike,
     )
     return found
+
+
+def _flat(answer: Mapping[str, Array]) -> NDArray[np.float64]:
+    """Return all pixels of the map of one picture."""
+    return np.asarray(next(iter(answer.values())), np.float64).ravel()

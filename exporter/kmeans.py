@@ -63,8 +63,10 @@ def table_of(
         for stage in range(codec.stages):
             for group in range(codec.groups):
                 piece = np.ascontiguousarray(left[:, group])
-                known = first is not None and stage == 0
-                table[stage, group] = first[group] if known else _vectors(piece, codec.codes, random)
+                if first is not None and stage == 0:
+                    table[stage, group] = first[group]
+                else:
+                    table[stage, group] = _vectors(piece, codec.codes, random)
                 if stage + 1 < codec.stages:
                     vectors = table[stage, group]
                     left[:, group] -= vectors[_nearest(piece, vectors)]

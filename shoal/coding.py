@@ -6,7 +6,7 @@ The parts of a tensor, in this order: the rows (i4 and vq: bytes [batch, rows, b
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,8 +209,8 @@ def _nibbles(rows: NDArray[np.float32]) -> list[Array]:
     for some in spans(len(flat), max(1, VALUES // max(1, groups * GROUP))):
         scale[some] = _sixteen(flat[some], whole[some]).reshape(-1, groups)
     pairs = (values + 1) // 2
-    wide = np.uint64 if pairs % 8 == 0 else np.uint8  # nothing is carried from one byte to the next
-    packed = whole[:, pairs : 2 * pairs].view(wide) << 4
+    wide: np.dtype[np.unsignedinteger[Any]] = np.dtype(np.uint64 if pairs % 8 == 0 else np.uint8)
+    packed = whole[:, pairs : 2 * pairs].view(wide) << 4  # nothing is carried from one byte to the next
     packed |= whole[:, :pairs].view(wide)
     return [packed.view(np.uint8).reshape(outer, many, pairs), scale.reshape(outer, many, groups)]
 
@@ -227,7 +227,7 @@ def _sixteen(rows: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.fl
     most = np.maximum.reduce(largest, initial=0)
     if not np.isfinite(most):
         raise _not_finite(Codec(number="i4"))
-    scale = np.minimum(largest * np.float32((1 + 2.0**-10) / 8), MOST).astype(np.float16)
+    scale: NDArray[np.float16] = np.minimum(largest * np.float32((1 + 2.0**-10) / 8), MOST).astype(np.float16)
     turned *= (1 / np.maximum(scale, LEAST_HALF, dtype=np.float32)).repeat(4)
     turned += EIGHT
     if most >= MOST or np.minimum.reduce(largest, initial=1) < LEAST_EXACT:
