@@ -221,7 +221,7 @@ def _sixteen(rows: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.fl
     Numpy is slow at a few values in a row, so the groups are turned to lie side by side, four values of one
     beside four of the next: [groups, 32] becomes [8, groups * 4].
     """
-    turned = np.ascontiguousarray(rows.reshape(-1, GROUP).view(FOUR_FLOATS).T).view(np.float32)
+    turned = rows.reshape(-1, GROUP).view(FOUR_FLOATS).T.copy().view(np.float32)
     sizes = np.maximum(np.maximum.reduce(turned, axis=0), -np.minimum.reduce(turned, axis=0))
     largest = np.maximum(np.maximum(sizes[0::4], sizes[1::4]), np.maximum(sizes[2::4], sizes[3::4]))
     most = np.maximum.reduce(largest, initial=0)

@@ -140,6 +140,19 @@ def test_errors_stay_within_their_bound(
     assert (np.abs(np.subtract(got, wanted)) <= step * largest + least).all()
 
 
+@pytest.mark.parametrize("words", ["f16", "i8", "i4", "vq8x16", "vq4x16x2", "means2-i4", "i4-keep1.1"])
+@pytest.mark.parametrize("shape", [(1, 1, 32), (1, 4, 32), (2, 3, 64)])
+def test_what_is_coded_is_left_as_it_was(words: str, shape: tuple[int, ...]) -> None:
+    codec, array = codec_of(words), random(shape)
+    before = array.copy()
+    parts = encode(codec, array, 1, 0, book_for(codec, shape[2]))
+    assert np.array_equal(array, before)
+    sent = [part.copy() for part in parts]
+    out = np.empty((shape[0], rows_of(codec, parts, 1, array), shape[2]), np.float32)
+    decode(codec, parts, 1, out, codec.split(shape[1], 0)[0], book_for(codec, shape[2]))
+    assert all(np.array_equal(part, kept) for part, kept in zip(parts, sent, strict=True))
+
+
 def test_exact_is_exact() -> None:
     array = np.array([[np.nan, -0.0, np.inf], [1e-45, 3e38, -1.0]], np.float32)
     assert through(PLAIN, array, 0).tobytes() == array.tobytes()
