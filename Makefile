@@ -106,6 +106,7 @@ bench: $(VENV)/.test $(VENV)/.demo-data $(VENV)/.text-data
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.collective
 	$(BIN)/python -m benchmarks.coding
+	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.speedup
 	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab

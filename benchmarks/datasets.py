@@ -19,6 +19,8 @@ from shoal.records import Array
 
 PICTURES = Path("/usr/share/datasets/fashion-mnist")
 MEAN, DEVIATION = 0.286, 0.353
+PHOTO_MEAN = np.array((0.485, 0.456, 0.406)).reshape(3, 1, 1)
+PHOTO_DEVIATION = np.array((0.229, 0.224, 0.225)).reshape(3, 1, 1)
 LONGEST = 128
 """Tokens of a text."""
 
@@ -39,6 +41,13 @@ def fashion(part: str) -> Pictures:
     pixels = _idx(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
     scaled = ((pixels.astype(np.float32) / 255 - MEAN) / DEVIATION).astype(np.float32)
     return Pictures(pixels=scaled, labels=_idx(folder / f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64))
+
+
+def enlarged(pixels: Array) -> NDArray[np.float32]:
+    """Return pictures of `fashion` as a model of photographs takes them: [rows, 3, 224, 224], normalised."""
+    grey: NDArray[np.float64] = np.asarray(pixels, np.float64) * DEVIATION + MEAN
+    large = grey.repeat(8, axis=2).repeat(8, axis=3)
+    return np.asarray((large - PHOTO_MEAN) / PHOTO_DEVIATION, np.float32)
 
 
 def _idx(path: Path, head: int) -> NDArray[np.uint8]:

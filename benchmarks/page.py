@@ -237,8 +237,9 @@ def coding(found: dict[str, Any]) -> list[str]:
         "What codecs cost a board",
         found,
         "Processor time of one thread to encode K and V of a board's rows (12 heads of 64), and to decode",
-        "those of the others, against that of its share of a ViT-B block; 3 % were asked for. Other work was",
-        "going on at the same time.",
+        "those of the others, against that of its share of a ViT-B block; 3 % were asked for. Codes are",
+        "looked up in a grid where there are at most 32 for pieces of up to four values; else each piece is",
+        "compared with each code: the operations of that alone, against those of the block, come last.",
     )
     body = [
         (
@@ -247,10 +248,23 @@ def coding(found: dict[str, Any]) -> list[str]:
             number(1e6 * r["encode_s"]["median"], 0),
             number(1e6 * r["decode_s"]["median"], 0),
             f"{r['share']:.1%}",
+            f"{r['product_share']:.1%}" if r.get("product_share") else "-",
         )
         for r in found["rows"]
     ]
-    return lines + table(("exchange", "sent kB", "encode us", "decode us", "of the block"), body)
+    head = ("exchange", "sent kB", "encode us", "decode us", "of the block", "comparing")
+    return lines + table(head, body)
+
+
+def calibration(found: dict[str, Any]) -> list[str]:
+    pictures = found["rows"][0]["pictures"]
+    lines = section(
+        "What calibration takes",
+        found,
+        f"`shoal export --calibrate` of the vision transformer of the tests with {pictures} pictures and the",
+        "standard codecs; two minutes of one core were asked for.",
+    )
+    return lines + table(("", "processor s"), [(r["what"], number(r["seconds"], 1)) for r in found["rows"]])
 
 
 def overhead(found: dict[str, Any]) -> list[str]:
@@ -273,6 +287,7 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "speedup": speedup,
     "collective": collective,
     "coding": coding,
+    "calibration": calibration,
     "adaptation": page_control.adaptation,
     "aborts": aborts,
     "peers": peers,

@@ -27,6 +27,7 @@ from shoal.exporter.verify import Answer, run_file
 from shoal.manifest import Manifest, Variant, file_of
 from shoal.measured import NONE, Calibration, Codebook, Outcome, Sensitivity, lost_of, recipe_words
 from shoal.memory import give_back
+from shoal.records import Array
 
 PARTS: Final = (2, 4, 8)
 """Among so many boards, where there are tokens enough."""
@@ -140,8 +141,7 @@ class _Calibrating:
         most = max(LEAST_ROWS, min(MOST_ROWS, int(ROWS_BYTES / 4 / max(1, sum(values.values())))))
         self._report.detail(f"{name}: what boards hand one another")
         rows, tokens = trial.handed(self._learnt, most, SEED)
-        fewest = min(len(one.rows) for one in rows)
-        codecs = check_codecs(self._words, values) if self._words else standard(values.values(), fewest)
+        codecs = check_codecs(self._words, values) if self._words else standard(values.values())
         counts = [parts for parts in PARTS if parts <= tokens]
         if not counts:
             raise ConfigError(f"calibrate: expected inputs of {PARTS[0]} tokens or more, got {tokens}")
@@ -223,7 +223,8 @@ class _Calibrating:
 
     def _books(self, trial: Trial, rows: Sequence[Rows], codecs: Sequence[Codec]) -> dict[BookKey, Book]:
         """Make and store the codebooks that these codecs need."""
-        words = dict.fromkeys(codec.book for codec in codecs if codec.groups)
+        coded = sorted((codec for codec in codecs if codec.groups), key=lambda codec: codec.stages)
+        words = dict.fromkeys(codec.book for codec in coded)
         found: dict[BookKey, Book] = {}
         for number, word in enumerate(words, 1):
             for index, one in enumerate(rows, 1):
@@ -231,15 +232,19 @@ class _Calibrating:
                     f"{trial.sharding.name}: codebooks {number}/{len(words)} {word}, {index}/{len(rows)}"
                 )
                 what = f"{trial.sharding.name}, exchange {one.tag}: tensor {one.tensor}"
-                found[one.tag, one.tensor, word] = self._book(trial, one, word, what)
+                codec = codec_of(word)
+                same = found.get((one.tag, one.tensor, replace(codec, stages=1).book))
+                first = None if same is None else same.table.reshape(codec.groups, codec.codes, -1)
+                found[one.tag, one.tensor, word] = self._book(trial, one, codec, first, what)
         return found
 
-    def _book(self, trial: Trial, one: Rows, word: str, what: str) -> Book:
-        codec = codec_of(word)
+    def _book(self, trial: Trial, one: Rows, codec: Codec, first: Array | None, what: str) -> Book:
+        """Make and store a codebook, whose first stage is `first` if that was made before."""
+        word = codec.book
         table = self._tables.get((trial.sharding.name, one.tag, one.tensor, word))
         try:
             if table is None:
-                table = _kmeans(codec, one.rows)
+                table = _kmeans(codec, one.rows, first)
             book = book_of(codec, table)
         except ModelError as error:
             raise ModelError(f"{what}: {error}") from error
@@ -284,11 +289,11 @@ class _Calibrating:
         return [batch.get(MASK) for batch in batches]
 
 
-def _kmeans(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def _kmeans(codec: Codec, rows: NDArray[np.float32], first: Array | None) -> NDArray[np.float32]:
     try:
         from shoal.exporter.kmeans import table_of
     except ImportError as error:
         raise ConfigError(
             f"codebooks need scikit-learn: in a clone of shoal, pip install '.[calibrate]' ({error})"
         ) from error
-    return table_of(codec, rows, SEED)
+    return table_of(codec, rows, SEED, first=first)

@@ -12,28 +12,25 @@ RATES: Final = (2, 4, 8, 16, 32)
 VALUES_A_CODE: Final = (4, 8, 16)
 """A row is cut into pieces of about so many values: with 256 codes 1/16, 1/32 and 1/64 of the bytes."""
 CODES: Final = 256
-NARROW: Final = 2
-"""Pieces of so few values and 16 codes are 1/16 of the bytes too, less exact and much quicker to make."""
+FEW: Final = 16
+NARROW: Final = (2, 4)
+"""Pieces of so few values and 16 codes are 1/16 and 1/32 too, less exact and much quicker to make."""
 ROWS_A_CODE: Final = 4
 """So many rows for each code there must be at least; of fewer, codes would be the rows themselves."""
 MIXED: Final = 5
 """So many mixed recipes are measured as a whole."""
 
 
-def standard(values: Iterable[int], rows: int) -> tuple[Codec, ...]:
-    """Return the codecs that are tried unless the user names others, for rows of so many values each.
-
-    With more codes than CODES only if there are `rows` enough to make them of.
-    """
+def standard(values: Iterable[int]) -> tuple[Codec, ...]:
+    """Return the codecs that are tried unless the user names others, for rows of so many values each."""
     width = gcd(*values)
     words = ["f16", "i8", "i4", "i4-keep1.0"]
     words += [f"means{rate}{number}" for rate in RATES for number in ("", "-i8")]
     words += ["means4-i4", "means4-i8-keep1.1"]
     coded = [f"vq{pieces(width, each)}x{CODES}" for each in VALUES_A_CODE]
     words += [*coded, f"{coded[0]}-keep1.0", f"{coded[1]}x2", f"means2-{coded[0]}"]
-    words += [f"vq{pieces(width, NARROW)}x16", f"vq{pieces(width, VALUES_A_CODE[1])}x1024", f"vq1x{CODES}"]
-    found = dict.fromkeys(codec_of(each) for each in words)
-    return tuple(codec for codec in found if codec.codes <= max(CODES, rows // ROWS_A_CODE))
+    words += [*(f"vq{pieces(width, each)}x{FEW}" for each in NARROW), f"vq1x{CODES}"]
+    return tuple(dict.fromkeys(codec_of(each) for each in words))
 
 
 def pieces(width: int, values: int) -> int:

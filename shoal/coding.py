@@ -6,7 +6,7 @@ The parts of a tensor, in this order: the rows (i4 and vq: bytes [batch, rows, b
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,20 @@ from shoal.book import Book, look_up, nearest, pack, unpack
 from shoal.codec import GROUP, Codec, by_row, counts, folded, parts_of
 from shoal.errors import ModelError, WireError
 from shoal.records import Array
+from shoal.search import VALUES, spans
 from shoal.session import cast
 
 LEAST_SCALE: Final = np.float32(np.finfo(np.float32).tiny)
 """The scale of a row of zeros: anything but zero."""
 MOST: Final = np.float32(np.finfo(np.float16).max)
-MIDDLE: Final = np.float32(7.5)
-"""i4: zero lies between the eighth and the ninth of the sixteen steps."""
+EIGHT: Final = np.float32(8)
+LEAST_HALF: Final = np.float32(2.0**-24)
+"""Smaller numbers are nothing in half precision."""
+LEAST_EXACT: Final = np.float32(2.0**-10)
+"""Eighths of smaller numbers are not known to ten bits in half precision."""
+FOUR_FLOATS: Final = np.dtype(np.complex128)
+FOUR_BYTES: Final = np.dtype(np.uint32)
+"""Only moved about as one, never counted with."""
 
 
 def encode(codec: Codec, array: Array, axis: int, start: int = 0, book: Book | None = None) -> list[Array]:
@@ -105,7 +112,7 @@ def _numbers(codec: Codec, array: Array, axis: int, book: Book | None) -> list[A
     if codec.number == "i4":
         return _nibbles(rows)
     found = _book(codec, book, rows.shape[2])
-    if not np.isfinite(rows).all():
+    if not np.logical_and.reduce(np.isfinite(rows), axis=None):
         raise _not_finite(codec)
     codes = nearest(found, rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[2]))
     packed = pack(codes.reshape(len(codes), codec.stages * codec.groups), codec.code_bits)
@@ -119,7 +126,13 @@ def _restore(codec: Codec, parts: Sequence[Array], axis: int, out: Array, book: 
     elif codec.number == "i8":
         _from_whole_numbers(parts, axis, out)
     elif codec.number == "i4":
-        _put(_from_nibbles(parts, by_row(out.shape, axis)[2]), axis, out)
+        outer, rows, values = by_row(out.shape, axis)
+        if values % GROUP == 0 and _in_order(out, axis):
+            _from_nibbles(parts, np.asarray(out, np.float32).reshape(outer, rows, values))  # the same memory
+            return
+        made = np.empty((outer, rows, ceil(values / GROUP) * GROUP), np.float32)
+        _from_nibbles(parts, made)
+        _put(made[:, :, :values], axis, out)
     else:
         _from_codes(codec, parts[0], axis, out, book)
 
@@ -131,7 +144,7 @@ def _from_codes(codec: Codec, packed: Array, axis: int, out: Array, book: Book |
     flat = np.asarray(packed, np.uint8).reshape(outer * rows, packed.shape[2])
     codes = unpack(flat, many, codec.code_bits).reshape(outer * rows, codec.stages, codec.groups)
     shape = (outer * rows, codec.groups, values // codec.groups)
-    if axis < 2 and out.flags.c_contiguous and out.dtype == np.float32:
+    if _in_order(out, axis):
         look_up(found, codes, np.asarray(out, np.float32).reshape(shape))  # the same memory
         return
     made = np.empty(shape, np.float32)
@@ -151,16 +164,21 @@ def _book(codec: Codec, book: Book | None, values: int) -> Book:
 
 
 def _whole_numbers(array: Array, axis: int) -> list[Array]:
-    flat: Array = array.reshape(folded(array.shape, axis))
-    scale = np.maximum(flat.max(axis=2, initial=0), -flat.min(axis=2, initial=0)).astype(np.float32)
+    lead, many, values = folded(array.shape, axis)
+    rows: Array = array.reshape(lead * many, values)
+    most, least = np.maximum.reduce(rows, axis=1, initial=0), np.minimum.reduce(rows, axis=1, initial=0)
+    scale = np.maximum(most, -least).astype(np.float32)
     if not np.isfinite(scale).all():
         raise _not_finite(Codec(number="i8"))
     scale /= 127
     np.maximum(scale, LEAST_SCALE, out=scale)
-    steps = flat * (1 / scale)[:, :, None]
-    whole = np.empty(steps.shape, np.int8)
-    np.rint(steps, out=whole, casting="unsafe")
-    return [whole.reshape(array.shape), scale]
+    inverse = 1 / scale
+    whole = np.empty(rows.shape, np.int8)
+    for some in spans(len(rows), max(1, VALUES // max(1, values))):
+        steps = rows[some] * inverse[some, None]
+        np.rint(steps, out=steps)
+        np.copyto(whole[some], steps, casting="unsafe")
+    return [whole.reshape(array.shape), scale.reshape(lead, many)]
 
 
 def _from_whole_numbers(parts: Sequence[Array], axis: int, out: Array) -> None:
@@ -172,7 +190,8 @@ def _from_whole_numbers(parts: Sequence[Array], axis: int, out: Array) -> None:
             f"{scale.dtype}{list(scale.shape)}"
         )
     wide = scale.reshape(*first.shape[: axis + 1], *(1,) * (first.ndim - axis - 1))
-    np.multiply(first, wide, out=out, casting="same_kind")
+    np.copyto(out, first, casting="same_kind")
+    np.multiply(out, wide, out=out, casting="same_kind")
 
 
 def _nibbles(rows: NDArray[np.float32]) -> list[Array]:
@@ -182,43 +201,62 @@ def _nibbles(rows: NDArray[np.float32]) -> list[Array]:
     """
     outer, many, values = rows.shape
     groups = ceil(values / GROUP)
-    short = groups * GROUP - values
-    padded = np.pad(rows, ((0, 0), (0, 0), (0, short))) if short else rows
-    sizes = np.abs(padded).reshape(outer * many * groups, GROUP)
-    sizes = np.maximum(sizes[:, : GROUP // 2], sizes[:, GROUP // 2 :])
-    largest = np.ascontiguousarray(sizes.T).max(axis=0)  # numpy is slow to reduce a few values in a row
-    if not np.isfinite(largest).all():
-        raise _not_finite(Codec(number="i4"))
-    scale = np.minimum(largest.reshape(outer, many, groups) / 8, MOST).astype(np.float16)
-    wide = scale.astype(np.float32)
-    inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
-    steps = padded.reshape(outer, many, groups, GROUP) * inverse[:, :, :, None]
-    steps += 8
-    np.clip(steps, 0, 15.5, out=steps)
-    whole = steps.astype(np.uint8).reshape(outer, many, groups * GROUP)
+    flat = np.ascontiguousarray(rows).reshape(outer * many, values)
+    if short := groups * GROUP - values:
+        flat = np.pad(flat, ((0, 0), (0, short)))
+    whole = np.empty(flat.shape, np.uint8)
+    scale = np.empty((len(flat), groups), np.float16)
+    for some in spans(len(flat), max(1, VALUES // max(1, groups * GROUP))):
+        scale[some] = _sixteen(flat[some], whole[some]).reshape(-1, groups)
     pairs = (values + 1) // 2
-    return [whole[:, :, :pairs] | whole[:, :, pairs : 2 * pairs] << 4, scale]
+    wide: np.dtype[np.unsignedinteger[Any]] = np.dtype(np.uint64 if pairs % 8 == 0 else np.uint8)
+    packed = whole[:, pairs : 2 * pairs].view(wide) << 4  # nothing is carried from one byte to the next
+    packed |= whole[:, :pairs].view(wide)
+    return [packed.view(np.uint8).reshape(outer, many, pairs), scale.reshape(outer, many, groups)]
 
 
-def _from_nibbles(parts: Sequence[Array], values: int) -> NDArray[np.float32]:
-    """Return the rows [batch, rows, values]."""
+def _sixteen(rows: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Write the sixteenths of rows of whole groups to `out`, and return the scale of each group.
+
+    Numpy is slow at a few values in a row, so the groups are turned to lie side by side, four values of one
+    beside four of the next: [groups, 32] becomes [8, groups * 4].
+    """
+    turned = rows.reshape(-1, GROUP).view(FOUR_FLOATS).T.copy().view(np.float32)
+    sizes = np.maximum(np.maximum.reduce(turned, axis=0), -np.minimum.reduce(turned, axis=0))
+    largest = np.maximum(np.maximum(sizes[0::4], sizes[1::4]), np.maximum(sizes[2::4], sizes[3::4]))
+    most = np.maximum.reduce(largest, initial=0)
+    if not np.isfinite(most):
+        raise _not_finite(Codec(number="i4"))
+    scale: NDArray[np.float16] = np.minimum(largest * np.float32((1 + 2.0**-10) / 8), MOST).astype(np.float16)
+    turned *= (1 / np.maximum(scale, LEAST_HALF, dtype=np.float32)).repeat(4)
+    turned += EIGHT
+    if most >= MOST or np.minimum.reduce(largest, initial=1) < LEAST_EXACT:
+        np.clip(turned, 0, 15.5, out=turned)  # else the scale, which was rounded up, sees to that
+    np.copyto(out.reshape(-1, GROUP).view(FOUR_BYTES), turned.astype(np.uint8).view(FOUR_BYTES).T)
+    return scale
+
+
+def _from_nibbles(parts: Sequence[Array], out: NDArray[np.float32]) -> None:
+    """Write rows to `out` [batch, rows, values in whole groups]."""
     packed, scale = parts
-    groups = ceil(values / GROUP)
-    if scale.dtype != np.float16 or scale.shape != (*packed.shape[:2], groups):
+    outer, many, groups = *packed.shape[:2], out.shape[2] // GROUP
+    if scale.dtype != np.float16 or scale.shape != (outer, many, groups):
         raise WireError(
-            f"exchange: expected a scale for each of {[*packed.shape[:2], groups]} groups, got "
+            f"exchange: expected a scale for each of {[outer, many, groups]} groups, got "
             f"{scale.dtype}{list(scale.shape)}"
         )
-    whole = np.asarray(packed, np.uint8)
-    made = np.empty((*packed.shape[:2], groups * GROUP), np.float32)
-    pairs = packed.shape[2]
-    made[:, :, :pairs] = whole & 15
-    made[:, :, pairs : 2 * pairs] = whole >> 4
-    made[:, :, 2 * pairs :] = 0  # behind the row: what lies there by chance may be no number
-    made -= MIDDLE
-    apart = made.reshape(*packed.shape[:2], groups, GROUP)
-    apart *= scale.astype(np.float32)[:, :, :, None]
-    return made[:, :, :values]
+    whole, pairs = np.asarray(packed, np.uint8), packed.shape[2]
+    odd = whole & 15  # twice i, less 15, is twice i - 7.5 and a whole number
+    odd <<= 1
+    odd -= 15
+    out[:, :, :pairs] = odd.view(np.int8)
+    np.right_shift(whole, 3, out=odd)
+    odd &= 30
+    odd -= 15
+    out[:, :, pairs : 2 * pairs] = odd.view(np.int8)
+    out[:, :, 2 * pairs :] = 0  # behind the row: what lies there by chance may be no number
+    apart = out.reshape(outer, many, groups, GROUP)
+    apart *= scale.astype(np.float32)[:, :, :, None] / 2
 
 
 def _means(codec: Codec, array: Array, axis: int) -> Array:
@@ -252,8 +290,13 @@ def _copy(given: Array, out: Array) -> None:
 
 def _in_rows(array: Array, axis: int) -> NDArray[np.float32]:
     """Return [batch, rows, values]."""
-    moved = np.moveaxis(array, axis, min(axis, 1))
+    moved = np.moveaxis(array, axis, 1) if axis > 1 else array
     return moved.reshape(by_row(array.shape, axis)).astype(np.float32, copy=False)
+
+
+def _in_order(out: Array, axis: int) -> bool:
+    """Say whether `out` lies in memory as [batch, rows, values] of float32."""
+    return axis < 2 and out.flags.c_contiguous and out.dtype == np.float32
 
 
 def _put(rows: Array, axis: int, out: Array) -> None:

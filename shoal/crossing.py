@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.book import by_grid
 from shoal.codec import Codec
 from shoal.records import ExchangeCosts
+from shoal.search import by_grid
 
 COPY_BYTES_PER_S: Final = 2.5e9
 """Memory copied by one thread of a Raspberry Pi 4 (sbc-bench: 2.3 to 2.8 GB/s)."""
@@ -33,7 +33,7 @@ CODE_COPIES: Final = 0.07
 """... for each code that a piece is compared with ..."""
 SCORE_COPIES: Final = 1.8
 """... and, of a piece of one value, so many more to find the nearest; of a wider one in proportion less."""
-GRID_COPIES: Final = 16.0
+GRID_COPIES: Final = 3.0
 """In place of both, where codes are looked up in a grid."""
 VQ_BACK: Final = 2.0
 """Passes to decode codes, in each stage ..."""

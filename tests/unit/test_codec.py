@@ -14,6 +14,7 @@ from shoal.codec import PLAIN, Codec, by_row, codec_of, counts, parts_of
 from shoal.coding import decode, encode, rows_of
 from shoal.errors import ModelError, WireError
 from shoal.records import Array
+from shoal.search import VALUES, by_grid
 from shoal.session import CASTS, cast
 from tests.build import codecs
 
@@ -139,6 +140,19 @@ def test_errors_stay_within_their_bound(
     assert (np.abs(np.subtract(got, wanted)) <= step * largest + least).all()
 
 
+@pytest.mark.parametrize("words", ["f16", "i8", "i4", "vq8x16", "vq4x16x2", "means2-i4", "i4-keep1.1"])
+@pytest.mark.parametrize("shape", [(1, 1, 32), (1, 4, 32), (2, 3, 64)])
+def test_what_is_coded_is_left_as_it_was(words: str, shape: tuple[int, ...]) -> None:
+    codec, array = codec_of(words), random(shape)
+    before = array.copy()
+    parts = encode(codec, array, 1, 0, book_for(codec, shape[2]))
+    assert np.array_equal(array, before)
+    sent = [part.copy() for part in parts]
+    out = np.empty((shape[0], rows_of(codec, parts, 1, array), shape[2]), np.float32)
+    decode(codec, parts, 1, out, codec.split(shape[1], 0)[0], book_for(codec, shape[2]))
+    assert all(np.array_equal(part, kept) for part, kept in zip(parts, sent, strict=True))
+
+
 def test_exact_is_exact() -> None:
     array = np.array([[np.nan, -0.0, np.inf], [1e-45, 3e38, -1.0]], np.float32)
     assert through(PLAIN, array, 0).tobytes() == array.tobytes()
@@ -161,6 +175,31 @@ def test_segments_differ_by_one_row_at_most(rows: int, rate: float) -> None:
     assert sum(many) == rows
     assert len(many) == math.ceil(rows / rate)
     assert max(many) - min(many) <= 1
+
+
+@pytest.mark.parametrize("words", ["i8", "i4", "vq32x16", "vq16x16", "vq2x16x2"])
+def test_rows_that_are_coded_in_several_turns_are_as_those_coded_alone(words: str) -> None:
+    codec, values = codec_of(words), 64
+    book = book_for(codec, values)
+    rows = random((1, VALUES // values + 3, values))
+    rows[0, 7] *= 1e6  # too large for the scales of i4
+    got = through(codec, rows, 1, book=book)
+    for at in (0, 7, rows.shape[1] - 1):
+        assert np.array_equal(got[:, at : at + 1], through(codec, rows[:, at : at + 1], 1, book=book))
+
+
+@given(exponent=st.floats(-30, 30))
+def test_rows_of_any_size_stay_within_sixteen_steps(exponent: float) -> None:
+    rows = np.asarray(random((1, 3, 64), scale=10**exponent), np.float32)
+    parts = encode(codec_of("i4"), rows, 1)
+    packed, scale = np.asarray(parts[0], np.uint8), np.asarray(parts[1], np.float64)
+    largest = np.abs(rows).reshape(1, 3, 2, 32).max(axis=3)
+    assert (scale <= 1.002 * largest / 8 + 2.0**-24).all()
+    steps = np.concatenate((packed & 15, packed >> 4), axis=2).reshape(1, 3, 2, 32)
+    up = rows.reshape(1, 3, 2, 32) > 0
+    seen = np.broadcast_to(scale[..., None] > 0, steps.shape)
+    assert (steps[seen & up] >= 8).all()
+    assert (steps[seen & ~up] <= 8).all()
 
 
 def test_whole_numbers_cross_as_they_are() -> None:
@@ -212,17 +251,29 @@ def test_the_nearest_code_is_chosen(codec: Codec, rows: int) -> None:
     assert np.allclose(got.reshape(left.shape), left, atol=1e-5)
 
 
-@given(width=st.integers(1, 2), codes=st.sampled_from([4, 16, 32]), seed=st.integers(0, 99))
+@given(width=st.sampled_from([1, 2, 4]), codes=st.sampled_from([4, 16, 32]), seed=st.integers(0, 99))
 @settings(deadline=None)
 def test_narrow_pieces_get_about_the_nearest_code(width: int, codes: int, seed: int) -> None:
     codec = Codec(number="vq", groups=3, codes=codes, stages=1)
+    assert by_grid(codec, width)
     chance = np.random.default_rng(seed)
     table = chance.standard_normal((1, 3, codes, width)).astype(np.float32)
     rows = chance.standard_normal((1, 200, 3 * width)).astype(np.float32)
     got = through(codec, rows, 1, book=book_of(codec, table))
     apart = ((rows.reshape(200, 3, 1, width) - table[0]) ** 2).sum(axis=3)
     error = np.subtract(rows, got, dtype=np.float64) ** 2
-    assert error.sum() <= 1.1 * apart.min(axis=2).sum()
+    assert error.sum() <= (1.2 if width == 4 else 1.1) * apart.min(axis=2).sum()
+
+
+def test_codes_that_do_not_differ_in_a_value_are_told_apart_by_the_others() -> None:
+    codec = codec_of("vq2x4")
+    table = np.zeros((1, 2, 4, 4), np.float32)
+    table[0, :, :, 2] = [1, 2, 3, 4]
+    table[0, :, :, 1] = 100
+    rows = random((1, 5, 8))
+    rows[0, :, 2] = [1.1, 3.2, -50.0, 4.4, 60.0]
+    got = through(codec, rows, 1, book=book_of(codec, table))
+    assert got[0, :, 2].tolist() == [1, 3, 1, 4, 4]
 
 
 def test_rows_that_the_book_has_come_out_as_they_went_in() -> None:
