@@ -1,7 +1,7 @@
 """The data plane of a board: one listener, and one connection to each peer that it sends to.
 
-Every connection is read by a thread of its own, whoever opened it; whoever has something to send opens
-one if it has none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
+One thread reads all connections, whoever opened them; whoever has something to send opens one if it has
+none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
 is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames of attempts that are over are
 dropped and counted.  Whatever is not our protocol closes that connection, and is counted and logged.
 """
@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ import numpy as np
 from shoal import frames
 from shoal.agent.connection import Buffers, Connection, tuned
 from shoal.agent.inbox import Arrived, Inbox, Inboxes
+from shoal.agent.reading import Reader, Reading
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
@@ -112,6 +113,7 @@ class Peers:
         """Hears what a peer did when in an attempt."""
         self._receiving = 0
         """Tensors that are coming in just now."""
+        self._reader = Reader(f"reads for {board}")
 
     def listen(self, host: str, port: int) -> int:
         """Begin to accept connections and return the port (the one asked for, or for 0 any free one)."""
@@ -120,8 +122,10 @@ class Peers:
             self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
             raise BoardError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
-        return int(self._listener.getsockname()[1])
+        port = int(self._listener.getsockname()[1])
+        self._listener.setblocking(False)
+        self._reader.add(self._listener, self._accept())
+        return port
 
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
         """Learn where the peers are; a connection to where a peer no longer is, is closed."""
@@ -192,7 +196,9 @@ class Peers:
     def stop(self) -> None:
         """Close everything; attempts under way fail."""
         self._closing = True
-        self._listener.close()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._reader.end()
         with self._lock:
             connections = list(self._all)
         for connection in connections:
@@ -201,6 +207,8 @@ class Peers:
 
     def _connection(self, peer: BoardId) -> Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
+        if (there := self._outgoing.get(peer)) is not None:
+            return there
         with self._lock:
             opening = self._opening.setdefault(peer, threading.Lock())
         with opening:
@@ -224,18 +232,32 @@ class Peers:
             with self._lock:
                 self._outgoing[peer] = connection
                 self._all.add(connection)
-        threading.Thread(target=self._read, args=(connection,), name=f"to {peer}", daemon=True).start()
+            self._read_on(connection)
         return connection
 
-    def _accept(self) -> None:
+    def _read_on(self, connection: Connection, within_s: float = math.inf) -> None:
+        """Have a new connection read; the other end has so long to say who it is."""
+        try:
+            self._reader.add(connection.sock, self._read(connection), within_s)
+        except ConnectionError:
+            connection.close()
+            connection.sock.close()
+            raise
+        if self._closing:  # it was opened when the others had been closed
+            connection.close()
+
+    def _accept(self) -> Reading:
         while not self._closing:
             try:
                 sock, _ = self._listener.accept()
+            except BlockingIOError:
+                yield
+                continue
             except OSError as error:
-                if self._closing:
-                    return
-                log.warning("cannot accept a connection: %s", error)
-                time.sleep(0.05)  # out of file descriptors: let some close
+                if not self._closing:
+                    log.warning("cannot accept a connection: %s", error)
+                    time.sleep(0.05)  # out of file descriptors: let some close
+                    yield
                 continue
             connection = self._connected(tuned(sock), None)
             with self._lock:
@@ -245,17 +267,20 @@ class Peers:
             if full:
                 log.warning("refused a connection: there are %d already", MAX_CONNECTIONS)
                 connection.close()
+                sock.close()
                 continue
-            threading.Thread(target=self._read, args=(connection,), name="from", daemon=True).start()
+            with suppress(ConnectionError):  # we are closing
+                self._read_on(connection, HELLO_S)
 
-    def _read(self, connection: Connection) -> None:
+    def _read(self, connection: Connection) -> Reading:
         """Read frames until the connection ends, and say so to whoever waits for that peer."""
         why = "closed"
         try:
             if connection.peer is None:
-                connection.peer = self._greeted(connection)
+                connection.peer = yield from self._greeted(connection)
+                self._reader.trust(connection.sock)
             while True:
-                self._take(connection, connection.peer)
+                yield from self._take(connection, connection.peer)
         except WireError as error:
             self.refused += 1
             why = str(error)
@@ -265,59 +290,58 @@ class Peers:
         finally:
             self._lost(connection, why)
 
-    def _greeted(self, connection: Connection) -> BoardId:
+    def _greeted(self, connection: Connection) -> Generator[None, None, BoardId]:
         """Return who opened the connection.  Raises WireError if it is not of this cluster."""
-        connection.sock.settimeout(HELLO_S)
-        header = self._header(connection)
+        header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is not Kind.HELLO:
             raise WireError(f"expected HELLO first, got {header.kind.name}")
-        hello = from_json(Hello, connection.receive(header.length), "hello")
+        hello = from_json(Hello, (yield from connection.receive(header.length)), "hello")
         if (hello.cluster, hello.receiver) != (self._cluster, self._board):
             raise WireError(
                 f"expected a connection to {self._board} of cluster {self._cluster}, got one to "
                 f"{hello.receiver!r:.80} of {hello.cluster!r:.80}"
             )
-        connection.sock.settimeout(None)
         return hello.sender
 
-    def _header(self, connection: Connection) -> Header:
-        return frames.unpack(connection.receive(frames.HEADER.size))
-
-    def _take(self, connection: Connection, peer: BoardId) -> None:
+    def _take(self, connection: Connection, peer: BoardId) -> Reading:
         """Receive one frame and act on it."""
-        header = self._header(connection)
+        header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is Kind.TENSORS:
-            laid = frames.layout(header, connection.receive(header.table))
+            laid = frames.layout(header, (yield from connection.receive(header.table)))
             payload = np.empty(header.length, np.uint8)
             begun_s = time.monotonic()
             if header.length:
-                self._receive(connection, payload.data)
-            arrived = Arrived(arrays=frames.arrays(laid, payload), begun_s=begun_s, ended_s=time.monotonic())
+                yield from self._receive(connection, payload.data)
+            arrived = Arrived(
+                arrays=frames.arrays(laid, payload),
+                size_bytes=header.length,
+                begun_s=begun_s,
+                ended_s=time.monotonic(),
+            )
             self._deliver(connection, peer, header, arrived)
         elif header.kind in (Kind.PING, Kind.ECHO):
-            connection.discard(header.length)
+            yield from connection.discard(header.length)
             size_bytes = header.length if header.kind is Kind.ECHO else 0
             pong = Header(kind=Kind.PONG, attempt=header.attempt, length=size_bytes)
-            connection.send([frames.pack(pong), bytes(size_bytes)])
+            connection.send([frames.pack(pong), bytes(size_bytes)], waits=False)
         elif header.kind is Kind.PONG:
-            connection.discard(header.length)
+            yield from connection.discard(header.length)
             waiting = self._pongs.get(header.attempt)
             if waiting is not None:
                 waiting.put(time.perf_counter())
         elif header.kind is Kind.HEARD:
-            self.on_heard(peer, from_json(Heard, connection.receive(header.length), f"heard by {peer}"))
+            words = yield from connection.receive(header.length)
+            self.on_heard(peer, from_json(Heard, words, f"heard by {peer}"))
         elif header.kind is Kind.NOTES:
-            self.on_notes(header.attempt, peer, connection.receive(header.length))
+            self.on_notes(header.attempt, peer, (yield from connection.receive(header.length)))
         else:
-            words = connection.receive(header.length).decode(errors="replace")
+            said = (yield from connection.receive(header.length)).decode(errors="replace")
             refused = header.kind is Kind.REFUSE
-            why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
+            why = partial(ModelError, said) if refused else partial(BoardError, f"{peer}: {said}")
             self.inboxes.end(header.attempt, why)
 
-    def _receive(self, connection: Connection, view: memoryview) -> None:
+    def _receive(self, connection: Connection, view: memoryview) -> Reading:
         """Receive tensors, and tell their sender how fast they came unless others came at the same time."""
-        with self._lock:
-            self._receiving += 1
 
         def passed(size_bytes: int, seconds: float) -> None:
             telling = Transfer(size_bytes=size_bytes, seconds=seconds).telling
@@ -325,13 +349,13 @@ class Peers:
             if self._receiving == 1 and telling and now_s - connection.told_s >= HEARD_S:
                 connection.told_s = now_s
                 words = to_json(Heard(size_bytes=size_bytes, seconds=seconds)).decode()
-                connection.send(frames.text(Kind.HEARD, words))
+                connection.send(frames.text(Kind.HEARD, words), waits=False)
 
+        self._receiving += 1
         try:
-            connection.receive_timed(view, passed)
+            yield from connection.receive_into(view, passed)
         finally:
-            with self._lock:
-                self._receiving -= 1
+            self._receiving -= 1
 
     def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
         inbox, over = self.inboxes.find(header.attempt)
@@ -343,7 +367,7 @@ class Peers:
                 inbox = self._on_attempt(header, peer)
             except BoardError as error:
                 self.dropped += 1
-                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
+                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt), waits=False)
                 return
         if peer not in inbox.peers:
             self.dropped += 1
@@ -367,8 +391,12 @@ class Peers:
         # Only now: an attempt that has sent on this connection is among them.
         attempts = self.inboxes.end_with(peer, partial(ExchangeError, peer, why))
         connection.close()
-        if sending:
-            words = f"what was sent to {peer} is lost: {why}"
-            with suppress(ExchangeError):
-                for attempt in attempts:
-                    self.send(peer, frames.text(Kind.ABORT, words, attempt=attempt))
+        if sending and attempts:
+            told = (peer, attempts, f"what was sent to {peer} is lost: {why}")
+            threading.Thread(target=self._tell_lost, args=told, name="tells", daemon=True).start()
+
+    def _tell_lost(self, peer: BoardId, attempts: Sequence[bytes], why: str) -> None:
+        """Tell a peer of attempts whose tensors it may not have got; this may take a new connection."""
+        with suppress(ExchangeError):
+            for attempt in attempts:
+                self.send(peer, frames.text(Kind.ABORT, why, attempt=attempt))
