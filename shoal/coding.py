@@ -80,11 +80,18 @@ def decode(
     rows = rows_of(codec, parts, axis, out)
     if rows != out.shape[axis]:
         raise WireError(f"exchange: expected rows of sizes {list(out.shape)}, got {rows}")
+    restore(codec, parts, axis, out, head, book)
+
+
+def restore(
+    codec: Codec, parts: Sequence[Array], axis: int, out: Array, head: int = 0, book: Book | None = None
+) -> None:
+    """As `decode`, where `rows_of` has found the parts to be as many rows as `out` has."""
     if not codec.keeps or out.dtype.kind != "f":
         _restore(codec, parts, axis, out, book)
         return
     *coded, kept = parts
-    ends = kept.shape[axis]
+    ends, rows = kept.shape[axis], out.shape[axis]
     if kept.dtype != np.float16 or head > ends:
         raise WireError(f"exchange: expected float16 rows, {head} of them first, got {kept.dtype} {ends}")
     tail = rows - (ends - head)
@@ -152,7 +159,8 @@ def _book(codec: Codec, book: Book | None, values: int) -> Book:
 
 def _whole_numbers(array: Array, axis: int) -> list[Array]:
     flat: Array = array.reshape(folded(array.shape, axis))
-    scale = np.maximum(flat.max(axis=2, initial=0), -flat.min(axis=2, initial=0)).astype(np.float32)
+    most, least = np.maximum.reduce(flat, axis=2, initial=0), np.minimum.reduce(flat, axis=2, initial=0)
+    scale = np.maximum(most, -least).astype(np.float32, copy=False)
     if not np.isfinite(scale).all():
         raise _not_finite(Codec(number="i8"))
     scale /= 127
@@ -172,7 +180,8 @@ def _from_whole_numbers(parts: Sequence[Array], axis: int, out: Array) -> None:
             f"{scale.dtype}{list(scale.shape)}"
         )
     wide = scale.reshape(*first.shape[: axis + 1], *(1,) * (first.ndim - axis - 1))
-    np.multiply(first, wide, out=out, casting="same_kind")
+    np.copyto(out, first)
+    np.multiply(out, wide, out=out, casting="same_kind")  # quicker than of whole numbers, cast bit by bit
 
 
 def _nibbles(rows: NDArray[np.float32]) -> list[Array]:
@@ -267,8 +276,9 @@ def _cut(array: Array, axis: int, start: int, stop: int) -> Array:
 
 
 def _fits(shape: Sequence[int], like: Sequence[int], axis: int) -> bool:
-    return len(shape) == len(like) > axis and all(
-        s == w for i, (s, w) in enumerate(zip(shape, like, strict=True)) if i != axis
+    return len(shape) == len(like) > axis and (*shape[:axis], *shape[axis + 1 :]) == (
+        *like[:axis],
+        *like[axis + 1 :],
     )
 
 
