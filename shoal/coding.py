@@ -49,9 +49,10 @@ def rows_of(codec: Codec, parts: Sequence[Array], axis: int, like: Array) -> int
 
     Raises WireError if they are of another tensor.
     """
-    if len(parts) != parts_of(codec, like.dtype.name):
-        raise WireError(f"expected {parts_of(codec, like.dtype.name)} parts of rows, got {len(parts)}")
-    coded = like.dtype.kind == "f" and codec.number in ("i4", "vq")
+    floats = like.dtype.kind == "f"
+    if len(parts) != (many := parts_of(codec, floats=floats)):
+        raise WireError(f"expected {many} parts of rows, got {len(parts)}")
+    coded = floats and codec.number in ("i4", "vq")
     rows = 0
     for part in (*(() if coded else parts[:1]), *(parts[-1:] if codec.keeps else ())):
         if not _fits(part.shape, like.shape, axis):

@@ -264,7 +264,8 @@ def _parts(
     step: Collective, giver: BoardId, given: Sequence[Array], mine: Sequence[Array] | None
 ) -> list[Sequence[Array]]:
     """Return for each tensor the parts of it that `giver` handed over."""
-    many = [parts_of(step.codec, x.dtype.name) for x in mine] if mine else [1] * len(step.tensors)
+    floats = [array.dtype.kind == "f" for array in mine] if mine else [False] * len(step.tensors)
+    many = [parts_of(step.codec, floats=each) for each in floats]
     if sum(many) != len(given):
         raise MisfitError(step, giver, f"expected {sum(many)} tensors, got {len(given)}")
     ends = list(accumulate(many))

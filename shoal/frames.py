@@ -209,7 +209,7 @@ def tensors(
     chunk: int = 0,
 ) -> list[bytes | memoryview]:
     """Return the buffers of one exchange, ready for one gathering write; nothing is copied."""
-    table = b"".join([_row(array.dtype.name, array.shape) for array in given])
+    table = b"".join([_row(array.dtype, array.shape) for array in given])
     buffers: list[bytes | memoryview] = []
     length = 0
     for array in given:
@@ -236,9 +236,9 @@ def tensors(
 
 
 @lru_cache(maxsize=1024)
-def _row(dtype: str, shape: tuple[int, ...]) -> bytes:
+def _row(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
     """Return what stands of a tensor in the table."""
-    return struct.pack(f"<BB{len(shape)}Q", DTYPES.index(dtype), len(shape), *shape)
+    return struct.pack(f"<BB{len(shape)}Q", DTYPES.index(dtype.name), len(shape), *shape)
 
 
 def text(kind: Kind, words: str, *, attempt: bytes = NO_ATTEMPT, epoch: int = 0) -> list[bytes | memoryview]:
