@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, range
 from shoal.records import Array, BoardId
 from shoal.session import Session
 from shoal.timeline import What
+
+
+_NOT_NOTED: Final = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +205,7 @@ class Attempt:
 
     def _noting(self, what: What, name: str) -> AbstractContextManager[None]:
         """Note what happens inside, if anything is noted."""
-        return nullcontext() if self.notes is None else self.notes.noting(what, name)
+        return _NOT_NOTED if self.notes is None else self.notes.noting(what, name)
 
 
 def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:

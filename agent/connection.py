@@ -94,6 +94,7 @@ class Connection:
 
     def _push(self, views: list[memoryview], flags: int = 0) -> list[memoryview]:
         """Write and return what is left, nothing unless `flags` forbid to wait; close if it fails."""
+        left_bytes = sum(map(len, views))
         while views:
             try:
                 sent = self.sock.sendmsg(views[:_MOST_VIEWS], (), flags)
@@ -106,7 +107,10 @@ class Connection:
             except OSError as error:
                 self._break(str(error))
                 raise
-            while views and sent >= len(views[0]):
+            left_bytes -= sent
+            if not left_bytes:
+                return []
+            while sent >= len(views[0]):
                 sent -= len(views[0])
                 views = views[1:]
             if sent:
