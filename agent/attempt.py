@@ -27,7 +27,6 @@ from shoal.records import Array, BoardId
 from shoal.session import Session
 from shoal.timeline import What
 
-
 _NOT_NOTED: Final = nullcontext()
 
 
