@@ -106,7 +106,6 @@ class Laid:
     dtype: str
     shape: tuple[int, ...]
     begin: int
-    end: int
 
 
 def pack(header: Header) -> bytes:
@@ -188,14 +187,14 @@ def _layout(count: int, table: bytes) -> tuple[Sequence[Laid], int, int]:
         if math.prod(size or 1 for size in shape) > MAX_PAYLOAD_BYTES:  # beyond what an array may be
             raise WireError(f"frame: expected sizes that fit memory, got {list(shape)}")
         end = begin + math.prod(shape) * ITEM_BYTES[DTYPES[kind]]
-        found.append(Laid(DTYPES[kind], shape, begin, end))
+        found.append(Laid(DTYPES[kind], shape, begin))
         begin = end + -end % ALIGNED
     return tuple(found), at, begin
 
 
 def arrays(laid: Sequence[Laid], payload: Array) -> list[Array]:
     """Return the tensors in the `payload`, uint8 [length]; nothing is copied."""
-    return [payload[one.begin : one.end].view(one.dtype).reshape(one.shape) for one in laid]
+    return [np.ndarray(one.shape, one.dtype, payload, one.begin) for one in laid]
 
 
 def tensors(
