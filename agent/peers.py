@@ -24,7 +24,7 @@ import numpy as np
 from shoal import frames
 from shoal.agent.connection import Buffers, Connection, tuned
 from shoal.agent.inbox import Arrived, Inbox, Inboxes
-from shoal.agent.reading import Reader, Reading
+from shoal.agent.reading import Reader, Reading, accepting
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
@@ -123,8 +123,7 @@ class Peers:
         except OSError as error:
             raise BoardError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         port = int(self._listener.getsockname()[1])
-        self._listener.setblocking(False)
-        self._reader.add(self._listener, self._accept())
+        self._reader.add(self._listener, accepting(self._listener, self._admit))
         return port
 
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
@@ -246,31 +245,19 @@ class Peers:
         if self._closing:  # it was opened when the others had been closed
             connection.close()
 
-    def _accept(self) -> Reading:
-        while not self._closing:
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                yield
-                continue
-            except OSError as error:
-                if not self._closing:
-                    log.warning("cannot accept a connection: %s", error)
-                    time.sleep(0.05)  # out of file descriptors: let some close
-                    yield
-                continue
-            connection = self._connected(tuned(sock), None)
-            with self._lock:
-                full = len(self._all) >= MAX_CONNECTIONS
-                if not full:
-                    self._all.add(connection)
-            if full:
-                log.warning("refused a connection: there are %d already", MAX_CONNECTIONS)
-                connection.close()
-                sock.close()
-                continue
-            with suppress(ConnectionError):  # we are closing
-                self._read_on(connection, HELLO_S)
+    def _admit(self, sock: socket.socket) -> None:
+        """Have a connection read that somebody has opened, unless there are too many."""
+        connection = self._connected(tuned(sock), None)
+        with self._lock:
+            full = len(self._all) >= MAX_CONNECTIONS
+            if not full:
+                self._all.add(connection)
+        if full:
+            log.warning("refused a connection: there are %d already", MAX_CONNECTIONS)
+            sock.close()
+            return
+        with suppress(ConnectionError):  # we are closing
+            self._read_on(connection, HELLO_S)
 
     def _read(self, connection: Connection) -> Reading:
         """Read frames until the connection ends, and say so to whoever waits for that peer."""

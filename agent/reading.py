@@ -4,19 +4,46 @@ Whatever reads a connection is a generator, which yields where it needs more tha
 once for all that has come meanwhile from all its peers, and they do not contend for the interpreter.
 """
 
+import errno
 import logging
 import math
 import select
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from typing import Final
+
+PAUSE_S: Final = 0.05
+"""Where there are no descriptors left, others get so long to close some."""
 
 log = logging.getLogger(__name__)
 
 Reading = Generator[None, None, None]
 """Yields where it waits for bytes; it never blocks."""
+
+
+def accepting(listener: socket.socket, admit: Callable[[socket.socket], None]) -> Reading:
+    """Hand `admit` every connection that somebody opens, until `listener` is shut down."""
+    listener.setblocking(False)
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            yield
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
+            log.warning("cannot accept a connection: %s", error)
+            time.sleep(PAUSE_S)
+            yield
+        else:
+            try:
+                admit(sock)
+            except OSError as error:  # it was reset meanwhile
+                log.debug("not admitted: %s", error)
+                sock.close()
 
 
 class Reader:
