@@ -1,7 +1,8 @@
 """Plays this board's part of an attempt at a request: the steps of its program, one after the other.
 
 A collective begins at its step and is settled at the first step that needs a tensor of it, so bytes travel
-while the board computes.  A run in chunks and the collective behind it take turns.
+while the board computes.  A run in chunks and the collective behind it take turns.  What can be told of a
+program before any request comes is worked out once (`turns_in`).
 """
 
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -26,6 +28,21 @@ from shoal.records import Array, BoardId
 from shoal.session import Session
 from shoal.timeline import What
 
+_NOT_NOTED: Final = nullcontext()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a board does next in its program."""
+
+    step: Step
+    behind: Collective | None
+    """The collective that takes turns with a run in chunks."""
+    settles: tuple[Collective, ...]
+    """Those under way of which it needs a tensor."""
+    drops: tuple[str, ...]
+    """Tensors that nothing needs behind it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Awaited:
@@ -40,10 +57,8 @@ class Attempt:
     """This board's part of an attempt at a request; played once, by one thread."""
 
     board: BoardId
-    program: Program
+    turns: Sequence[Turn]
     sessions: Mapping[Run, Session]
-    last_uses: Mapping[str, int]
-    """See `last_uses_in`."""
     books: Mapping[int, Books]
     """By tag: the codebooks of exchanges."""
     header: Header
@@ -69,29 +84,30 @@ class Attempt:
         Raises ExchangeError if another board failed, ModelError if the tensors do not fit.
         """
         tensors = dict(given)
-        awaited: dict[str, _Awaited] = {}
-        for position, (step, behind) in enumerate(self.program.turns()):
-            for name in _needs(step, behind, self.sessions):
-                if name in awaited:
-                    tensors |= self._settle(awaited[name], awaited)
+        awaited: dict[int, _Awaited] = {}  # by tag
+        for turn in self.turns:
+            step, behind = turn.step, turn.behind
+            for begun in turn.settles:
+                tensors |= self._settle(awaited.pop(begun.tag))
             if isinstance(step, Run) and behind is not None:
                 tensors |= self._compute_in_chunks(step, behind, tensors)
-                awaited |= self._begun(behind, tensors)
+                awaited[behind.tag] = _begun(behind, tensors)
             elif isinstance(step, Run):
                 tensors |= self._compute(step, tensors)
             elif isinstance(step, Collective):
                 self._hand_out(step, tensors)
-                awaited |= self._begun(step, tensors)
+                awaited[step.tag] = _begun(step, tensors)
             elif step.kind == "send":
                 buffers = self._packed(step.tag, [tensors[name] for name in step.tensors])
                 self._send(f"send {step.tag}", step.peer, buffers)
             else:
                 tensors |= self._received(step)
-            for name in [n for n in tensors if self.last_uses.get(n, -1) <= position and n not in wanted]:
-                del tensors[name]
-        for name in wanted:
-            if name in awaited:
-                tensors |= self._settle(awaited[name], awaited)
+            for name in turn.drops:
+                if name not in wanted:
+                    tensors.pop(name, None)
+        for waits in awaited.values():
+            if any(name in wanted for name in makes(waits.step)):
+                tensors |= self._settle(waits)
         return {name: tensors[name] for name in wanted}
 
     def _compute(self, step: Run, tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -144,20 +160,13 @@ class Attempt:
             )
             self.on_exchange(crossed, time.perf_counter() - begun_s)
 
-    def _begun(self, step: Collective, tensors: Mapping[str, Array]) -> dict[str, _Awaited]:
-        """Return a collective that was handed out, by the tensors that it will make."""
-        mine = {name: tensors[name] for name in needs(step) if name in tensors}
-        return dict.fromkeys(makes(step), _Awaited(step=step, mine=mine))
-
-    def _settle(self, waits: _Awaited, awaited: dict[str, _Awaited]) -> dict[str, Array]:
+    def _settle(self, waits: _Awaited) -> dict[str, Array]:
         """Wait for what the others hand over in a collective, and return what is made of it."""
         step = waits.step
         name = f"{step.kind} {step.tag}"
         wanted = messages(step, self.board, waits.mine)
         begun_s = time.monotonic()
         came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
-        for each in makes(step):
-            del awaited[each]
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
@@ -223,16 +232,34 @@ class Attempt:
 
     def _noting(self, what: What, name: str) -> AbstractContextManager[None]:
         """Note what happens inside, if anything is noted."""
-        return nullcontext() if self.notes is None else self.notes.noting(what, name)
+        return _NOT_NOTED if self.notes is None else self.notes.noting(what, name)
 
 
-def last_uses_in(program: Program, sessions: Mapping[Run, Session]) -> dict[str, int]:
-    """Return in which of its turns each tensor is needed last; what a collective awaits, it keeps itself."""
-    return {
-        name: position
-        for position, (step, behind) in enumerate(program.turns())
-        for name in _needs(step, behind, sessions)
-    }
+def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:
+    """Return what a board does in its order, with all that can be told before there are tensors."""
+    turns = list(program.turns())
+    last = {name: at for at, (step, behind) in enumerate(turns) for name in _needs(step, behind, sessions)}
+    there, under_way = set(last), dict[str, Collective]()
+    found = []
+    for at, (step, behind) in enumerate(turns):
+        needed = (under_way[name] for name in _needs(step, behind, sessions) if name in under_way)
+        settles = tuple(dict.fromkeys(needed))
+        under_way = {name: begun for name, begun in under_way.items() if begun not in settles}
+        for begun in (step, behind):
+            if isinstance(begun, Collective):
+                under_way |= dict.fromkeys(makes(begun), begun)
+        there |= {name for begun in settles for name in makes(begun)}
+        if not isinstance(step, Collective):
+            there |= set(sessions[step].outputs if isinstance(step, Run) else step.tensors)
+        drops = tuple(sorted(name for name in there if last.get(name, -1) <= at))
+        there -= set(drops)
+        found.append(Turn(step=step, behind=behind, settles=settles, drops=drops))
+    return tuple(found)
+
+
+def _begun(step: Collective, tensors: Mapping[str, Array]) -> _Awaited:
+    """Return a collective that was handed out; what it awaits, it keeps itself."""
+    return _Awaited(step=step, mine={name: tensors[name] for name in needs(step) if name in tensors})
 
 
 def _needs(step: Step, behind: Collective | None, sessions: Mapping[Run, Session]) -> tuple[str, ...]:

@@ -6,14 +6,13 @@ goes on computing while its bytes travel.
 
 import fcntl
 import logging
-import select
 import socket
 import struct
 import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 from shoal.profiler.goodput import Fastest
@@ -31,6 +30,8 @@ PIECE_BYTES: Final = 1 << 17
 """So much is asked of the kernel at once: the reader wakes when it is there, not for each packet."""
 AHEAD_BYTES: Final = 1 << 13
 """So much is read at once where a frame begins: its header and table, and all of it if it is small."""
+AT_ONCE_BYTES: Final = 1 << 20
+"""The kernel is asked to take so much of whoever sends, which needs no thread then; it may allow less."""
 MAX_QUEUED_BYTES: Final = 1 << 26
 """Who sends more than this ahead of the link waits."""
 _INT: Final = struct.Struct("i")
@@ -38,10 +39,15 @@ _MOST_VIEWS: Final = 512
 """Of one gathering write; the kernel takes 1024."""
 
 Buffers = Sequence[bytes | memoryview]
+Passed = Callable[[int, float], None]
+"""Hears how many bytes came in how many seconds."""
 
 
 class Connection:
-    """A socket with one reader thread; messages of many threads are written one after the other."""
+    """A socket that one thread reads; messages of many threads are written one after the other.
+
+    What reads is a generator that never blocks: it yields where it needs bytes that have not come yet.
+    """
 
     direct = True
     """Whether a sender may write by itself what the kernel takes at once."""
@@ -49,14 +55,16 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: BoardId | None) -> None:
         self.sock = sock
         self.peer = peer
-        self._ahead = b""
-        """What was read of the stream and not asked for yet."""
+        self._ahead = memoryview(bytearray(AHEAD_BYTES))
+        self._begin = self._end = 0
+        """What of `_ahead` was read of the stream and not asked for yet."""
+        self._all_taken = False
+        """Whether all that had come was taken at the last look, so that there is nothing to read just now."""
         self._wakes_at = 1
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
         self.came = Fastest(span_s=TOLD_S)
         """How fast the peer's tensors come, as it is told now and then."""
-        self._state = threading.Condition()
+        self._lock = threading.RLock()
+        self._state = threading.Condition(self._lock)
         self._queue: deque[list[memoryview]] = deque()
         """Messages, or what is left of them; the first is being written as long as it stands here."""
         self._queued_bytes = 0
@@ -64,18 +72,21 @@ class Connection:
         self.broken = ""
         """Why nothing more can be sent; empty as long as something can."""
 
-    def send(self, buffers: Buffers) -> None:
+    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
         """Hand over a message, which must not change from now on.
 
-        Waits only if more than `MAX_QUEUED_BYTES` are under way already.  Raises OSError if an earlier
-        one could not be written: the peer took nothing for `STUCK_S`, or is gone.
+        Waits only if more than `MAX_QUEUED_BYTES` are under way already; who must not wait, because it
+        reads, gives the connection up at twice as many.  Raises OSError if an earlier message could not be
+        written: the peer took nothing for `STUCK_S`, or is gone.
         """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
-        with self._state:
+        with self._lock:
             if self.direct and not self._queue and not self.broken:
                 views = self._push(views, socket.MSG_DONTWAIT)
-            while self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
+            while waits and self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
                 self._state.wait()
+            if self._queued_bytes > 2 * MAX_QUEUED_BYTES and not self.broken:
+                self._break(f"more than {2 * MAX_QUEUED_BYTES} bytes wait for the peer")
             if self.broken:
                 raise ConnectionError(self.broken)
             if not views:
@@ -89,6 +100,7 @@ class Connection:
 
     def _push(self, views: list[memoryview], flags: int = 0) -> list[memoryview]:
         """Write and return what is left, nothing unless `flags` forbid to wait; close if it fails."""
+        left_bytes = sum(map(len, views))
         while views:
             try:
                 sent = self.sock.sendmsg(views[:_MOST_VIEWS], (), flags)
@@ -101,7 +113,10 @@ class Connection:
             except OSError as error:
                 self._break(str(error))
                 raise
-            while views and sent >= len(views[0]):
+            left_bytes -= sent
+            if not left_bytes:
+                return []
+            while sent >= len(views[0]):
                 sent -= len(views[0])
                 views = views[1:]
             if sent:
@@ -137,51 +152,43 @@ class Connection:
         """Write a message of so many bytes and wait until the kernel has all of it."""
         self._push(views)
 
-    def receive(self, size_bytes: int) -> bytes:
+    def receive(self, size_bytes: int) -> Generator[None, None, bytes]:
         """Return exactly so many bytes; ConnectionError if the peer closes before."""
-        while len(self._ahead) < size_bytes:
-            came = self.sock.recv(AHEAD_BYTES)
-            if not came:
-                raise ConnectionResetError("closed by the peer")
-            self._ahead = self._ahead + came if self._ahead else came
-        found, self._ahead = self._ahead[:size_bytes], self._ahead[size_bytes:]
-        return found
+        if size_bytes > AHEAD_BYTES:
+            whole = bytearray(size_bytes)
+            yield from self.receive_into(memoryview(whole))
+            return bytes(whole)
+        while self._end - self._begin < size_bytes:
+            if self._all_taken:
+                yield
+            if self._begin:
+                there = self._end - self._begin
+                self._ahead[:there] = self._ahead[self._begin : self._end]
+                self._begin, self._end = 0, there
+            self._end += self._fill(self._ahead[self._end :])
+        self._begin += size_bytes
+        return bytes(self._ahead[self._begin - size_bytes : self._begin])
 
-    def _from_ahead(self, view: memoryview) -> memoryview:
-        """Take what was read ahead, and return what is still to be filled."""
-        count = min(len(view), len(self._ahead))
-        if count:
-            view[:count] = self._ahead[:count]
-            self._ahead = self._ahead[count:]
-        return view[count:]
-
-    def receive_into(self, view: memoryview) -> None:
-        """Fill `view`; ConnectionError if the peer closes before."""
-        view = self._from_ahead(view)
-        while len(view):
-            count = self.sock.recv_into(view, 0, socket.MSG_WAITALL)
-            if not count:
-                raise ConnectionResetError("closed by the peer")
-            view = view[count:]
-
-    def receive_timed(self, view: memoryview, passed: Callable[[int, float], None]) -> None:
-        """Fill `view` as `receive_into`, and tell `passed` how many bytes came in how many seconds.
+    def receive_into(self, view: memoryview, passed: Passed | None = None) -> Generator[None, None, None]:
+        """Fill `view`, and tell `passed` how many bytes came in how many seconds.
 
         Time runs from the first piece on: what lies before it is waiting.  A transfer that takes long is
         told in parts, about one each `PART_S`.  What the kernel had before this thread woke up to look at
         the clock came in no time of ours, and is not counted: a late start makes no link look faster.
+        Raises ConnectionError if the peer closes before.
         """
         left = self._from_ahead(view)
-        timed = len(left) < len(view)
-        begun_s, missing = time.perf_counter(), self._missing(left)
+        timed, begun_s, missing = len(left) < len(view), time.perf_counter(), 0
+        if passed is not None and timed:
+            missing = self._missing(left)
         while len(left):
-            piece = left[:PIECE_BYTES]
-            if timed:
-                self._until_there(len(piece))
-            count = self.sock.recv_into(piece)
-            if not count:
-                raise ConnectionResetError("closed by the peer")
+            if self._all_taken:
+                self._wake_at(min(len(left), PIECE_BYTES))
+                yield
+            count = self._fill(left[:PIECE_BYTES])
             left = left[count:]
+            if passed is None or not count:
+                continue
             now_s = time.perf_counter()
             if not timed or now_s - begun_s >= PART_S or not len(left):
                 before_s, before, begun_s, missing = begun_s, missing, now_s, self._missing(left)
@@ -189,6 +196,7 @@ class Connection:
                     passed(before - missing, now_s - before_s)
                 timed = True
         self._wake_at(1)
+        self._all_taken = True  # it is others' turn; if there is more, the poll says so
 
     def _missing(self, view: memoryview) -> int:
         """Return how many bytes of `view`, which is to be filled, have not even reached this machine."""
@@ -198,35 +206,46 @@ class Connection:
             raise ConnectionResetError("the connection is closed") from error
         return max(0, len(view) - int(_INT.unpack(found)[0]))
 
-    def _until_there(self, size_bytes: int) -> None:
-        """Return once so many bytes can be read, or as many as the kernel holds; or the end is reached.
-
-        The thread then wakes once, and not for each packet.  A read with MSG_WAITALL would not do: it takes
-        what is there first, and the kernel compares only what comes after with the mark.
-        """
-        self._wake_at(size_bytes)
-        self._poll.poll()
-
-    def _wake_at(self, size_bytes: int) -> None:
-        if size_bytes != self._wakes_at:
-            self._wakes_at = size_bytes
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
-
-    def discard(self, size_bytes: int) -> None:
+    def discard(self, size_bytes: int) -> Generator[None, None, None]:
         """Receive so many bytes and forget them."""
         scratch = memoryview(bytearray(min(size_bytes, 1 << 16)))
         while size_bytes:
             take = min(size_bytes, len(scratch))
-            self.receive_into(scratch[:take])
+            yield from self.receive_into(scratch[:take])
             size_bytes -= take
 
+    def _from_ahead(self, view: memoryview) -> memoryview:
+        """Take what was read ahead, and return what is still to be filled."""
+        count = min(len(view), self._end - self._begin)
+        if count:
+            view[:count] = self._ahead[self._begin : self._begin + count]
+            self._begin += count
+        return view[count:]
+
+    def _fill(self, view: memoryview) -> int:
+        """Write to `view` what has come, and return how many bytes."""
+        try:
+            count = self.sock.recv_into(view, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._all_taken = True
+            return 0
+        if not count:
+            raise ConnectionResetError("closed by the peer")
+        self._all_taken = count < len(view)
+        return count
+
+    def _wake_at(self, size_bytes: int) -> None:
+        """Have the poll tell of so many bytes or more, or of as many as the kernel holds; or of the end."""
+        if size_bytes != self._wakes_at:
+            self._wakes_at = size_bytes
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+
     def close(self) -> None:
-        """Close at once; the threads that read and write end."""
+        """End it at once, in both directions; whoever reads it comes to its end and closes the socket."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             log.debug("connection was closed already")
-        self.sock.close()
         with self._state:
             self.broken = self.broken or "the connection is closed"
             self._state.notify_all()
@@ -236,6 +255,7 @@ def tuned(sock: socket.socket) -> socket.socket:
     """Return `sock`, set to send small messages at once and to find out soon that a peer is gone."""
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AT_ONCE_BYTES)
     stuck = (int(STUCK_S).to_bytes(8, "little")) + bytes(8)  # struct timeval of a 64-bit system
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stuck)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

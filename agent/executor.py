@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, last_uses_in
+from shoal.agent.attempt import Attempt, Turn, turns_in
 from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
@@ -47,8 +47,8 @@ class Held:
 
     plan: Plan
     sessions: Mapping[Run, Session]
-    last_uses: Mapping[int, Mapping[str, int]]
-    """By lane, see `attempt.last_uses_in`."""
+    turns: Mapping[int, tuple[Turn, ...]]
+    """Of this board's program, by lane."""
     books: Mapping[tuple[int, int], Books]
     """By lane and tag: the codebooks of exchanges."""
     active: int = 0
@@ -101,13 +101,13 @@ class Executor:
         books: Mapping[tuple[int, int], Books] = MappingProxyType({}),
     ) -> None:
         """Be ready for `plan` from now on; `books` are the codebooks by lane and tag of the exchange."""
-        last_uses = {
-            number: last_uses_in(lane.programs[self._board], sessions)
+        turns = {
+            number: turns_in(lane.programs[self._board], sessions)
             for number, lane in enumerate(plan.lanes)
             if self._board in lane.programs
         }
         with self._lock:
-            self._held[plan.epoch] = Held(plan=plan, sessions=sessions, last_uses=last_uses, books=books)
+            self._held[plan.epoch] = Held(plan=plan, sessions=sessions, turns=turns, books=books)
 
     def drop(self, epoch: int) -> bool:
         """Take no new attempt under `epoch`; return True once none is under way and it is dropped."""
@@ -202,9 +202,8 @@ class Executor:
         """Return this board's part of an attempt."""
         return Attempt(
             board=self._board,
-            program=held.plan.lanes[header.lane].programs[self._board],
+            turns=held.turns[header.lane],
             sessions=held.sessions,
-            last_uses=held.last_uses[header.lane],
             books={tag: books for (lane, tag), books in held.books.items() if lane == header.lane},
             header=header,
             inbox=inbox,

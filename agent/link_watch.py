@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Final, Literal
 from zlib import crc32
 
+from shoal.agent.coming import Heard
 from shoal.agent.link_state import BAND, ENOUGH, FRESH_S, NEWEST, Link, better, is_news, slower_trips, worse
-from shoal.agent.peers import ExchangeError, Heard, Peers
+from shoal.agent.peers import ExchangeError, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, links
 from shoal.profiler.airtime import Air

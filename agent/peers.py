@@ -1,7 +1,7 @@
 """The data plane of a board: one listener, and one connection to each peer that it sends to.
 
-Every connection is read by a thread of its own, whoever opened it; whoever has something to send opens
-one if it has none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
+One thread reads all connections, whoever opened them; whoever has something to send opens one if it has
+none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
 is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames of attempts that are over are
 dropped and counted.  Whatever is not our protocol closes that connection, and is counted and logged.
 """
@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +22,10 @@ from typing import Final, Protocol
 import numpy as np
 
 from shoal import frames
+from shoal.agent.coming import Coming, Heard
 from shoal.agent.connection import Buffers, Connection, tuned
 from shoal.agent.inbox import Arrived, Inbox, Inboxes
+from shoal.agent.reading import Reader, Reading, accepting
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
 from shoal.frames import Header, Kind
@@ -57,23 +59,6 @@ class Hello:
     cluster: str
     sender: BoardId
     receiver: BoardId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """How fast tensors of the receiver of this came, timed by its sender."""
-
-    size_bytes: int
-    seconds: float
-    flows: int
-    """So many boards' tensors came at once, at most, these among them."""
-
-
-@dataclass(slots=True, eq=False)
-class _Coming:
-    """Tensors of a peer that are coming in, and how many of different peers have been at once."""
-
-    flows: int = 1
 
 
 class Starter(Protocol):
@@ -119,8 +104,9 @@ class Peers:
         """Hears how fast what a peer sends comes here."""
         self.on_notes: Callable[[bytes, BoardId, bytes], None] = lambda _attempt, _peer, _notes: None
         """Hears what a peer did when in an attempt."""
-        self._coming: list[_Coming] = []
+        self._coming: list[Coming] = []
         """Tensors that are coming in just now."""
+        self._reader = Reader(f"reads for {board}")
 
     def listen(self, host: str, port: int) -> int:
         """Begin to accept connections and return the port (the one asked for, or for 0 any free one)."""
@@ -129,8 +115,9 @@ class Peers:
             self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
             raise BoardError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
-        return int(self._listener.getsockname()[1])
+        port = int(self._listener.getsockname()[1])
+        self._reader.add(self._listener, accepting(self._listener, self._admit))
+        return port
 
     def know(self, addresses: Mapping[BoardId, Address]) -> None:
         """Learn where the peers are; a connection to where a peer no longer is, is closed."""
@@ -201,7 +188,9 @@ class Peers:
     def stop(self) -> None:
         """Close everything; attempts under way fail."""
         self._closing = True
-        self._listener.close()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._reader.end()
         with self._lock:
             connections = list(self._all)
         for connection in connections:
@@ -210,6 +199,8 @@ class Peers:
 
     def _connection(self, peer: BoardId) -> Connection:
         """Return the connection to `peer`, opened if need be, by one thread only."""
+        if (there := self._outgoing.get(peer)) is not None:
+            return there
         with self._lock:
             opening = self._opening.setdefault(peer, threading.Lock())
         with opening:
@@ -233,38 +224,43 @@ class Peers:
             with self._lock:
                 self._outgoing[peer] = connection
                 self._all.add(connection)
-        threading.Thread(target=self._read, args=(connection,), name=f"to {peer}", daemon=True).start()
+            self._read_on(connection)
         return connection
 
-    def _accept(self) -> None:
-        while not self._closing:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError as error:
-                if self._closing:
-                    return
-                log.warning("cannot accept a connection: %s", error)
-                time.sleep(0.05)  # out of file descriptors: let some close
-                continue
-            connection = self._connected(tuned(sock), None)
-            with self._lock:
-                full = len(self._all) >= MAX_CONNECTIONS
-                if not full:
-                    self._all.add(connection)
-            if full:
-                log.warning("refused a connection: there are %d already", MAX_CONNECTIONS)
-                connection.close()
-                continue
-            threading.Thread(target=self._read, args=(connection,), name="from", daemon=True).start()
+    def _read_on(self, connection: Connection, within_s: float = math.inf) -> None:
+        """Have a new connection read; the other end has so long to say who it is."""
+        try:
+            self._reader.add(connection.sock, self._read(connection), within_s)
+        except ConnectionError:
+            connection.close()
+            connection.sock.close()
+            raise
+        if self._closing:  # it was opened when the others had been closed
+            connection.close()
 
-    def _read(self, connection: Connection) -> None:
+    def _admit(self, sock: socket.socket) -> None:
+        """Have a connection read that somebody has opened, unless there are too many."""
+        connection = self._connected(tuned(sock), None)
+        with self._lock:
+            full = len(self._all) >= MAX_CONNECTIONS
+            if not full:
+                self._all.add(connection)
+        if full:
+            log.warning("refused a connection: there are %d already", MAX_CONNECTIONS)
+            sock.close()
+            return
+        with suppress(ConnectionError):  # we are closing
+            self._read_on(connection, HELLO_S)
+
+    def _read(self, connection: Connection) -> Reading:
         """Read frames until the connection ends, and say so to whoever waits for that peer."""
         why = "closed"
         try:
             if connection.peer is None:
-                connection.peer = self._greeted(connection)
+                connection.peer = yield from self._greeted(connection)
+                self._reader.trust(connection.sock)
             while True:
-                self._take(connection, connection.peer)
+                yield from self._take(connection, connection.peer)
         except WireError as error:
             self.refused += 1
             why = str(error)
@@ -274,80 +270,78 @@ class Peers:
         finally:
             self._lost(connection, why)
 
-    def _greeted(self, connection: Connection) -> BoardId:
+    def _greeted(self, connection: Connection) -> Generator[None, None, BoardId]:
         """Return who opened the connection.  Raises WireError if it is not of this cluster."""
-        connection.sock.settimeout(HELLO_S)
-        header = self._header(connection)
+        header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is not Kind.HELLO:
             raise WireError(f"expected HELLO first, got {header.kind.name}")
-        hello = from_json(Hello, connection.receive(header.length), "hello")
+        hello = from_json(Hello, (yield from connection.receive(header.length)), "hello")
         if (hello.cluster, hello.receiver) != (self._cluster, self._board):
             raise WireError(
                 f"expected a connection to {self._board} of cluster {self._cluster}, got one to "
                 f"{hello.receiver!r:.80} of {hello.cluster!r:.80}"
             )
-        connection.sock.settimeout(None)
         return hello.sender
 
-    def _header(self, connection: Connection) -> Header:
-        return frames.unpack(connection.receive(frames.HEADER.size))
-
-    def _take(self, connection: Connection, peer: BoardId) -> None:
+    def _take(self, connection: Connection, peer: BoardId) -> Reading:
         """Receive one frame and act on it."""
-        header = self._header(connection)
+        header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is Kind.TENSORS:
-            laid = frames.layout(header, connection.receive(header.table))
+            laid = frames.layout(header, (yield from connection.receive(header.table)))
             payload = np.empty(header.length, np.uint8)
             begun_s = time.monotonic()
             if header.length:
-                self._receive(connection, peer, payload.data)
-            arrived = Arrived(arrays=frames.arrays(laid, payload), begun_s=begun_s, ended_s=time.monotonic())
+                yield from self._receive(connection, peer, payload.data)
+            arrived = Arrived(
+                arrays=frames.arrays(laid, payload),
+                size_bytes=header.length,
+                begun_s=begun_s,
+                ended_s=time.monotonic(),
+            )
             self._deliver(connection, peer, header, arrived)
         elif header.kind in (Kind.PING, Kind.ECHO):
-            connection.discard(header.length)
+            yield from connection.discard(header.length)
             size_bytes = header.length if header.kind is Kind.ECHO else 0
             pong = Header(kind=Kind.PONG, attempt=header.attempt, length=size_bytes)
-            connection.send([frames.pack(pong), bytes(size_bytes)])
+            connection.send([frames.pack(pong), bytes(size_bytes)], waits=False)
         elif header.kind is Kind.PONG:
-            connection.discard(header.length)
+            yield from connection.discard(header.length)
             waiting = self._pongs.get(header.attempt)
             if waiting is not None:
                 waiting.put(time.perf_counter())
         elif header.kind is Kind.HEARD:
-            self.on_heard(peer, from_json(Heard, connection.receive(header.length), f"heard by {peer}"))
+            words = yield from connection.receive(header.length)
+            self.on_heard(peer, from_json(Heard, words, f"heard by {peer}"))
         elif header.kind is Kind.NOTES:
-            self.on_notes(header.attempt, peer, connection.receive(header.length))
+            self.on_notes(header.attempt, peer, (yield from connection.receive(header.length)))
         else:
-            words = connection.receive(header.length).decode(errors="replace")
+            said = (yield from connection.receive(header.length)).decode(errors="replace")
             refused = header.kind is Kind.REFUSE
-            why = partial(ModelError, words) if refused else partial(BoardError, f"{peer}: {words}")
+            why = partial(ModelError, said) if refused else partial(BoardError, f"{peer}: {said}")
             self.inboxes.end(header.attempt, why)
 
-    def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> None:
+    def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> Reading:
         """Receive tensors, and now and then tell their sender how fast they come."""
-        own = _Coming()
-        with self._lock:
-            self._coming.append(own)
-            for each in self._coming:
-                each.flows = max(each.flows, len(self._coming))
+        own = Coming()
+        self._coming.append(own)
+        for each in self._coming:
+            each.flows = max(each.flows, len(self._coming))
 
         def passed(size_bytes: int, seconds: float) -> None:
             transfer = Transfer(size_bytes=size_bytes, seconds=seconds, flows=own.flows)
-            with self._lock:
-                own.flows = len(self._coming)
+            own.flows = len(self._coming)
             if not transfer.telling:
                 return
             fastest = connection.came.of(transfer, time.monotonic())
             if fastest is not None:
                 self.on_came(peer, fastest)
                 heard = Heard(size_bytes=fastest.size_bytes, seconds=fastest.seconds, flows=fastest.flows)
-                connection.send(frames.text(Kind.HEARD, to_json(heard).decode()))
+                connection.send(frames.text(Kind.HEARD, to_json(heard).decode()), waits=False)
 
         try:
-            connection.receive_timed(view, passed)
+            yield from connection.receive_into(view, passed)
         finally:
-            with self._lock:
-                self._coming.remove(own)
+            self._coming.remove(own)
 
     def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
         inbox, over = self.inboxes.find(header.attempt)
@@ -359,7 +353,7 @@ class Peers:
                 inbox = self._on_attempt(header, peer)
             except BoardError as error:
                 self.dropped += 1
-                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
+                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt), waits=False)
                 return
         if peer not in inbox.peers:
             self.dropped += 1
@@ -383,8 +377,12 @@ class Peers:
         # Only now: an attempt that has sent on this connection is among them.
         attempts = self.inboxes.end_with(peer, partial(ExchangeError, peer, why))
         connection.close()
-        if sending:
-            words = f"what was sent to {peer} is lost: {why}"
-            with suppress(ExchangeError):
-                for attempt in attempts:
-                    self.send(peer, frames.text(Kind.ABORT, words, attempt=attempt))
+        if sending and attempts:
+            told = (peer, attempts, f"what was sent to {peer} is lost: {why}")
+            threading.Thread(target=self._tell_lost, args=told, name="tells", daemon=True).start()
+
+    def _tell_lost(self, peer: BoardId, attempts: Sequence[bytes], why: str) -> None:
+        """Tell a peer of attempts whose tensors it may not have got; this may take a new connection."""
+        with suppress(ExchangeError):
+            for attempt in attempts:
+                self.send(peer, frames.text(Kind.ABORT, why, attempt=attempt))

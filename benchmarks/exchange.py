@@ -151,10 +151,10 @@ class Counted(Connection):
         super().__init__(sock, peer)
         self._counts = counts
 
-    def send(self, buffers: Buffers) -> None:
+    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
         """Count, and send."""
         self._counts.append(sum(len(buffer) for buffer in buffers))
-        super().send(buffers)
+        super().send(buffers, waits=waits)
 
 
 def sent(codec: str, requests: int = 10) -> dict[str, object]:

@@ -176,12 +176,12 @@ def _connected() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def _echo(connection: Connection) -> None:
     with contextlib.suppress(OSError):  # until it is closed
-        while True:
-            connection.send([connection.receive(1)])
+        while came := connection.sock.recv(1):
+            connection.send([came])
 
 
 def _there_and_back_s(connection: Connection) -> float:
     begun_s = time.perf_counter()
     connection.send([b"x"])
-    connection.receive(1)
+    connection.sock.recv(1)
     return time.perf_counter() - begun_s

@@ -202,9 +202,9 @@ def counts(codec: Codec, rows: int, start: int = 0) -> list[int]:
     return [1] * head + [least + 1] * longer + [least] * (many - longer) + [1] * tail
 
 
-def parts_of(codec: Codec, dtype: str) -> int:
-    """Return how many parts `encode` makes of a tensor."""
-    if not dtype.startswith("float"):
+def parts_of(codec: Codec, *, floats: bool) -> int:
+    """Return how many parts `encode` makes of a tensor, of floats or not."""
+    if not floats:
         return 1
     return (2 if codec.number in ("i8", "i4") else 1) + codec.keeps
 

@@ -56,9 +56,10 @@ def rows_of(codec: Codec, parts: Sequence[Array], axis: int, like: Array) -> int
 
     Raises WireError if they are of another tensor.
     """
-    if len(parts) != parts_of(codec, like.dtype.name):
-        raise WireError(f"expected {parts_of(codec, like.dtype.name)} parts of rows, got {len(parts)}")
-    coded = like.dtype.kind == "f" and codec.number in ("i4", "vq")
+    floats = like.dtype.kind == "f"
+    if len(parts) != (many := parts_of(codec, floats=floats)):
+        raise WireError(f"expected {many} parts of rows, got {len(parts)}")
+    coded = floats and codec.number in ("i4", "vq")
     rows = 0
     for part in (*(() if coded else parts[:1]), *(parts[-1:] if codec.keeps else ())):
         if not _fits(part.shape, like.shape, axis):
@@ -87,11 +88,18 @@ def decode(
     rows = rows_of(codec, parts, axis, out)
     if rows != out.shape[axis]:
         raise WireError(f"exchange: expected rows of sizes {list(out.shape)}, got {rows}")
+    restore(codec, parts, axis, out, head, book)
+
+
+def restore(
+    codec: Codec, parts: Sequence[Array], axis: int, out: Array, head: int = 0, book: Book | None = None
+) -> None:
+    """As `decode`, where `rows_of` has found the parts to be as many rows as `out` has."""
     if not codec.keeps or out.dtype.kind != "f":
         _restore(codec, parts, axis, out, book)
         return
     *coded, kept = parts
-    ends = kept.shape[axis]
+    ends, rows = kept.shape[axis], out.shape[axis]
     if kept.dtype != np.float16 or head > ends:
         raise WireError(f"exchange: expected float16 rows, {head} of them first, got {kept.dtype} {ends}")
     tail = rows - (ends - head)
@@ -167,7 +175,7 @@ def _whole_numbers(array: Array, axis: int) -> list[Array]:
     lead, many, values = folded(array.shape, axis)
     rows: Array = array.reshape(lead * many, values)
     most, least = np.maximum.reduce(rows, axis=1, initial=0), np.minimum.reduce(rows, axis=1, initial=0)
-    scale = np.maximum(most, -least).astype(np.float32)
+    scale = np.maximum(most, -least).astype(np.float32, copy=False)
     if not np.isfinite(scale).all():
         raise _not_finite(Codec(number="i8"))
     scale /= 127
@@ -191,7 +199,7 @@ def _from_whole_numbers(parts: Sequence[Array], axis: int, out: Array) -> None:
         )
     wide = scale.reshape(*first.shape[: axis + 1], *(1,) * (first.ndim - axis - 1))
     np.copyto(out, first, casting="same_kind")
-    np.multiply(out, wide, out=out, casting="same_kind")
+    np.multiply(out, wide, out=out, casting="same_kind")  # quicker than of whole numbers, cast bit by bit
 
 
 def _nibbles(rows: NDArray[np.float32]) -> list[Array]:
@@ -310,8 +318,9 @@ def _cut(array: Array, axis: int, start: int, stop: int) -> Array:
 
 
 def _fits(shape: Sequence[int], like: Sequence[int], axis: int) -> bool:
-    return len(shape) == len(like) > axis and all(
-        s == w for i, (s, w) in enumerate(zip(shape, like, strict=True)) if i != axis
+    return len(shape) == len(like) > axis and (*shape[:axis], *shape[axis + 1 :]) == (
+        *like[:axis],
+        *like[axis + 1 :],
     )
 
 

@@ -143,7 +143,10 @@ def _reduced(
         part = np.empty_like(total)
         for giver, given in zip(givers, parts, strict=True):
             target = part if giver != givers[0] else total
-            _decode(step, giver, index, given[index], _axis(step, index, total), target)
+            try:
+                coding.decode(step.codec, given[index], _axis(step, index, total), target)
+            except (WireError, ModelError) as error:
+                raise _named(step, giver, index, error) from error
             if giver != givers[0]:
                 np.add(total, part, out=total)
         made[name] = total
@@ -184,7 +187,10 @@ def _gathered(
                 place[...] = parts[index][0]
             else:
                 book = books.get(step.tensors[index])
-                _decode(step, giver, index, parts[index], axis, place, heads[giver], book)
+                try:
+                    coding.restore(step.codec, parts[index], axis, place, heads[giver], book)
+                except (WireError, ModelError) as error:
+                    raise _named(step, giver, index, error) from error
             start += many
         made[name] = whole
     return made
@@ -258,29 +264,19 @@ def _parts(
     step: Collective, giver: BoardId, given: Sequence[Array], mine: Sequence[Array] | None
 ) -> list[Sequence[Array]]:
     """Return for each tensor the parts of it that `giver` handed over."""
-    many = [parts_of(step.codec, x.dtype.name) for x in mine] if mine else [1] * len(step.tensors)
+    floats = [array.dtype.kind == "f" for array in mine] if mine else [False] * len(step.tensors)
+    many = [parts_of(step.codec, floats=each) for each in floats]
     if sum(many) != len(given):
         raise MisfitError(step, giver, f"expected {sum(many)} tensors, got {len(given)}")
     ends = list(accumulate(many))
     return [given[end - count : end] for end, count in zip(ends, many, strict=True)]
 
 
-def _decode(
-    step: Collective,
-    giver: BoardId,
-    index: int,
-    parts: Sequence[Array],
-    axis: int,
-    out: Array,
-    head: int = 0,
-    book: Book | None = None,
-) -> None:
-    try:
-        coding.decode(step.codec, parts, axis, out, head, book)
-    except WireError as error:
-        raise MisfitError(step, giver, str(error)) from error
-    except ModelError as error:
-        raise ModelError(f"step {step.tag}, {step.kind} of {step.tensors[index]}: {error}") from error
+def _named(step: Collective, giver: BoardId, index: int, error: WireError | ModelError) -> Exception:
+    """Return what stands against a tensor, with the step and who gave it or which tensor it is."""
+    if isinstance(error, WireError):
+        return MisfitError(step, giver, str(error))
+    return ModelError(f"step {step.tag}, {step.kind} of {step.tensors[index]}: {error}")
 
 
 def _gives(step: Collective, giver: BoardId, taker: BoardId) -> bool:

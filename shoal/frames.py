@@ -106,7 +106,6 @@ class Laid:
     dtype: str
     shape: tuple[int, ...]
     begin: int
-    end: int
 
 
 def pack(header: Header) -> bytes:
@@ -188,14 +187,14 @@ def _layout(count: int, table: bytes) -> tuple[Sequence[Laid], int, int]:
         if math.prod(size or 1 for size in shape) > MAX_PAYLOAD_BYTES:  # beyond what an array may be
             raise WireError(f"frame: expected sizes that fit memory, got {list(shape)}")
         end = begin + math.prod(shape) * ITEM_BYTES[DTYPES[kind]]
-        found.append(Laid(DTYPES[kind], shape, begin, end))
+        found.append(Laid(DTYPES[kind], shape, begin))
         begin = end + -end % ALIGNED
     return tuple(found), at, begin
 
 
 def arrays(laid: Sequence[Laid], payload: Array) -> list[Array]:
     """Return the tensors in the `payload`, uint8 [length]; nothing is copied."""
-    return [payload[one.begin : one.end].view(one.dtype).reshape(one.shape) for one in laid]
+    return [np.ndarray(one.shape, one.dtype, payload, one.begin) for one in laid]
 
 
 def tensors(
@@ -209,7 +208,7 @@ def tensors(
     chunk: int = 0,
 ) -> list[bytes | memoryview]:
     """Return the buffers of one exchange, ready for one gathering write; nothing is copied."""
-    table = b"".join([_row(array.dtype.name, array.shape) for array in given])
+    table = b"".join([_row(array.dtype, array.shape) for array in given])
     buffers: list[bytes | memoryview] = []
     length = 0
     for array in given:
@@ -236,9 +235,9 @@ def tensors(
 
 
 @lru_cache(maxsize=1024)
-def _row(dtype: str, shape: tuple[int, ...]) -> bytes:
+def _row(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
     """Return what stands of a tensor in the table."""
-    return struct.pack(f"<BB{len(shape)}Q", DTYPES.index(dtype), len(shape), *shape)
+    return struct.pack(f"<BB{len(shape)}Q", DTYPES.index(dtype.name), len(shape), *shape)
 
 
 def text(kind: Kind, words: str, *, attempt: bytes = NO_ATTEMPT, epoch: int = 0) -> list[bytes | memoryview]:

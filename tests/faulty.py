@@ -4,7 +4,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, Literal, get_args
@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from shoal import frames
-from shoal.agent.connection import Buffers, Connection
+from shoal.agent.connection import Buffers, Connection, Passed
 from shoal.agent.executor import Executor
 from shoal.agent.peers import Peers
 from shoal.errors import ModelError
@@ -26,6 +26,8 @@ Fault = Literal["refuses", "fails", "closes mid-frame", "wrong shape", "garbage"
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 PATIENCE_S: Final = 0.05
 """Of a request whose answer never comes."""
+A_LITTLE_S: Final = 0.005
+"""All connections of a board are read by one thread, which must come to the others too."""
 HUGE_ROWS: Final = 40_000
 """Of a request of which the kernel does not take all that a board is sent."""
 
@@ -49,7 +51,7 @@ class Faulty(Connection):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self._mood = mood
 
-    def send(self, buffers: Buffers) -> None:
+    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
         """Do with tensors what is to be done wrong in their attempt."""
         header = frames.unpack(bytes(buffers[0][: HEADER.size]))
         fault = self._mood.faults.get(header.attempt) if header.kind is Kind.TENSORS else None
@@ -63,22 +65,24 @@ class Faulty(Connection):
             with self._state:
                 self.sock.sendall(secrets.token_bytes(HEADER.size))
         elif fault == "wrong shape":
-            super().send(_misfit(header))
+            super().send(_misfit(header), waits=waits)
         else:
-            super().send(buffers)
+            super().send(buffers, waits=waits)
 
-    def receive(self, size_bytes: int) -> bytes:
+    def receive(self, size_bytes: int) -> Generator[None, None, bytes]:
         """Notice late that the connection is closed."""
         try:
-            return super().receive(size_bytes)
+            return (yield from super().receive(size_bytes))
         except OSError:
-            self._mood.notices.wait()
+            while not self._mood.notices.wait(A_LITTLE_S):
+                yield
             raise
 
-    def receive_timed(self, view: memoryview, passed: Callable[[int, float], None]) -> None:
+    def receive_into(self, view: memoryview, passed: Passed | None = None) -> Generator[None, None, None]:
         """Wait until the board reads again."""
-        self._mood.reads.wait()
-        super().receive_timed(view, passed)
+        while not self._mood.reads.wait(A_LITTLE_S):
+            yield
+        yield from super().receive_into(view, passed)
 
 
 def _misfit(header: Header) -> Buffers:

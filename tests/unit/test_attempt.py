@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, last_uses_in
+from shoal.agent.attempt import Attempt, turns_in
 from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox
 from shoal.agent.peers import ExchangeError
@@ -66,7 +66,7 @@ SESSIONS = {
 def now(array: Array) -> Arrived:
     """Return what comes at this moment."""
     at_s = time.monotonic()
-    return Arrived(arrays=[array], begun_s=at_s, ended_s=at_s)
+    return Arrived(arrays=[array], size_bytes=array.nbytes, begun_s=at_s, ended_s=at_s)
 
 
 class Alone:
@@ -78,19 +78,19 @@ class Alone:
         self.crossed: list[tuple[Crossed, float]] = []
 
     def came(self, tag: int, array: Array, chunk: int = 0) -> None:
-        self.inbox.put((tag, B, chunk), Arrived(arrays=[array], begun_s=0.0, ended_s=0.0))
+        self.inbox.put(
+            (tag, B, chunk), Arrived(arrays=[array], size_bytes=array.nbytes, begun_s=0.0, ended_s=0.0)
+        )
 
     def send(self, _peer: BoardId, buffers: Buffers) -> None:
         header = frames.unpack(bytes(buffers[0][: HEADER.size]))
         self.did.append(f"send {header.tag}.{header.chunk}")
 
     def part(self, *steps: Step, notes: Notebook | None = None) -> Attempt:
-        program = Program(steps=steps)
         return Attempt(
             board=A,
-            program=program,
+            turns=turns_in(Program(steps=steps), SESSIONS),
             sessions=SESSIONS,
-            last_uses=last_uses_in(program, SESSIONS),
             books={},
             header=Header(kind=Kind.TENSORS, attempt=bytes(16), epoch=1),
             inbox=self.inbox,
@@ -155,10 +155,21 @@ def test_what_was_handed_over_must_fit() -> None:
 
 
 def test_what_nobody_needs_any_more_is_let_go() -> None:
-    program = Program(steps=STEPS)
-    uses = last_uses_in(program, SESSIONS)
-    assert uses["q"] == 0
-    assert uses["x"] == 1
-    assert uses["k"] == 2, "the run and the gather that hands it out are one turn"
-    assert uses["h"] == 3
-    assert "K" in uses
+    turns = turns_in(Program(steps=STEPS), SESSIONS)
+    drops = [set(turn.drops) for turn in turns]
+    assert "q" in drops[0]
+    assert "x" in drops[1]
+    assert "k" in drops[2], "the run and the gather that hands it out are one turn"
+    assert {"h", "K"} <= drops[3]
+    assert drops[-1] >= {"y"}
+
+
+def test_a_collective_is_settled_where_a_tensor_of_it_is_needed_first() -> None:
+    turns = turns_in(Program(steps=STEPS), SESSIONS)
+    assert [[begun.kind for begun in turn.settles] for turn in turns] == [
+        [],
+        ["scatter"],
+        [],
+        ["gather"],
+        [],
+    ]

@@ -1,8 +1,7 @@
 """How fast tensors come is told of what came while the clock ran, and of nothing else."""
 
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -29,14 +28,20 @@ def there(connection: Connection, size_bytes: int) -> None:
         pass
 
 
+def ended(reading: Generator[None, None, object]) -> None:
+    """Read on until what is read has all come."""
+    for _ in reading:
+        pass
+
+
 def test_what_had_come_before_its_reader_looked_is_not_counted(pair: Pair) -> None:
     """Else a reader that wakes up late would take a link to be as fast as memory."""
     connection, theirs = pair
     theirs.sendall(bytes(HEADER_BYTES + BODY_BYTES))
     there(connection, HEADER_BYTES + BODY_BYTES)
-    connection.receive(HEADER_BYTES)
+    ended(connection.receive(HEADER_BYTES))
     told: list[tuple[int, float]] = []
-    connection.receive_timed(memoryview(bytearray(BODY_BYTES)), lambda *each: told.append(each))
+    ended(connection.receive_into(memoryview(bytearray(BODY_BYTES)), lambda *each: told.append(each)))
     assert [size for size, _ in told] == [0]
 
 
@@ -46,26 +51,13 @@ def test_what_comes_while_the_clock_runs_is_counted_to_the_byte(pair: Pair) -> N
     body = bytes(index % 251 for index in range(BODY_BYTES))
     theirs.sendall(bytes(HEADER_BYTES) + body[: first - HEADER_BYTES])
     there(connection, first)
-    connection.receive(HEADER_BYTES)
+    ended(connection.receive(HEADER_BYTES))
     told: list[tuple[int, float]] = []
-    reads = threading.Event()
-    until_there = connection._until_there
-
-    def noted(size_bytes: int) -> None:
-        reads.set()
-        until_there(size_bytes)
-
-    connection._until_there = noted  # type: ignore[method-assign]
-
-    def rest() -> None:
-        reads.wait()
-        theirs.sendall(body[first - HEADER_BYTES :])
-
-    sender = threading.Thread(target=rest)
-    sender.start()
     view = bytearray(BODY_BYTES)
-    connection.receive_timed(memoryview(view), lambda *each: told.append(each))
-    sender.join()
+    reading = connection.receive_into(memoryview(view), lambda *each: told.append(each))
+    next(reading)
+    theirs.sendall(body[first - HEADER_BYTES :])
+    ended(reading)
     assert bytes(view) == body
     assert sum(size for size, _ in told) == HEADER_BYTES + BODY_BYTES - first
     assert all(seconds > 0 for _, seconds in told)

@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 
 from shoal.agent import link_watch
+from shoal.agent.coming import Heard
 from shoal.agent.link_watch import FLOWS, LinkWatch
-from shoal.agent.peers import ExchangeError, Heard, Peers
+from shoal.agent.peers import ExchangeError, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, tcp_info
 from shoal.profiler.airtime import HOLD_S, Air
