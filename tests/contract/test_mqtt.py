@@ -8,7 +8,7 @@ import pytest
 from shoal import wire
 from shoal.coordinator.broker import BrokerProcess, Kind
 from shoal.messages import Coordinator, Heartbeat
-from shoal.mqtt import READ_AT_ONCE, Mqtt, Up
+from shoal.mqtt import READ_BYTES, Mqtt, Up
 from shoal.records import BoardId
 from tests import build
 from tests.build import A
@@ -68,7 +68,7 @@ def test_a_thousand_messages_take_few_turns_of_the_loop_however_they_are_cut() -
         await server.wait_closed()
         return turns
 
-    assert asyncio.run(run()) < 4 * MANY / READ_AT_ONCE
+    assert asyncio.run(run()) < 4 * MANY * len(heartbeat()) / READ_BYTES
 
 
 @both_kinds
