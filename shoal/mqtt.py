@@ -1,4 +1,4 @@
-"""A connection to the MQTT broker: the only module that knows paho.
+"""A connection to the MQTT broker: the only module that knows paho, but for its buffer.
 
 paho reads and writes in our event loop, so that one process can have hundreds of connections; only to
 connect takes a thread, because looking up a name blocks.  Whatever happens becomes an event in a queue.
@@ -12,7 +12,6 @@ import logging
 import random
 import secrets
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from shoal import wire
 from shoal.bell import Bell
 from shoal.broker_url import parse_url
+from shoal.buffered import BufferedClient
 from shoal.errors import ConfigError, WireError
 from shoal.messages import Message
 from shoal.records import BoardId
@@ -38,10 +38,8 @@ LOOK_S: Final = 1.0
 """So often it is looked whether the broker still answers."""
 STOP_S: Final = 0.5
 MAX_EVENTS: Final = 10_000
-RECEIVE_BYTES: Final = 1 << 16
-"""So much is taken from the system at once."""
-READ_AT_ONCE: Final = 16
-"""So many messages of one connection are taken in before the others have their turn."""
+READ_BYTES: Final = 4096
+"""So much of one connection, 40 heartbeats or one large message, is taken in before all else has its turn."""
 MAX_OWN: Final = 256
 """Of so many of our own messages it is known that they are still to come back."""
 MAX_TOLD: Final = 1000
@@ -61,31 +59,6 @@ class Down:
 
 
 Event = Up | Down | Envelope
-
-
-class _Client(paho.Client):
-    """paho's client, but with a buffer: paho asks the system for a byte or two, three times a message."""
-
-    _came = b""
-    _at = 0
-
-    def begin_anew(self) -> None:
-        """Forget what came over the connection before."""
-        self._came, self._at = b"", 0
-
-    def holds_more(self) -> bool:
-        """Say whether something has come that the system will not tell of again."""
-        sock = self.socket()
-        hidden = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        return sock is not None and (hidden or self._at < len(self._came))
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        """Return up to `bufsize` bytes, as paho expects of the method of this name; b"" at the end."""
-        if self._at == len(self._came):
-            self._came, self._at = super()._sock_recv(RECEIVE_BYTES), 0
-        piece = self._came[self._at : self._at + bufsize]
-        self._at += len(piece)
-        return piece
 
 
 class Mqtt:
@@ -136,7 +109,7 @@ class Mqtt:
         self._told: set[str] = set()
         """Topics from which a message was refused, of each of which that has been said."""
         self._up = False
-        self._client = _Client(
+        self._client = BufferedClient(
             CallbackAPIVersion.VERSION2,
             client_id=f"{cluster}-{name}-{secrets.token_hex(4)}",
             protocol=paho.MQTTv311,
@@ -319,8 +292,11 @@ class Mqtt:
 
     def _read(self) -> None:
         """Take in what has come, as far as others do not have to wait for it."""
-        for _ in range(READ_AT_ONCE):
-            self._client.loop_read()  # of a connection that has ended it returns at once
+        self._client.left = READ_BYTES
+        while (
+            self._client.left > 0
+        ):  # one call may take many messages, or none of a connection that has ended
+            self._client.loop_read()
             if not self._client.holds_more():
                 return
         if not self._reads_on:
