@@ -106,6 +106,32 @@ def recipes(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> t
     )
 
 
+def lost_by(manifest: Manifest, strategy: str, boards: int) -> float | None:
+    """Return what a strategy like `sequence vq16x256` lost among so many boards when it was measured.
+
+    As of `Recipe.lost_among`, the next larger number counts that was measured.  None: it was not.
+    """
+    name, _, words = strategy.partition(" ")
+    outcomes = manifest.calibration.outcomes if manifest.calibration is not None else ()
+    found = [
+        (one.parts, one.lost)
+        for one in outcomes
+        if (one.sharding, one.recipe) == (name, words) and one.parts >= boards
+    ]
+    return min(found)[1] if found else None
+
+
+def accepted(
+    manifest: Manifest, strategy: str, boards: int, max_error: float, max_accuracy_loss: float
+) -> bool:
+    """Say whether a plan of this strategy on so many boards keeps to what the operator accepts."""
+    words = strategy.partition(" ")[2]
+    if not words or any(recipe.words == words for recipe in allowed(max_error)):
+        return True
+    lost = lost_by(manifest, strategy, boards)
+    return max_accuracy_loss > 0 and lost is not None and lost <= max_accuracy_loss
+
+
 _Price = tuple[float, ...]
 """Bytes of a token, seconds to code it and to decode it, and the rows left of it; less is better."""
 

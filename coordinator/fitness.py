@@ -1,6 +1,7 @@
 """Can a plan run on the fleet as it is now, and are its boards ready for it?  Answers with reasons."""
 
 from shoal.coordinator import fleet as fleets
+from shoal.coordinator.accuracy import accepted
 from shoal.coordinator.state import Pending, State
 from shoal.messages import Readiness
 from shoal.program import Plan
@@ -15,6 +16,11 @@ def why_broken(state: State, plan: Plan, now_s: float) -> str:
     allowed = state.deployment.max_boards if state.deployment else 0
     if 0 < allowed < len(plan.boards):
         return f"no more than {allowed} board(s) are allowed"
+    wanted = state.deployment
+    if state.manifest is not None and wanted is not None:
+        count, most = len(plan.boards), (wanted.max_error, wanted.max_accuracy_loss)
+        if not accepted(state.manifest, plan.strategy, count, *most):
+            return f"{plan.strategy} on {count} boards loses more than is accepted now"
     for board in sorted(plan.boards):
         if board not in living:
             return f"{board} lost"

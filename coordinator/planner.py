@@ -16,6 +16,7 @@ from shoal.coordinator import partition, sharded, whole
 from shoal.coordinator.accuracy import EXACT, Recipe
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
+from shoal.coordinator.gentle import Offer, gentlest
 from shoal.coordinator.goals import Goal, cost, why_unmet
 from shoal.coordinator.pipelines import ALWAYS_CLOSED, instance_of, pipelines, quickest
 from shoal.coordinator.sharded import Division
@@ -54,6 +55,10 @@ class Candidate:
         """Return in how many chunks, at most, boards compute what others gather."""
         return max(lane.chunks for lane in self.lanes)
 
+    def offer(self, cost: float) -> Offer:
+        """Return what counts of it beside others, if it costs so much."""
+        return Offer(cost=cost, lost=self.lost, boards=len(self.boards))
+
 
 class UnmetError(PlanError):
     """There are plans, but none that keeps to the operator's limits."""
@@ -74,9 +79,9 @@ def propose(
 
     `max_boards` 0 means all; `recipes` are those that may be used where boards exchange rows; `powers` is
     what boards take.  One of several boards that is not better than the best single board by the share
-    `margin` stands behind that: predictions err, and no plan is to be slower than one board.  Raises
-    PlanError, which names the limit that binds, if nothing fits, and UnmetError if what fits does not keep
-    to `limits`.
+    `margin` stands behind that: predictions err, and no plan is to be slower than one board.  Of those that
+    cost about as much as the best, the one that loses least accuracy comes first.  Raises PlanError, which
+    names the limit that binds, if nothing fits, and UnmetError if what fits does not keep to `limits`.
     """
     goal = Goal(objective=objective, limits=limits, powers=powers)
     unknown = goal.why_not_known(profiles)
@@ -115,11 +120,13 @@ def propose(
     for candidate in ranked:
         led = candidate.lead if candidate.strategy in ("local", "replicate") else None
         best.setdefault((candidate.strategy, led), candidate)
+    each = list(best.values())
+    each.insert(0, each.pop(gentlest([c.offer(goal.cost(c.predicted)) for c in each], margin)))
     return tuple(
         replace(c, lanes=by_size(manifest, profiles, barred, cells, c.lead, c.lanes[0], closely=index == 0))
         if sharding_of(manifest, c.lanes[0])
         else c
-        for index, c in enumerate(best.values())
+        for index, c in enumerate(each)
     )
 
 
