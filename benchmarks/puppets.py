@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import psutil
 
 from shoal import oip
+from shoal.agent.emulation import Settings as Emulated
 from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.client import Operator
+from shoal.encoding import to_json
 from shoal.errors import ShoalError
 from shoal.exporter.bundle import read_manifest
 from shoal.lab.places import InNamespaces
@@ -84,12 +86,20 @@ def answered(link: http.client.HTTPConnection, model: str, inputs: Mapping[str, 
 class Puppets:
     """The agents of a scenario; an async context manager.  Needs root."""
 
-    def __init__(self, text: str, bundle: Path, folder: Path) -> None:
+    def __init__(
+        self,
+        text: str,
+        bundle: Path,
+        folder: Path,
+        emulated: Mapping[BoardId, Emulated] = MappingProxyType({}),
+    ) -> None:
+        """`emulated` says of boards how slow they are to be; see `emulate`."""
         self._scenario = parse(text, "benchmark.toml")
         self.place = InNamespaces(self._scenario, [b for b in self._scenario.boards if b.quota])
         self.boards = tuple(board.name for board in self._scenario.boards)
         self.processes: dict[BoardId, Process] = {}
         self._bundle, self._folder = bundle, folder
+        self._emulated = emulated
         self.manifest = read_manifest(bundle)
         self._epoch = self._version = 0
         self._held = contextlib.AsyncExitStack()
@@ -113,6 +123,9 @@ class Puppets:
                 self._stock(board)
                 command = ["agent", "--broker", url, "--name", board, "--threads", "1", "--memory", "4000"]
                 command += ["--host", self.place.address(board), "--state-dir", str(self._folder / board)]
+                if board in self._emulated:
+                    self.emulate(board, self._emulated[board])
+                    command += ["--emulate", str(self._folder / f"{board}.json")]
                 self.processes[board] = Process(
                     command, self._folder / f"{board}.log", self.place.enter(board)
                 )
@@ -139,6 +152,13 @@ class Puppets:
         for blob in (self._bundle / "blobs").iterdir():
             with contextlib.suppress(FileExistsError):
                 os.link(blob, store.path(blob.name))  # type: ignore[arg-type]
+
+    def emulate(self, board: BoardId, how: Emulated) -> None:
+        """Have a board that was started as an emulated one be as slow as this from now on."""
+        file = self._folder / f"{board}.json"
+        fresh = file.with_suffix(".new")
+        fresh.write_bytes(to_json(how))
+        fresh.replace(file)
 
     def shape(self, rate_bits_per_s: float, rtt_s: float) -> None:
         """Give all cables another rate and delay."""
