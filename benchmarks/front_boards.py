@@ -4,12 +4,14 @@ A board is either given a quota of processor time, or played: each of its runs o
 on a slower machine, by what the same run takes here when nothing disturbs it.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.front_bundles import books_of
 from benchmarks.puppets import Answered, Puppets
@@ -170,3 +172,12 @@ class Boards:
     async def ask(self, inputs: Mapping[str, Array], times: int) -> list[Answered]:
         """Ask one after the other, from the lead's own board."""
         return (await self._puppets.ask(inputs, times))[0]
+
+    def lose(self, share: float) -> None:
+        """Have every link between two boards lose so large a share of its packets from now on."""
+        for pair in combinations(self.names, 2):
+            self._puppets.place.shape(pair, Shape(loss=share))
+
+    async def watched(self, inputs: Mapping[str, Array]) -> tuple[Answered, list[dict[str, Any]]]:
+        """Ask once, and return what all boards did too, as the events of a timeline."""
+        return await asyncio.to_thread(self._puppets.watched, inputs)

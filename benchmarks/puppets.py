@@ -64,15 +64,21 @@ def link_to(place: InNamespaces, plan: Plan) -> http.client.HTTPConnection:
     return link
 
 
-def answered(link: http.client.HTTPConnection, model: str, inputs: Mapping[str, Array]) -> Answered:
-    """Ask once.  Raises ShoalError if there is no answer."""
+def answered(
+    link: http.client.HTTPConnection, model: str, inputs: Mapping[str, Array], trace: str = ""
+) -> Answered:
+    """Ask once, noting what boards do in the timeline `trace`.  Raises ShoalError if there is no answer."""
     body, json_length = oip.render_request(inputs)
     begun_s = time.perf_counter()
     link.request(
         "POST",
         f"/v2/models/{model}/infer",
         body,
-        {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"},
+        {
+            oip.JSON_LENGTH: str(json_length),
+            "Content-Type": "application/octet-stream",
+            **({"Shoal-Trace": trace} if trace else {}),
+        },
     )
     answer = link.getresponse()
     content = answer.read()
@@ -231,20 +237,16 @@ class Puppets:
 
     async def timeline(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Ask once more and return the trace events of all boards."""
-        return await asyncio.to_thread(self._timeline, inputs)
+        return (await asyncio.to_thread(self.watched, inputs))[1]
 
-    def _timeline(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+    def watched(self, inputs: Mapping[str, Array]) -> tuple[Answered, list[dict[str, Any]]]:
+        """Ask once and return the answer and the trace events of all boards."""
         link = self._link()
-        body, json_length = oip.render_request(inputs)
-        headers = {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"}
-        link.request(
-            "POST", f"/v2/models/{self.manifest.name}/infer", body, {**headers, "Shoal-Trace": "bench"}
-        )
-        link.getresponse().read()
+        answer = answered(link, self.manifest.name, inputs, "bench")
         link.request("GET", "/traces/bench")
         events: list[dict[str, Any]] = json.loads(link.getresponse().read())["traceEvents"]
         link.close()
-        return events
+        return answer, events
 
     def _link(self) -> http.client.HTTPConnection:
         """Return a connection to the lead, from the lead's own board."""

@@ -6,8 +6,8 @@ The boards are slow and so is their link; then the link gets wide, and narrow ag
 """
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -19,7 +19,7 @@ from shoal.cli import cli
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator import client
 from shoal.coordinator.client import Operator
-from shoal.exporter.bundle import read_manifest
+from shoal.errors import BoardError
 from shoal.lab import subject
 from shoal.lab.load import running
 from shoal.lab.places import place_for
@@ -36,10 +36,11 @@ from tests.real.conftest import DATA
 
 pytestmark = [pytest.mark.codecs, pytest.mark.timeout(300)]
 
-TOLD = 0.04
-"""Of 32 pictures that judge, one may be wrong that the unsplit model has right."""
+ACCEPTED = 0.05
+"""Of the mean cosine to the unsplit model's answers."""
 CODECS = ("i8", "i4", "means4", "vq16x256", "vq8x256")
 NARROW, WIDE = 6e6, 1e9
+PATIENCE_S = 90.0
 SCENARIO = """
 bundle = "{bundle}"
 broker = "embedded"
@@ -53,31 +54,19 @@ speed = 0.02
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is asked of the cluster, and what is right."""
-
-    pictures: Array
-    labels: Array
-    unsplit: float
-    """The part that the model in one piece has right of those by which calibration judged."""
-
-
 @pytest.fixture(scope="module")
-def asked() -> Asked:
+def many() -> Array:
+    """Pictures, of which every second one judges when codecs are calibrated."""
     with np.load(DATA / "fashion-mnist-64.npz") as found:
-        images, labels = found["images"], found["labels"].astype(np.int64)
-    pictures = ((images / 255 - 0.286) / 0.353).astype(np.float32)
-    pictures = pictures.reshape(len(pictures), 1, 28, 28)
-    answers = open_session(DATA / "vit-fashion-mnist.onnx").run({"pixel_values": pictures})["logits"]
-    right = answers.argmax(axis=1) == labels
-    return Asked(pictures=pictures, labels=labels, unsplit=float(right[1::2].mean()))
+        images = found["images"].reshape(-1, 1, 28, 28)
+    scaled: Array = ((images / 255 - 0.286) / 0.353).astype(np.float32)
+    return scaled
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, asked: Asked) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory, many: Array) -> Path:
     folder = tmp_path_factory.mktemp("calibrated")
-    np.savez(folder / "data.npz", pixel_values=asked.pictures, labels=asked.labels)
+    np.savez(folder / "data.npz", pixel_values=many)
     words = ["export", str(DATA / "vit-fashion-mnist.onnx"), "-o", str(folder / "bundle"), "--name", MODEL]
     words += ["--calibrate", str(folder / "data.npz")]
     for codec in CODECS:
@@ -97,97 +86,95 @@ def rig(bundle: Path, tmp_path: Path) -> Iterator[tuple[Rig, Subject]]:
 
 
 def codecs_of(plan: Plan) -> set[Codec]:
-    """Return how the boards of a plan hand each other rows in the lane that they share."""
+    """Return how boards hand each other rows in the lane that they share; nothing if they share none."""
     steps = plan.lanes[-1].programs[plan.lead].steps
-    return {step.codec for step in steps if isinstance(step, Collective) and step.kind == "gather"}
+    return {step.codec for step in steps if isinstance(step, Collective) and step.kind == "gather"} - {PLAIN}
 
 
-async def share_right(watch: Watch, asked: Asked) -> float:
-    """Return the part of the pictures which judged that the cluster has right."""
+def in_few_bytes(plan: Plan) -> bool:
+    return any(codec.number == "vq" or codec.rate > 1 for codec in codecs_of(plan))
+
+
+def in_all_bytes(plan: Plan) -> bool:
+    return plan.strategy.startswith("sequence") and not in_few_bytes(plan)
+
+
+def lost(found: Subject, plan: Plan) -> float:
+    """Return what the plan's recipe lost among two boards when it was calibrated."""
+    calibration = found.manifest.calibration
+    assert calibration is not None
+    name, _, recipe = plan.strategy.partition(" ")
+    key = (name, recipe or "f32", 2)
+    return next(one.lost for one in calibration.outcomes if (one.sharding, one.recipe, one.parts) == key)
+
+
+async def answers(watch: Watch, pictures: Array) -> Array:
+    """Ask the lead for each picture by itself."""
     plan = watch.plans[-1]
     url = plan.addresses[plan.lead].http_url
-    right = []
-    for picture, label in zip(asked.pictures[1::2], asked.labels[1::2], strict=True):
-        answer = await client.infer(watch.http, url, MODEL, {"pixel_values": picture[None]})
-        right.append(int(answer["logits"].argmax()) == label)
-    assert watch.plans[-1] == plan, "the plan changed while it was looked at"
-    return float(np.mean(right))
+    given = [await client.infer(watch.http, url, MODEL, {"pixel_values": each[None]}) for each in pictures]
+    return np.concatenate([each["logits"] for each in given])
 
 
-async def ask_on(watch: Watch, asked: Asked) -> None:
+async def ask_on(watch: Watch, pictures: Array) -> None:
     """Ask without pause: links are learnt from the tensors that cross them."""
     while True:
-        plan = watch.view.plan
-        if plan is None:
-            await asyncio.sleep(0.1)
-            continue
-        url = plan.addresses[plan.lead].http_url
-        await client.infer(watch.http, url, MODEL, {"pixel_values": asked.pictures[:1]})
+        if watch.plans:
+            with suppress(BoardError):
+                await answers(watch, pictures[:1])
+        await asyncio.sleep(0.02)
 
 
 async def shaped(rig: Rig, bits_per_s: float) -> None:
+    """Change the cables of all boards."""
     for board in rig.boards:
         shape = Shape(rate_bits_per_s=bits_per_s)
         await rig.do(Event(at_s=0.0, action="shape", boards=(board,), shape=shape))
 
 
-def lost(bundle: Path, plan: Plan) -> float:
-    """Return what the plan's recipe lost among two boards when it was calibrated."""
-    calibration = read_manifest(bundle).calibration
-    assert calibration is not None
-    name, _, recipe = plan.strategy.partition(" ")
-    found = [
-        one.lost
-        for one in calibration.outcomes
-        if (one.sharding, one.recipe, one.parts) == (name, recipe or "f32", 2)
-    ]
-    assert len(found) == 1
-    return max(0.0, found[0])
+async def settled(
+    watch: Watch, fits: Callable[[Plan], bool], what: str, pictures: Array
+) -> tuple[Plan, Array]:
+    """Return a plan that fits, and what it answers, once one stays in force for as long as that takes."""
+    while True:
+        await watch.until(what, lambda: bool(watch.plans) and fits(watch.plans[-1]), PATIENCE_S)
+        plan = watch.plans[-1]
+        found = await answers(watch, pictures)
+        if watch.plans[-1] is plan:
+            return plan, found
 
 
 def test_the_cluster_chooses_the_codec_by_the_link(
-    rig: tuple[Rig, Subject], bundle: Path, asked: Asked
+    rig: tuple[Rig, Subject], bundle: Path, many: Array
 ) -> None:
     started, found = rig
-    told: list[tuple[float, float]] = []
+    judged = many[1::2]
+    unsplit = open_session(DATA / "vit-fashion-mnist.onnx").run({"pixel_values": judged})["logits"]
 
-    async def look() -> list[Plan]:
+    async def look() -> list[tuple[Plan, Array]]:
         async with Operator(started.url, "default") as operator, aiohttp.ClientSession() as http:
             watch = Watch(operator=operator, http=http)
-            seen: list[Plan] = []
-            async with running(watch.follow(), ask_on(watch, asked)):
-
-                async def settled(what: str, bits_per_s: float, other: Plan | None) -> None:
-                    def there() -> bool:
-                        plan = watch.plans[-1] if watch.plans else None
-                        if plan is None or not plan.strategy.startswith("sequence"):
-                            return False
-                        return other is None or codecs_of(plan) != codecs_of(other)
-
-                    await watch.until(f"{what} at {bits_per_s / 1e6:g} Mbit/s", there, 90.0)
-                    seen.append(watch.plans[-1])
-                    told.append((bits_per_s, await share_right(watch, asked)))
-
-                await settled("a plan for the narrow link", NARROW, None)
+            async with running(watch.follow(), ask_on(watch, many)):
+                seen = [await settled(watch, in_few_bytes, "few bytes on the narrow link", judged)]
                 await shaped(started, WIDE)
-                await settled("another codec", WIDE, seen[-1])
+                seen.append(await settled(watch, in_all_bytes, "all bytes on the wide link", judged))
                 await shaped(started, NARROW)
-                await settled("another codec again", NARROW, seen[-1])
+                seen.append(await settled(watch, in_few_bytes, "few bytes again", judged))
             return seen
 
     runner = CliRunner()
-    words = ["deploy", str(bundle), "--broker", started.url, "--max-accuracy-loss", str(TOLD), "--wait", "90"]
-    runner.invoke(cli, words, catch_exceptions=False)
-    narrow, wide, again = asyncio.run(look())
-    for plan in (narrow, again):
-        few = [codec for codec in codecs_of(plan) if codec.number == "vq" or codec.rate > 1]
-        assert few, f"{plan.strategy}: nothing crosses in few bytes"
+    words = ["deploy", str(bundle), "--broker", started.url, "--max-accuracy-loss", str(ACCEPTED)]
+    runner.invoke(cli, [*words, "--wait", "60"], catch_exceptions=False)
+    seen = asyncio.run(look())
+    for plan, got in seen:
         name, _, recipe = plan.strategy.partition(" ")
         exchanges = next(s.exchanges for s in found.manifest.shardings if s.name == name)
-        assert codecs_of(plan) - {PLAIN} == {*recipe_of(recipe, exchanges)} - {PLAIN}
-    assert lost(bundle, wide) <= lost(bundle, narrow), "what wins nothing is not to lose anything"
-    assert {plan.bundle for plan in (narrow, wide, again)} == {found.digest}, "no new export"
-    for rate, right in told:
-        assert right >= asked.unsplit - TOLD, f"{right:.1%} right at {rate / 1e6:g} Mbit/s"
+        assert codecs_of(plan) == {*recipe_of(recipe or "f32", exchanges)} - {PLAIN}
+        cosines = (got * unsplit).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(unsplit, axis=1)
+        assert 1 - cosines.mean() <= ACCEPTED, plan.strategy
+        assert plan.bundle == found.digest, "no new export"
+    (narrow, _), (wide, _), (again, _) = seen
+    assert lost(found, wide) < lost(found, narrow), "what wins nothing is not to lose anything"
+    assert narrow.epoch < wide.epoch < again.epoch
     explained = runner.invoke(cli, ["explain", "--broker", started.url], catch_exceptions=False).output
     assert "of accuracy lost at export" in explained
