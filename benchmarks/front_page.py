@@ -73,9 +73,9 @@ def of_loss() -> list[str]:
             "To wait for lost rows, or not",
             found,
             "Four played boards, links of 100 Mbit/s that lose a part of the packets, float32 rows",
-            f"(`python -m benchmarks.loss`, as root); {rows[0]['requests']} requests each, of which unsplit",
-            f"{rows[0]['unsplit']:.1%} are right. A packet that is lost holds up all that is sent behind it on the",
-            "same connection.",
+            f"(`python -m benchmarks.loss`, as root); {rows[0]['requests']} requests each, of which",
+            f"{rows[0]['unsplit']:.1%} are right unsplit. A packet that is lost holds up all that is sent",
+            "behind it on the same connection.",
         ),
         *table(head, body),
     ]

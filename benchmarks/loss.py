@@ -46,7 +46,8 @@ def told(sharding: Sharding, boards: Sequence[BoardId], deadline_s: float) -> di
 def awaited(each: dict[BoardId, Program]) -> dict[str, int]:
     """Return how many messages all boards together wait for, by the words of the exchange in a timeline."""
     steps = next(iter(each.values())).steps
-    gathers = [s for s in steps if isinstance(s, Collective) and s.kind == "gather" and s.root is None]
+    meetings = [s for s in steps if isinstance(s, Collective) and s.kind == "gather"]
+    gathers = [s for s in meetings if s.root is None and not s.rows]
     return {f"gather {step.tag}": len(each) * (len(each) - 1) for step in gathers}
 
 
