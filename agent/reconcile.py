@@ -379,7 +379,10 @@ class Reconciler:
 def allowed(lane: Lane) -> float:
     """Return by how much the answer of a lane may be off, as a share of its largest number."""
     steps = (step for program in lane.programs.values() for step in program.steps)
-    codecs = {step.codec for step in steps if isinstance(step, Collective)}
+    meetings = [step for step in steps if isinstance(step, Collective)]
+    codecs = {step.codec for step in meetings}
+    if any(step.deadline_s for step in meetings):
+        return CODED  # rows may be late
     if all(codec.exact for codec in codecs):
         return EXACT
     return ROUNDED if all(codec.rate == 1 and codec.number != "vq" for codec in codecs) else CODED

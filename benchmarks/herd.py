@@ -241,6 +241,7 @@ class Board:
             alone=1,
             alone_median_s=latency_s,
             lanes=(5, *(0 for _ in plan.lanes[1:])),
+            late=0,
         )
 
     def _say(self, message: Message) -> None:

@@ -4,15 +4,17 @@ Of a bundle that was not calibrated nothing is known but the error of the number
 the largest of their row; the answer's may be larger or smaller.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shoal.codec import PLAIN, Codec, Number
+from shoal.coordinator.gentle import loss
 from shoal.coordinator.work import decode_s, encode_s
 from shoal.errors import ConfigError
 from shoal.manifest import Manifest
-from shoal.measured import NONE, recipe_of, within
+from shoal.measured import NONE, late_share, late_words, recipe_of, within
+from shoal.messages import Deployment
 from shoal.sizes import row_values
 
 BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 16}
@@ -33,11 +35,13 @@ class Recipe:
     """Among how many boards it lost little enough, and what, fewest first; see `shoal.measured.within`."""
     counts: tuple[int, ...] = ()
     """Among how many it was measured at all."""
+    late: float = 0.0
+    """What part of the messages boards may go on without that do not come in time; 0: they wait."""
 
     @property
     def exact(self) -> bool:
-        """Say whether rows come out as they went in."""
-        return self.codecs == PLAIN
+        """Say whether all rows come out as they went in."""
+        return self.codecs == PLAIN and not self.late
 
     def serves(self, sharding: str) -> bool:
         """Say whether it is for this sharding."""
@@ -90,20 +94,81 @@ def share_of(option: str, text: str) -> float:
     return share
 
 
-def recipes(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> tuple[Recipe, ...]:
+def recipes(
+    manifest: Manifest, max_error: float, max_accuracy_loss: float, late_rows: float = 0.0
+) -> tuple[Recipe, ...]:
     """Return those of `allowed`, and of those that were measured all that lost little enough.
 
-    One that sends more than another, takes longer to code and leaves as much to compute is left out.
+    One that sends more than another, takes longer to code and leaves as much to compute is left out.  Where
+    `late_rows` of the messages may be left out, those that do so stand behind them.
     """
     found = allowed(max_error)
     if manifest.calibration is None or not max_accuracy_loss:
         return found
     known = {recipe.words for recipe in found}
     measured = [one for one in _measured(manifest, max_accuracy_loss) if one[0].words not in known]
-    return (
-        *found,
-        *(one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)),
+    chosen = [one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)]
+    late = (
+        each for one in (*EXACT, *chosen) for each in hurried(manifest, one, max_accuracy_loss, late_rows)
     )
+    return (*found, *chosen, *late)
+
+
+def asked_for(manifest: Manifest, deployment: Deployment) -> tuple[Recipe, ...]:
+    """Return the recipes that a deployment allows."""
+    return recipes(manifest, deployment.max_error, deployment.max_accuracy_loss, deployment.late_rows)
+
+
+def hurried(
+    manifest: Manifest, recipe: Recipe, max_accuracy_loss: float, late_rows: float
+) -> Iterator[Recipe]:
+    """Yield a recipe once more for each sharding, with the largest part of the messages left out that may be.
+
+    What both lose together must be accepted: that of the recipe, and that of rows that cross as they are and
+    come late.
+    """
+    assert manifest.calibration is not None
+    names = [recipe.sharding] if recipe.sharding else [sharding.name for sharding in manifest.shardings]
+    for name in names:
+        own = dict(recipe.measured) if recipe.sharding else {}
+        for share in sorted(_late_shares(manifest, name), reverse=True):
+            words = late_words(str(PLAIN), share)
+            late = [
+                one for one in manifest.calibration.outcomes if (one.sharding, one.recipe) == (name, words)
+            ]
+            fitting = tuple(
+                sorted(
+                    (one.parts, loss(one.lost) + loss(own.get(one.parts)))
+                    for one in late
+                    if (recipe.exact or one.parts in own)
+                    and loss(one.lost) + loss(own.get(one.parts)) <= max_accuracy_loss
+                )
+            )
+            if share <= late_rows and fitting:
+                counts = tuple(sorted(one.parts for one in late))
+                yield replace(
+                    recipe,
+                    words=late_words(recipe.words, share),
+                    sharding=name,
+                    measured=fitting,
+                    counts=counts,
+                    late=share,
+                )
+                break
+
+
+def _late_shares(manifest: Manifest, sharding: str) -> set[float]:
+    assert manifest.calibration is not None
+    outcomes = manifest.calibration.outcomes
+    return {late_share(one.recipe)[1] for one in outcomes if one.sharding == sharding} - {0.0}
+
+
+def is_offered(recipe: Recipe, others: Iterable[Recipe], sharding: str, boards: int) -> bool:
+    """Say whether a recipe is for so many boards, and none of `others` is the same but waits for less."""
+    if recipe.late or not recipe.fits(boards):
+        return recipe.fits(boards)
+    same = (each for each in others if each.late and each.sharding == sharding and each.fits(boards))
+    return not any(each.words.startswith(f"{recipe.words} ") for each in same)
 
 
 def lost_by(manifest: Manifest, strategy: str, boards: int) -> float | None:
@@ -112,24 +177,35 @@ def lost_by(manifest: Manifest, strategy: str, boards: int) -> float | None:
     As of `Recipe.lost_among`, the next larger number counts that was measured.  None: it was not.
     """
     name, _, words = strategy.partition(" ")
+    recipe, share = late_share(words)
+    parts = [recipe] if recipe != str(PLAIN) or not share else []
+    parts += [late_words(str(PLAIN), share)] if share else []
+    losses = [_lost(manifest, name, each, boards) for each in parts]
+    known = [each for each in losses if each is not None]
+    if len(known) < len(losses):
+        return None
+    return sum(map(loss, known)) if share else known[0]
+
+
+def _lost(manifest: Manifest, sharding: str, recipe: str, boards: int) -> float | None:
     outcomes = manifest.calibration.outcomes if manifest.calibration is not None else ()
     found = [
         (one.parts, one.lost)
         for one in outcomes
-        if (one.sharding, one.recipe) == (name, words) and one.parts >= boards
+        if (one.sharding, one.recipe) == (sharding, recipe) and one.parts >= boards
     ]
     return min(found)[1] if found else None
 
 
-def accepted(
-    manifest: Manifest, strategy: str, boards: int, max_error: float, max_accuracy_loss: float
-) -> bool:
+def accepted(manifest: Manifest, deployment: Deployment, strategy: str, boards: int) -> bool:
     """Say whether a plan of this strategy on so many boards keeps to what the operator accepts."""
-    words = strategy.partition(" ")[2]
-    if not words or any(recipe.words == words for recipe in allowed(max_error)):
+    recipe, share = late_share(strategy.partition(" ")[2])
+    if share > deployment.late_rows:
+        return False
+    if not share and (not recipe or any(each.words == recipe for each in allowed(deployment.max_error))):
         return True
-    lost = lost_by(manifest, strategy, boards)
-    return max_accuracy_loss > 0 and lost is not None and lost <= max_accuracy_loss
+    lost, most = lost_by(manifest, strategy, boards), deployment.max_accuracy_loss
+    return most > 0 and lost is not None and lost <= most
 
 
 _Price = tuple[float, ...]
@@ -142,7 +218,7 @@ def _measured(manifest: Manifest, max_accuracy_loss: float) -> Iterator[tuple[Re
     values = {sharding.name: row_values(sharding) for sharding in manifest.shardings}
     for name, words in dict.fromkeys((one.sharding, one.recipe) for one in outcomes):
         fitting = within(outcomes, name, words, max_accuracy_loss)
-        if words == NONE or not fitting or name not in values:
+        if words == NONE or late_share(words)[1] or not fitting or name not in values:
             continue
         meetings = values[name]
         codecs = recipe_of(words, len(meetings))

@@ -15,7 +15,7 @@ from typing import Final
 
 from shoal.coordinator import ahead, crowd, experience, telling
 from shoal.coordinator import fleet as fleets
-from shoal.coordinator.accuracy import recipes
+from shoal.coordinator.accuracy import asked_for
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.goals import needs_power
 from shoal.coordinator.planner import Candidate
@@ -281,7 +281,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         barred=fleets.barred(state.fleet, now_s),
         objective=crowd.objective(state.crowd, deployment.objective),
         max_boards=deployment.max_boards,
-        recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
+        recipes=asked_for(manifest, deployment),
         margin=state.settings.margin,
         limits=limits,
         powers=fleets.powers(state.fleet, now_s) if counts else {},

@@ -16,10 +16,9 @@ def why_broken(state: State, plan: Plan, now_s: float) -> str:
     allowed = state.deployment.max_boards if state.deployment else 0
     if 0 < allowed < len(plan.boards):
         return f"no more than {allowed} board(s) are allowed"
-    wanted = state.deployment
-    if state.manifest is not None and wanted is not None:
-        count, most = len(plan.boards), (wanted.max_error, wanted.max_accuracy_loss)
-        if not accepted(state.manifest, plan.strategy, count, *most):
+    if state.manifest is not None and state.deployment is not None:
+        count = len(plan.boards)
+        if not accepted(state.manifest, state.deployment, plan.strategy, count):
             return f"{plan.strategy} on {count} boards loses more than is accepted now"
     for board in sorted(plan.boards):
         if board not in living:

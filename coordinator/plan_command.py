@@ -70,7 +70,7 @@ def plan(
     if pareto:
         _front(asked, goal.limits, max_boards, plot, as_json=as_json)
         return
-    from shoal.coordinator.accuracy import recipes
+    from shoal.coordinator.accuracy import asked_for
 
     ranked = propose(
         asked.manifest,
@@ -78,7 +78,7 @@ def plan(
         frozenset(),
         goal.objective,
         max_boards,
-        recipes(asked.manifest, asked.deployment.max_error, asked.deployment.max_accuracy_loss),
+        asked_for(asked.manifest, asked.deployment),
         Settings().margin,
         goal.limits,
         asked.powers,

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from shoal.coordinator import partition, sharded, whole
-from shoal.coordinator.accuracy import EXACT, Recipe
+from shoal.coordinator import hurry, partition, sharded, whole
+from shoal.coordinator.accuracy import EXACT, Recipe, is_offered
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import Barred, Profiles, link, memory_bytes, predict, sharding_of
 from shoal.coordinator.gentle import Offer, gentlest
@@ -315,6 +315,9 @@ def _sharded(
             return None  # nothing of it can be made in chunks
         try:
             predicted = predict(manifest, profiles, barred, lead, (lane,), cells, goal.powers)
+            if recipe.late:
+                lane = hurry.lane_of(division, predicted, profiles, barred, recipe.late)
+                predicted = predict(manifest, profiles, barred, lead, (lane,), cells, goal.powers)
         except PlanError:
             return None
         return Candidate(
@@ -344,12 +347,14 @@ def _sharded(
                     latency=latency,
                     wide=wide and latency,
                 )
-                if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
+                if is_offered(recipe, recipes, sharding.name, len(division.boards))
+                and (candidate := priced(division, recipe)) is not None
             ]
             if not found:
                 continue
             best, division = min(found, key=lambda each: goal.cost(each[0].predicted))
-            for chunks in range(2, MAX_CHUNKS + 1) if sharding.strategy == "sequence" else ():
+            finest = MAX_CHUNKS if sharding.strategy == "sequence" and not recipe.late else 1
+            for chunks in range(2, finest + 1):
                 finer = priced(division, recipe, chunks)
                 if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break

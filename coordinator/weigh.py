@@ -9,11 +9,13 @@ from shoal.coordinator.accuracy import EXACT, Recipe, lost_by
 from shoal.coordinator.cost import Barred, Profiles, needed_bytes, predict
 from shoal.coordinator.gentle import PART, loss, within_reach
 from shoal.coordinator.goals import Goal, energy_j
+from shoal.coordinator.hurry import patience_s
 from shoal.coordinator.planner import Candidate, UnmetError, propose
 from shoal.coordinator.watts import Powers
 from shoal.coordinator.wires import cells_of
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
+from shoal.measured import late_share
 from shoal.messages import NO_LIMITS, Alternative, Limits, Objective
 from shoal.program import Lane, Plan, Prediction, Program
 from shoal.records import BoardId
@@ -237,12 +239,22 @@ def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
     return (
         f"{candidate.strategy} on {', '.join(candidate.boards)}, {predicted.latency_s * 1e3:.0f} ms a "
         f"request{energy} and {predicted.throughput_per_s:.1f} requests/s predicted{_loss(candidate)}"
+        f"{_patience(candidate)}"
     )
 
 
 def _loss(candidate: Candidate) -> str:
     """Say what a candidate's recipe lost when it was measured, if it was."""
     return "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
+
+
+def _patience(candidate: Candidate) -> str:
+    """Say for how long its boards wait for rows, if they do not wait for all."""
+    after_s = patience_s(candidate.lanes)
+    if not after_s:
+        return ""
+    share = late_share(candidate.strategy)[1]
+    return f"; rows that are not there after {after_s * 1e3:.2g} ms are left out, {share:.0%} at most"
 
 
 def why_not_more(ranking: Ranking, chosen: Candidate) -> str:

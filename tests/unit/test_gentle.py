@@ -130,7 +130,8 @@ def test_it_is_said_what_would_be_quicker() -> None:
 def test_a_plan_keeps_to_what_is_accepted_or_not(
     strategy: str, boards: int, max_error: float, max_lost: float, fine: bool
 ) -> None:
-    assert accepted(MEASURED, strategy, boards, max_error, max_lost) is fine
+    wanted = replace(build.deployment(), max_error=max_error, max_accuracy_loss=max_lost)
+    assert accepted(MEASURED, wanted, strategy, boards) is fine
 
 
 def test_what_a_strategy_lost_is_that_of_the_next_larger_number_of_boards() -> None:
