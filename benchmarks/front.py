@@ -258,13 +258,12 @@ def main(only: str) -> None:
         return
     table = Table(only)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
-        folders = (place for number in range(99) if not (place := Path(name) / str(number)).mkdir())
 
         def fill(subject: Subject, cells: Sequence[Cell]) -> None:
             for count in dict.fromkeys(cell.boards for cell in cells):
                 due = table.due(c for c in cells if c.boards == count and subject.carried_s(c) < LONGEST_S)
                 if due:
-                    asyncio.run(measure(subject, due, table, next(folders)))
+                    asyncio.run(measure(subject, due, table, Path(tempfile.mkdtemp(dir=name))))
 
         try:
             picture = fashion("t10k").pixels[:1]
@@ -279,7 +278,7 @@ def main(only: str) -> None:
         fill(Subject(bundle=bundle, inputs={"input_ids": question(197)}, asked=3, quota=QUOTA), large_cells())
         longer = Subject(bundle=bundle, inputs={"input_ids": question(1024)}, asked=2, quota=QUOTA)
         if table.due(regime_cells(1.0)):
-            fill(longer, regime_cells(asyncio.run(alone_s(longer, next(folders)))))
+            fill(longer, regime_cells(asyncio.run(alone_s(longer, Path(tempfile.mkdtemp(dir=name))))))
 
 
 if __name__ == "__main__":

@@ -130,37 +130,45 @@ def hurried(
     assert manifest.calibration is not None
     names = [recipe.sharding] if recipe.sharding else [sharding.name for sharding in manifest.shardings]
     for name in names:
-        own = dict(recipe.measured) if recipe.sharding else {}
-        for share in sorted(_late_shares(manifest, name), reverse=True):
-            words = late_words(str(PLAIN), share)
-            late = [
-                one for one in manifest.calibration.outcomes if (one.sharding, one.recipe) == (name, words)
-            ]
+        own = {parts: loss(lost) for parts, lost in recipe.measured}
+        shares = {late_share(one.recipe)[1] for one in manifest.calibration.outcomes if one.sharding == name}
+        for share in sorted(each for each in shares if 0 < each <= late_rows)[::-1]:
+            late = _late(manifest, name, share)
+            both = {
+                parts: lost + own.get(parts, 0.0)
+                for parts, lost in late.items()
+                if recipe.exact or parts in own
+            }
             fitting = tuple(
-                sorted(
-                    (one.parts, loss(one.lost) + loss(own.get(one.parts)))
-                    for one in late
-                    if (recipe.exact or one.parts in own)
-                    and loss(one.lost) + loss(own.get(one.parts)) <= max_accuracy_loss
-                )
+                sorted((parts, lost) for parts, lost in both.items() if lost <= max_accuracy_loss)
             )
-            if share <= late_rows and fitting:
-                counts = tuple(sorted(one.parts for one in late))
+            if fitting:
                 yield replace(
                     recipe,
                     words=late_words(recipe.words, share),
                     sharding=name,
                     measured=fitting,
-                    counts=counts,
+                    counts=tuple(sorted(late)),
                     late=share,
                 )
                 break
 
 
-def _late_shares(manifest: Manifest, sharding: str) -> set[float]:
+def _late(manifest: Manifest, sharding: str, share: float) -> dict[int, float]:
+    """Return what is lost, by the number of boards, if a part of the messages is left out.
+
+    It is the most that was measured for this part or a smaller one: which messages are left out is chance,
+    and how much that loses too.
+    """
     assert manifest.calibration is not None
-    outcomes = manifest.calibration.outcomes
-    return {late_share(one.recipe)[1] for one in outcomes if one.sharding == sharding} - {0.0}
+    found: dict[int, float] = {}
+    known = set()
+    for one in manifest.calibration.outcomes:
+        recipe, left_out = late_share(one.recipe)
+        if (one.sharding, recipe) == (sharding, str(PLAIN)) and 0 < left_out <= share:
+            found[one.parts] = max(loss(one.lost), found.get(one.parts, 0.0))
+            known |= {one.parts} if left_out == share else set()
+    return {parts: lost for parts, lost in found.items() if parts in known}
 
 
 def is_offered(recipe: Recipe, others: Iterable[Recipe], sharding: str, boards: int) -> bool:
@@ -178,23 +186,18 @@ def lost_by(manifest: Manifest, strategy: str, boards: int) -> float | None:
     """
     name, _, words = strategy.partition(" ")
     recipe, share = late_share(words)
-    parts = [recipe] if recipe != str(PLAIN) or not share else []
-    parts += [late_words(str(PLAIN), share)] if share else []
-    losses = [_lost(manifest, name, each, boards) for each in parts]
-    known = [each for each in losses if each is not None]
-    if len(known) < len(losses):
+    losses = []
+    if recipe != str(PLAIN) or not share:
+        outcomes = manifest.calibration.outcomes if manifest.calibration is not None else ()
+        losses.append(
+            {one.parts: one.lost for one in outcomes if (one.sharding, one.recipe) == (name, recipe)}
+        )
+    if share and manifest.calibration is not None:
+        losses.append(_late(manifest, name, share))
+    counts = [min((parts for parts in each if parts >= boards), default=0) for each in losses]
+    if not losses or not all(counts):
         return None
-    return sum(map(loss, known)) if share else known[0]
-
-
-def _lost(manifest: Manifest, sharding: str, recipe: str, boards: int) -> float | None:
-    outcomes = manifest.calibration.outcomes if manifest.calibration is not None else ()
-    found = [
-        (one.parts, one.lost)
-        for one in outcomes
-        if (one.sharding, one.recipe) == (sharding, recipe) and one.parts >= boards
-    ]
-    return min(found)[1] if found else None
+    return sum(each[parts] for each, parts in zip(losses, counts, strict=True))
 
 
 def accepted(manifest: Manifest, deployment: Deployment, strategy: str, boards: int) -> bool:

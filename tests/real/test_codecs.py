@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.codecs, pytest.mark.timeout(300)]
 
 ACCEPTED = 0.05
 """Of the mean cosine to the unsplit model's answers."""
-CODECS = ("i8", "i4", "means4", "vq16x256", "vq8x256")
+CODECS = ("i8", "vq8x64")
 NARROW, WIDE = 6e6, 1e9
 PATIENCE_S = 90.0
 SCENARIO = """
@@ -50,7 +50,7 @@ network.delay = "0.25ms"
 [[board]]
 name = "pi"
 count = 2
-speed = 0.02
+speed = 0.005
 """
 
 
@@ -108,6 +108,13 @@ def lost(found: Subject, plan: Plan) -> float:
     return next(one.lost for one in calibration.outcomes if (one.sharding, one.recipe, one.parts) == key)
 
 
+def cosines(got: Array, wanted: Array) -> float:
+    """Return the mean cosine of rows, as export counts it."""
+    one, other = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((one * other).sum(axis=1) / lengths).mean())
+
+
 async def answers(watch: Watch, pictures: Array) -> Array:
     """Ask the lead for each picture by itself."""
     plan = watch.plans[-1]
@@ -148,7 +155,7 @@ def test_the_cluster_chooses_the_codec_by_the_link(
     rig: tuple[Rig, Subject], bundle: Path, many: Array
 ) -> None:
     started, found = rig
-    judged = many[1::2]
+    judged = many[1:32:2]
     unsplit = open_session(DATA / "vit-fashion-mnist.onnx").run({"pixel_values": judged})["logits"]
 
     async def look() -> list[tuple[Plan, Array]]:
@@ -170,8 +177,7 @@ def test_the_cluster_chooses_the_codec_by_the_link(
         name, _, recipe = plan.strategy.partition(" ")
         exchanges = next(s.exchanges for s in found.manifest.shardings if s.name == name)
         assert codecs_of(plan) == {*recipe_of(recipe or "f32", exchanges)} - {PLAIN}
-        cosines = (got * unsplit).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(unsplit, axis=1)
-        assert 1 - cosines.mean() <= ACCEPTED, plan.strategy
+        assert 1 - cosines(got, unsplit) <= ACCEPTED, plan.strategy
         assert plan.bundle == found.digest, "no new export"
     (narrow, _), (wide, _), (again, _) = seen
     assert lost(found, wide) < lost(found, narrow), "what wins nothing is not to lose anything"

@@ -12,6 +12,7 @@ from shoal.agent.attempt import Attempt, last_uses_in
 from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox
 from shoal.agent.peers import ExchangeError
+from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
 from shoal.frames import HEADER, Header, Kind
 from shoal.program import Collective, Exchange, Program, Run, Step
@@ -88,6 +89,7 @@ class Alone:
             send=self.send,
             alone=threading.Lock(),
             on_run=lambda run, _shapes, _took_s: self.did.append(f"run {run.segment}"),
+            spare=Spare(),
             notes=notes,
         )
 

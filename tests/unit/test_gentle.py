@@ -76,13 +76,14 @@ def in_force(candidate: Candidate, question: Question) -> Plan:
 
 
 def test_a_coded_plan_is_left_once_the_link_is_wide_and_not_before() -> None:
-    narrow, wide = asked(500.0), asked(1e9)
+    narrow, wide = asked(400.0), asked(1e9)
     coded = in_force(best(narrow), narrow)
     assert coded.strategy == "sequence vq2x4"
     exact = best(wide)
     assert exact.lost is None
     assert reason_to_stay(Settings(margin=MARGIN), wide, coded, exact, 100.0, 0.0) == ""
-    slower = replace(exact, predicted=replace(exact.predicted, latency_s=1.2 * exact.predicted.latency_s))
+    kept_s = price(wide, coded).latency_s
+    slower = replace(exact, predicted=replace(exact.predicted, latency_s=1.06 * kept_s))
     assert "less than the margin" in reason_to_stay(Settings(margin=MARGIN), wide, coded, slower, 100.0, 0.0)
     assert "the last switch" in reason_to_stay(Settings(margin=MARGIN), wide, coded, exact, 1.0, 0.0)
 
