@@ -107,7 +107,8 @@ def _of_small(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:
     head = ("", "points lost", "trained for it", *(f"at {rate / 1e6:g} Mbit/s" for rate in rates))
     apart = max((row["off_one_process"] / row["largest"] for row in rows), default=0.0)
     return [
-        f"The small vision transformer, on boards that are played: one alone takes {alone_s:.2f} s.",
+        "The small vision transformer, 8 pictures a request, on boards that are played: one alone takes",
+        f"{alone_s:.2f} s.",
         "What the agents answered is what the same programs answer in one process, but for",
         f"{apart:.0e} of the largest number at most: so the accuracy above is that of these boards.",
         "The first exchange, which hands out the rows of the picture, is of float32 whatever the codec.",

@@ -30,6 +30,8 @@ from shoal.sharding import programs
 COUNT: Final = 4
 RATE: Final = 100e6
 ALONE_S: Final = 0.25
+"""Of this half is what onnxruntime takes to begin each run, so boards together are hardly quicker; here what
+counts is what of it is waiting."""
 LOSSES: Final = (0.0, 0.01, 0.05, 0.1)
 """Of the packets between two boards."""
 DEADLINES_S: Final = (0.0, 0.01, 0.03)
