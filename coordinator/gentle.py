@@ -13,6 +13,10 @@ PART: Final = 0.5
 """Plans cost about the same that differ by so much of the margin.  To leave one for another that loses more
 takes all of it, so where a link goes up and down a little, nothing is switched to and fro."""
 
+LEAST: Final = 5e-4
+"""What loses less than that loses nothing: measured on some hundred inputs it is chance, and no reason to
+change a plan."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
@@ -38,12 +42,17 @@ def gentlest(offers: Sequence[Offer], margin: float) -> int:
         for index, offer in enumerate(offers)
         if index == 0 or (offer.cost <= most and (offer.boards == 1 or offer.cost <= (1 - margin) * alone))
     ]
-    return min(near, key=lambda index: (loss(offers[index].lost), index))
+    return min(near, key=lambda index: (noticed(offers[index].lost), index))
 
 
 def loss(lost: float | None) -> float:
     """Return what counts as lost: nothing where it was better than the unsplit model."""
     return max(0.0, lost or 0.0)
+
+
+def noticed(lost: float | None) -> float:
+    """Return what is lost as far as it matters for a choice: hardly anything counts as nothing."""
+    return loss(lost) if loss(lost) >= LEAST else 0.0
 
 
 def within_reach(gain: float, margin: float) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from shoal.coordinator.accuracy import EXACT, Recipe, lost_by
 from shoal.coordinator.cost import Barred, Profiles, needed_bytes, predict
-from shoal.coordinator.gentle import PART, loss, within_reach
+from shoal.coordinator.gentle import PART, loss, noticed, within_reach
 from shoal.coordinator.goals import Goal, energy_j
 from shoal.coordinator.hurry import patience_s
 from shoal.coordinator.planner import Candidate, UnmetError, propose
@@ -146,8 +146,8 @@ def reason_to_stay(
     new_cost, old_cost = (question.goal.cost(each) for each in (new.predicted, kept))
     gain = 1 - new_factor * new_cost / (old_factor * old_cost)
     better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
-    lost = loss(lost_by(question.manifest, old.strategy, len(old.boards)))
-    gentler = loss(new.lost) < lost and within_reach(gain, settings.margin)
+    lost = noticed(lost_by(question.manifest, old.strategy, len(old.boards)))
+    gentler = noticed(new.lost) < lost and within_reach(gain, settings.margin)
     if gain < settings.margin and not gentler:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
     if since_s < max(settings.dwell_s, dwell_s):
@@ -283,7 +283,7 @@ def why_not_quicker(ranking: Ranking, chosen: Candidate) -> str:
     """Return what a plan that is a little quicker than `chosen` would lose; empty if there is none."""
     goal = ranking.goal
     own = goal.cost(chosen.predicted)
-    worse = [candidate for candidate in ranking.candidates if loss(candidate.lost) > loss(chosen.lost)]
+    worse = [c for c in ranking.candidates if noticed(c.lost) > noticed(chosen.lost)]
     best = min(worse, key=lambda candidate: goal.cost(candidate.predicted), default=chosen)
     cost = goal.cost(best.predicted)
     if not cost < own <= cost * (1 + PART * ranking.question.margin):

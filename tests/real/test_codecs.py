@@ -7,7 +7,8 @@ The boards are slow and so is their link; then the link gets wide, and narrow ag
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 
 import aiohttp
@@ -36,8 +37,8 @@ from tests.real.client import Watch
 pytestmark = [pytest.mark.codecs, pytest.mark.timeout(300)]
 
 MODEL = "encoder"
-ACCEPTED = 0.05
-"""Of the mean cosine to the unsplit model's answers."""
+ACCEPTED = 0.03
+"""Of the mean cosine to the unsplit model's answers; without any exchange more is lost."""
 CODECS = ("i8", "vq8x64")
 NARROW, WIDE = 20e6, 1e9
 PATIENCE_S = 90.0
@@ -75,14 +76,30 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, many: Array) -> Path:
     return folder / "bundle"
 
 
+class Steady(Subject):
+    """A bundle of which all segments take as long as calibration says, however busy this machine is."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        return frozenset()
+
+
+@contextmanager
+def cluster(bundle: Path, folder: Path) -> Iterator[tuple[Rig, Subject]]:
+    """Start broker, coordinator and boards."""
+    scenario = parse(SCENARIO.format(bundle=bundle), str(folder / "codecs.toml"))
+    place = place_for(scenario, folder, loopback=True)
+    plain = subject.prepare(scenario, folder)
+    found = Steady(**{field.name: getattr(plain, field.name) for field in fields(Subject)})
+    calibration = subject.calibrate(found)
+    with place, Rig(scenario, folder, place, found, calibration, None) as started:
+        yield started, found
+
+
 @pytest.fixture
 def rig(bundle: Path, tmp_path: Path) -> Iterator[tuple[Rig, Subject]]:
-    scenario = parse(SCENARIO.format(bundle=bundle), str(tmp_path / "codecs.toml"))
-    place = place_for(scenario, tmp_path, loopback=True)
-    found = subject.prepare(scenario, tmp_path)
-    calibration = subject.calibrate(found)
-    with place, Rig(scenario, tmp_path, place, found, calibration, None) as started:
-        yield started, found
+    with cluster(bundle, tmp_path) as found:
+        yield found
 
 
 def codecs_of(plan: Plan) -> set[Codec]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.coordinator.accuracy import accepted, lost_by, recipes
-from shoal.coordinator.gentle import Offer, gentlest, loss
+from shoal.coordinator.gentle import LEAST, Offer, gentlest, noticed
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.weigh import Question, Settings, price, rank, reason_to_stay, why_not_quicker
 from shoal.program import Plan
@@ -27,6 +27,7 @@ def test_what_loses_less_is_taken_where_it_costs_about_the_same() -> None:
     assert gentlest([offer(1.0, 0.01), offer(1.04, 0.0), offer(1.5, None, 1)], MARGIN) == 1
     assert gentlest([offer(1.0, 0.01), offer(1.06, 0.0), offer(1.5, None, 1)], MARGIN) == 0
     assert gentlest([offer(1.0, 0.01), offer(1.0, -0.01), offer(1.0, 0.0)], MARGIN) == 1, "a tie: the first"
+    assert gentlest([offer(1.0, LEAST / 2), offer(1.04, 0.0)], MARGIN) == 0, "nobody would notice"
     assert gentlest([offer(1.0, 0.01), offer(1.04, None, 1)], MARGIN) == 1, "one board loses nothing"
 
 
@@ -41,7 +42,7 @@ OFFERS = st.builds(offer, st.floats(0.1, 10), st.none() | st.floats(-0.1, 0.5), 
 def test_it_never_loses_more_nor_costs_clearly_more_than_the_best(offers: list[Offer], margin: float) -> None:
     offers.sort(key=lambda each: each.cost)
     taken = offers[gentlest(offers, margin)]
-    assert loss(taken.lost) <= loss(offers[0].lost)
+    assert noticed(taken.lost) <= noticed(offers[0].lost)
     assert taken.cost <= offers[0].cost * (1 + margin / 2)
 
 
