@@ -51,10 +51,9 @@ RATES: Final = (1e6, 10e6, 100e6)
 ALONE_S: Final = 1.0
 PICTURES: Final = 8
 SMALL_CODECS: Final = (
-    "f32", "f16", "i8", "i4", "means3", "means10", "means3-i8",
-    "vq16x256", "vq8x256", "vq8x256-keep1.0", "vq4x256",
+    "f32", "f16", "i8", "i4", "means3", "means10", "vq16x256", "vq8x256", "vq4x256",
 )  # fmt: skip
-LARGE_CODECS: Final = ("f32", "f16", "i8", "i4", "means10-i8", "vq96x256", "vq48x256", "vq8x256")
+LARGE_CODECS: Final = ("f32", "i8", "i4", "means10-i8", "vq96x256", "vq48x256", "vq8x256")
 """vq96x256 has as many values to a code as vq8x256 of the small model."""
 REGIME: Final = 70.0
 REGIME_CODECS: Final = (
@@ -273,7 +272,7 @@ def main(only: str) -> None:
             pictures = fashion("t10k").pixels[:PICTURES]
             bundle = front_bundles.small(SMALL_CODECS)
             fill(
-                Subject(bundle=bundle, inputs={"pixel_values": pictures}, asked=3, quota=None), small_cells()
+                Subject(bundle=bundle, inputs={"pixel_values": pictures}, asked=2, quota=None), small_cells()
             )
         except ConfigError as error:
             print(f"left out: {error}", flush=True)
