@@ -216,7 +216,7 @@ def draw(rows: Sequence[Row], known: Sequence[Row], file: Path) -> None:
         panel.set_xlabel("speed-up over one board")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("points of accuracy lost")
-    panels[-1].legend(loc="upper left", frameon=False, fontsize=7)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file)
 

@@ -218,7 +218,7 @@ class Puppets:
                 coordinator=1,
                 version=self._version,
                 bundle=None,
-                peers=plan.addresses,
+                peers={},  # whose links would be measured
                 plans=(plan,) if board in plan.boards else (),
                 committed=committed,
                 proving=0,
