@@ -20,7 +20,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make test-survival the coordinator killed and cut off at any point of a switch (about 4 minutes)"
-	@echo "make test-codecs  a cluster that chooses how its boards exchange rows, as its link changes (about a minute)"
+	@echo "make test-codecs  a cluster that chooses how its boards exchange rows, as its link changes (about 3 minutes)"
 	@echo "make test-train   shoal train: gradients, and a model that is trained (installs torch; about a minute)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (more than an hour)"

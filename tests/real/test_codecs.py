@@ -1,7 +1,7 @@
 """A cluster chooses by itself how its boards hand rows to one another: by the links, and within the accuracy.
 
 As an operator does it: `shoal export --calibrate`, `shoal deploy --max-accuracy-loss`, and then nothing more.
-The boards are slow and so is their link; then the link gets wide, and narrow again.  This takes a minute:
+The boards are slow and so is their link; then the link gets wide, and narrow again.  This takes minutes:
 `make test-codecs`.
 """
 
@@ -34,7 +34,7 @@ from shoal.records import Array
 from shoal.session import open_session
 from tests.real.client import Watch
 
-pytestmark = [pytest.mark.codecs, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.codecs, pytest.mark.timeout(600)]
 
 MODEL = "encoder"
 ACCEPTED = 0.03
