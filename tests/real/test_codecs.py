@@ -173,6 +173,13 @@ def test_the_cluster_chooses_the_codec_by_the_link(
     judged = many[1::2]
     unsplit = open_session(bundle / "whole.onnx").run({"x": judged})["y"]
 
+    async def up() -> None:
+        async with Operator(started.url, "default") as operator, aiohttp.ClientSession() as http:
+            watch = Watch(operator=operator, http=http)
+            async with running(watch.follow()):
+                await watch.until("the coordinator", lambda: watch.view.coordinator is not None, PATIENCE_S)
+                await watch.until("two boards", lambda: len(watch.view.alive) == 2, PATIENCE_S)
+
     async def look() -> list[tuple[Plan, Array]]:
         async with Operator(started.url, "default") as operator, aiohttp.ClientSession() as http:
             watch = Watch(operator=operator, http=http)
@@ -184,6 +191,7 @@ def test_the_cluster_chooses_the_codec_by_the_link(
                 seen.append(await settled(watch, in_few_bytes, "few bytes again", judged))
             return seen
 
+    asyncio.run(up())
     runner = CliRunner()
     words = ["deploy", str(bundle), "--broker", started.url, "--max-accuracy-loss", str(ACCEPTED)]
     runner.invoke(cli, [*words, "--wait", "60"], catch_exceptions=False)
