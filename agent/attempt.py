@@ -19,6 +19,7 @@ from shoal.agent.connection import Buffers
 from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
+from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
 from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.crossing import Crossed
@@ -75,6 +76,8 @@ class Attempt:
     """Hears of every run of a segment, the shapes of its inputs and the seconds it took."""
     on_exchange: Callable[[Crossed, float], None]
     """Hears of every part of a gather or reduce, and the seconds it took, the wait for others left out."""
+    spare: Spare
+    """What of the messages with a deadline may be left out."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
 
@@ -166,7 +169,7 @@ class Attempt:
         name = f"{step.kind} {step.tag}"
         wanted = messages(step, self.board, waits.mine)
         begun_s = time.monotonic()
-        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step.deadline_s)
+        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step)
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
@@ -197,14 +200,20 @@ class Attempt:
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, came.arrays, strict=True))
 
-    def _take(self, name: str, keys: Sequence[Key], no_longer_than_s: float = 0.0) -> Mapping[Key, Arrived]:
-        """Return all of the messages `keys`; if a time is given, those that come within it."""
+    def _take(self, name: str, keys: Sequence[Key], step: Collective | None = None) -> Mapping[Key, Arrived]:
+        """Return all of the messages `keys`, or those that come by the deadline of `step` if it has one.
+
+        Where too many would be left out, it waits for all.
+        """
+        came: dict[Key, Arrived] = {}
         with self._noting("wait", name):
-            if no_longer_than_s:
-                until_s = min(self.deadline_s, time.monotonic() + no_longer_than_s)
+            if step is not None and step.deadline_s:
+                until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
                 came = self.inbox.take_in_time(keys, until_s)
-            else:
-                came = dict(zip(keys, self.inbox.take(keys, self.deadline_s), strict=True))
+                if self.spare.allows(len(keys), len(keys) - len(came), step.late_rows):
+                    keys = [*came]
+            missing = [key for key in keys if key not in came]
+            came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
         if self.notes is not None:
             for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"

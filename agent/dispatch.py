@@ -139,8 +139,11 @@ class Dispatcher:
                 return None
             return self._serving.plan if self._serving and not self._stopping else None
 
-    def telemetry(self, incarnation: int) -> Telemetry | None:
-        """Return what happened since the last call; None if nothing did."""
+    def telemetry(self, incarnation: int, late: int = 0) -> Telemetry | None:
+        """Return what happened since the last call; None if nothing did.
+
+        `late` messages of other boards were left out of the answers.
+        """
         now_s = time.monotonic()
         if self._tally.nothing and not self._line:
             self._tally = Tally(since_s=now_s)
@@ -150,7 +153,7 @@ class Dispatcher:
         self._tally.waits(len(self._line), now_s)
         uses = self._serving.uses
         answered = tuple(use.answered for use in uses)
-        report = self._tally.telemetry(incarnation, self._serving.plan.epoch, answered, now_s)
+        report = self._tally.telemetry(incarnation, self._serving.plan.epoch, answered, now_s, late)
         for use in uses:
             use.answered = 0
         self._tally = Tally(since_s=now_s)

@@ -21,6 +21,7 @@ from shoal.agent.attempt import Attempt, Turn, turns_in
 from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook, Trace, Traces
 from shoal.collective import Books
 from shoal.crossing import Crossed
@@ -76,6 +77,8 @@ class Executor:
         """
         self.alone = threading.Lock()
         """Held while a segment runs, so that runs do not disturb one another."""
+        self.spare = Spare()
+        """What of the messages with a deadline this board may go on without."""
         self._board = board
         self._on_run = on_run
         self._on_failure = on_failure
@@ -212,6 +215,7 @@ class Executor:
             alone=self.alone,
             on_run=self._on_run,
             on_exchange=self._crossed,
+            spare=self.spare,
             notes=Notebook() if header.traced else None,
         )
 

@@ -41,8 +41,13 @@ class Tally:
         """Say whether there is nothing to tell."""
         return not (self.asked or self.failed or self.refused or self.retried or self.answered_s)
 
-    def telemetry(self, incarnation: int, epoch: int, lanes: tuple[int, ...], now_s: float) -> Telemetry:
-        """Return all of it under the plan that is in force; `lanes` is what each of it has answered."""
+    def telemetry(
+        self, incarnation: int, epoch: int, lanes: tuple[int, ...], now_s: float, late: int = 0
+    ) -> Telemetry:
+        """Return all of it under the plan that is in force; `lanes` is what each of it has answered.
+
+        `late` is how many messages of other boards were left out.
+        """
         span_s = max(LEAST_SPAN_S, now_s - self.since_s)
         seconds = sorted(self.answered_s) or [0.0]
         return Telemetry(
@@ -60,4 +65,5 @@ class Tally:
             alone=len(self.alone_s),
             alone_median_s=statistics.median(self.alone_s) if self.alone_s else 0.0,
             lanes=lanes,
+            late=late,
         )

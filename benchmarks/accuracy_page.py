@@ -37,6 +37,8 @@ PRISM_TRAINED: Final = (Point(1 / 9.9, 0.58, "CR 9.9"),)
 
 def main() -> None:
     """Write the page from the rows that there are."""
+    from benchmarks import front_page  # which takes the points and words from here
+
     found = json.loads((RESULTS / "accuracy.json").read_text())
     rows = found["rows"]
     lines = ["# Accuracy", "", NOTES.read_text(encoding="utf-8").strip(), "", where(found), ""]
@@ -49,6 +51,7 @@ def main() -> None:
     late = RESULTS / "late.json"
     if late.exists():
         lines += of_late(json.loads(late.read_text())["rows"])
+    lines += front_page.of_loss() + front_page.lines()
     (DOCS / "accuracy.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

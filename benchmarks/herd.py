@@ -230,6 +230,7 @@ class Board:
             alone=1,
             alone_median_s=latency_s,
             lanes=(5, *(0 for _ in range(1, lanes))),
+            late=0,
         )
 
     def _say(self, message: Message) -> None:

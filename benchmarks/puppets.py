@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import psutil
 
 from shoal import oip
+from shoal.agent.emulation import Settings as Emulated
 from shoal.coordinator.broker import BrokerProcess
 from shoal.coordinator.client import Operator
+from shoal.encoding import to_json
 from shoal.errors import ShoalError
 from shoal.exporter.bundle import read_manifest
 from shoal.lab.places import InNamespaces
@@ -62,15 +64,21 @@ def link_to(place: InNamespaces, plan: Plan) -> http.client.HTTPConnection:
     return link
 
 
-def answered(link: http.client.HTTPConnection, model: str, inputs: Mapping[str, Array]) -> Answered:
-    """Ask once.  Raises ShoalError if there is no answer."""
+def answered(
+    link: http.client.HTTPConnection, model: str, inputs: Mapping[str, Array], trace: str = ""
+) -> Answered:
+    """Ask once, noting what boards do in the timeline `trace`.  Raises ShoalError if there is no answer."""
     body, json_length = oip.render_request(inputs)
     begun_s = time.perf_counter()
     link.request(
         "POST",
         f"/v2/models/{model}/infer",
         body,
-        {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"},
+        {
+            oip.JSON_LENGTH: str(json_length),
+            "Content-Type": "application/octet-stream",
+            **({"Shoal-Trace": trace} if trace else {}),
+        },
     )
     answer = link.getresponse()
     content = answer.read()
@@ -84,12 +92,20 @@ def answered(link: http.client.HTTPConnection, model: str, inputs: Mapping[str, 
 class Puppets:
     """The agents of a scenario; an async context manager.  Needs root."""
 
-    def __init__(self, text: str, bundle: Path, folder: Path) -> None:
+    def __init__(
+        self,
+        text: str,
+        bundle: Path,
+        folder: Path,
+        emulated: Mapping[BoardId, Emulated] = MappingProxyType({}),
+    ) -> None:
+        """`emulated` says of boards how slow they are to be; see `emulate`."""
         self._scenario = parse(text, "benchmark.toml")
         self.place = InNamespaces(self._scenario, [b for b in self._scenario.boards if b.quota])
         self.boards = tuple(board.name for board in self._scenario.boards)
         self.processes: dict[BoardId, Process] = {}
         self._bundle, self._folder = bundle, folder
+        self._emulated = emulated
         self.manifest = read_manifest(bundle)
         self._epoch = self._version = 0
         self._held = contextlib.AsyncExitStack()
@@ -113,6 +129,9 @@ class Puppets:
                 self._stock(board)
                 command = ["agent", "--broker", url, "--name", board, "--threads", "1", "--memory", "4000"]
                 command += ["--host", self.place.address(board), "--state-dir", str(self._folder / board)]
+                if board in self._emulated:
+                    self.emulate(board, self._emulated[board])
+                    command += ["--emulate", str(self._folder / f"{board}.json")]
                 self.processes[board] = Process(
                     command, self._folder / f"{board}.log", self.place.enter(board)
                 )
@@ -139,6 +158,13 @@ class Puppets:
         for blob in (self._bundle / "blobs").iterdir():
             with contextlib.suppress(FileExistsError):
                 os.link(blob, store.path(blob.name))  # type: ignore[arg-type]
+
+    def emulate(self, board: BoardId, how: Emulated) -> None:
+        """Have a board that was started as an emulated one be as slow as this from now on."""
+        file = self._folder / f"{board}.json"
+        fresh = file.with_suffix(".new")
+        fresh.write_bytes(to_json(how))
+        fresh.replace(file)
 
     def shape(self, rate_bits_per_s: float, rtt_s: float) -> None:
         """Give all cables another rate and delay."""
@@ -192,7 +218,7 @@ class Puppets:
                 coordinator=1,
                 version=self._version,
                 bundle=None,
-                peers=plan.addresses,
+                peers={},  # whose links would be measured
                 plans=(plan,) if board in plan.boards else (),
                 committed=committed,
                 proving=0,
@@ -212,20 +238,16 @@ class Puppets:
 
     async def timeline(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Ask once more and return the trace events of all boards."""
-        return await asyncio.to_thread(self._timeline, inputs)
+        return (await asyncio.to_thread(self.watched, inputs))[1]
 
-    def _timeline(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+    def watched(self, inputs: Mapping[str, Array]) -> tuple[Answered, list[dict[str, Any]]]:
+        """Ask once and return the answer and the trace events of all boards."""
         link = self._link()
-        body, json_length = oip.render_request(inputs)
-        headers = {oip.JSON_LENGTH: str(json_length), "Content-Type": "application/octet-stream"}
-        link.request(
-            "POST", f"/v2/models/{self.manifest.name}/infer", body, {**headers, "Shoal-Trace": "bench"}
-        )
-        link.getresponse().read()
+        answer = answered(link, self.manifest.name, inputs, "bench")
         link.request("GET", "/traces/bench")
         events: list[dict[str, Any]] = json.loads(link.getresponse().read())["traceEvents"]
         link.close()
-        return events
+        return answer, events
 
     def _link(self) -> http.client.HTTPConnection:
         """Return a connection to the lead, from the lead's own board."""

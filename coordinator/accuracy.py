@@ -4,15 +4,17 @@ Of a bundle that was not calibrated nothing is known but the error of the number
 the largest of their row; the answer's may be larger or smaller.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shoal.codec import PLAIN, Codec, Number
+from shoal.coordinator.gentle import loss
 from shoal.crossing import USUAL, decode_s, encode_s
 from shoal.errors import ConfigError
 from shoal.manifest import Manifest
-from shoal.measured import NONE, recipe_of, within
+from shoal.measured import NONE, late_share, late_words, recipe_of, within
+from shoal.messages import Deployment
 from shoal.sizes import row_values
 
 BOUNDS: Final[Mapping[Number, float]] = {"f32": 0.0, "f16": 2.0**-11, "i8": 1 / 254, "i4": 1 / 16}
@@ -33,11 +35,13 @@ class Recipe:
     """Among how many boards it lost little enough, and what, fewest first; see `shoal.measured.within`."""
     counts: tuple[int, ...] = ()
     """Among how many it was measured at all."""
+    late: float = 0.0
+    """What part of the messages boards may go on without that do not come in time; 0: they wait."""
 
     @property
     def exact(self) -> bool:
-        """Say whether rows come out as they went in."""
-        return self.codecs == PLAIN
+        """Say whether all rows come out as they went in."""
+        return self.codecs == PLAIN and not self.late
 
     def serves(self, sharding: str) -> bool:
         """Say whether it is for this sharding."""
@@ -90,20 +94,121 @@ def share_of(option: str, text: str) -> float:
     return share
 
 
-def recipes(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> tuple[Recipe, ...]:
+def recipes(
+    manifest: Manifest, max_error: float, max_accuracy_loss: float, late_rows: float = 0.0
+) -> tuple[Recipe, ...]:
     """Return those of `allowed`, and of those that were measured all that lost little enough.
 
-    One that sends more than another, takes longer to code and leaves as much to compute is left out.
+    One that sends more than another, takes longer to code and leaves as much to compute is left out.  Where
+    `late_rows` of the messages may be left out, those that do so stand behind them.
     """
     found = allowed(max_error)
     if manifest.calibration is None or not max_accuracy_loss:
         return found
     known = {recipe.words for recipe in found}
     measured = [one for one in _measured(manifest, max_accuracy_loss) if one[0].words not in known]
-    return (
-        *found,
-        *(one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)),
+    chosen = [one for one, price in measured if not any(_beats(o, p, one, price) for o, p in measured)]
+    late = (
+        each for one in (*EXACT, *chosen) for each in hurried(manifest, one, max_accuracy_loss, late_rows)
     )
+    return (*found, *chosen, *late)
+
+
+def asked_for(manifest: Manifest, deployment: Deployment) -> tuple[Recipe, ...]:
+    """Return the recipes that a deployment allows."""
+    return recipes(manifest, deployment.max_error, deployment.max_accuracy_loss, deployment.late_rows)
+
+
+def hurried(
+    manifest: Manifest, recipe: Recipe, max_accuracy_loss: float, late_rows: float
+) -> Iterator[Recipe]:
+    """Yield a recipe once more for each sharding, with the largest part of the messages left out that may be.
+
+    What both lose together must be accepted: that of the recipe, and that of rows that cross as they are and
+    come late.
+    """
+    assert manifest.calibration is not None
+    names = [recipe.sharding] if recipe.sharding else [sharding.name for sharding in manifest.shardings]
+    for name in names:
+        own = {parts: loss(lost) for parts, lost in recipe.measured}
+        shares = {late_share(one.recipe)[1] for one in manifest.calibration.outcomes if one.sharding == name}
+        for share in sorted(each for each in shares if 0 < each <= late_rows)[::-1]:
+            late = _late(manifest, name, share)
+            both = {
+                parts: lost + own.get(parts, 0.0)
+                for parts, lost in late.items()
+                if recipe.exact or parts in own
+            }
+            fitting = tuple(
+                sorted((parts, lost) for parts, lost in both.items() if lost <= max_accuracy_loss)
+            )
+            if fitting:
+                yield replace(
+                    recipe,
+                    words=late_words(recipe.words, share),
+                    sharding=name,
+                    measured=fitting,
+                    counts=tuple(sorted(late)),
+                    late=share,
+                )
+                break
+
+
+def _late(manifest: Manifest, sharding: str, share: float) -> dict[int, float]:
+    """Return what is lost, by the number of boards, if a part of the messages is left out.
+
+    It is the most that was measured for this part or a smaller one: which messages are left out is chance,
+    and how much that loses too.
+    """
+    assert manifest.calibration is not None
+    found: dict[int, float] = {}
+    known = set()
+    for one in manifest.calibration.outcomes:
+        recipe, left_out = late_share(one.recipe)
+        if (one.sharding, recipe) == (sharding, str(PLAIN)) and 0 < left_out <= share:
+            found[one.parts] = max(loss(one.lost), found.get(one.parts, 0.0))
+            known |= {one.parts} if left_out == share else set()
+    return {parts: lost for parts, lost in found.items() if parts in known}
+
+
+def is_offered(recipe: Recipe, others: Iterable[Recipe], sharding: str, boards: int) -> bool:
+    """Say whether a recipe is for so many boards, and none of `others` is the same but waits for less."""
+    if recipe.late or not recipe.fits(boards):
+        return recipe.fits(boards)
+    same = (each for each in others if each.late and each.sharding == sharding and each.fits(boards))
+    return not any(each.words.startswith(f"{recipe.words} ") for each in same)
+
+
+def lost_by(manifest: Manifest, strategy: str, boards: int) -> float | None:
+    """Return what a strategy like `sequence vq16x256 in int8` lost among so many boards when it was measured.
+
+    As of `Recipe.lost_among`, the next larger number counts that was measured.  None: it was not.  Of weights
+    in another precision counts the error if nothing else is known, see `planner.Candidate.offer`.
+    """
+    way, _, precision = strategy.partition(" in ")
+    own = next((each for each in manifest.variants if each.precision == precision), None)
+    coded = _lost_by_rows(manifest, way, boards)
+    if own is None:
+        return coded
+    weights = own.error if own.lost is None else own.lost
+    return weights if coded is None else coded + (weights or 0.0)
+
+
+def _lost_by_rows(manifest: Manifest, way: str, boards: int) -> float | None:
+    name, _, words = way.partition(" ")
+    recipe, share = late_share(words)
+    losses = []
+    if recipe != str(PLAIN) or not share:
+        outcomes = manifest.calibration.outcomes if manifest.calibration is not None else ()
+        losses.append(
+            {one.parts: one.lost for one in outcomes if (one.sharding, one.recipe) == (name, recipe)}
+        )
+    if share and manifest.calibration is not None:
+        losses.append(_late(manifest, name, share))
+    counts = [min((parts for parts in each if parts >= boards), default=0) for each in losses]
+    if not losses or not all(counts):
+        return None
+    return sum(each[parts] for each, parts in zip(losses, counts, strict=True))
 
 
 _Price = tuple[float, ...]
@@ -116,7 +221,7 @@ def _measured(manifest: Manifest, max_accuracy_loss: float) -> Iterator[tuple[Re
     values = {sharding.name: row_values(sharding) for sharding in manifest.shardings}
     for name, words in dict.fromkeys((one.sharding, one.recipe) for one in outcomes):
         fitting = within(outcomes, name, words, max_accuracy_loss)
-        if words == NONE or not fitting or name not in values:
+        if words == NONE or late_share(words)[1] or not fitting or name not in values:
             continue
         meetings = values[name]
         codecs = recipe_of(words, len(meetings))

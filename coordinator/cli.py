@@ -122,6 +122,14 @@ def coordinator(
     "labels a difference of the share that is right, of perplexity by what share it grows.",
 )
 @click.option(
+    "--late-rows",
+    default="0",
+    show_default=True,
+    metavar="SHARE",
+    help="How many of the messages in which boards hand each other rows may be left out if they do not come "
+    "in time, as 1% or 0.01; counts with --max-accuracy-loss, by what export measured.",
+)
+@click.option(
     "--wait",
     type=click.FloatRange(0),
     default=0.0,
@@ -140,6 +148,7 @@ def deploy(
     max_boards: int,
     max_error: float,
     max_accuracy_loss: str,
+    late_rows: str,
     wait: float,
 ) -> None:
     """Give BUNDLE to the cluster, to be served from now on.
@@ -165,6 +174,7 @@ def deploy(
         max_boards=max_boards,
         max_error=max_error,
         max_accuracy_loss=lost,
+        late_rows=share_of("--late-rows", late_rows),
     )
 
     async def run() -> None:

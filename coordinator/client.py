@@ -181,6 +181,8 @@ async def upload(
 def check_calibrated(bundle: Path, deployment: Deployment) -> None:
     """Raise ConfigError if accuracy may be lost but nothing says what would be: no calibration."""
     path = bundle / "manifest.json"
+    if deployment.late_rows and not deployment.max_accuracy_loss:
+        raise ConfigError("--late-rows: expected --max-accuracy-loss with it: rows left out cost accuracy")
     if deployment.max_accuracy_loss and parse(_read(path), str(path)).calibration is None:
         raise ConfigError(
             f"{bundle}: --max-accuracy-loss: expected a bundle with measured accuracy; export it with "

@@ -28,7 +28,7 @@ from shoal.coordinator.weigh import (
     price,
     rank,
     reason_to_stay,
-    why_not_more,
+    why_not_others,
 )
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
@@ -356,7 +356,7 @@ def _begin(state: State, deployment: Deployment, ranking: Ranking, best: Candida
         lanes=best.lanes,
         addresses={board: birth.address for board, birth in births.items() if birth},
         predicted=best.predicted,
-        reason="; ".join(filter(None, (chosen, why_not_more(ranking, best), ranking.refusal))),
+        reason="; ".join(filter(None, (chosen, why_not_others(ranking, best), ranking.refusal))),
     )
     olds = tuple(other for other in (old, state.draining) if other is not None)
     beside = _beside(question, plan, (old,) if old else ())

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from shoal.coordinator.gentle import gentlest
 from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
 from shoal.messages import Telemetry, TooSlow
@@ -210,8 +211,8 @@ def ordered(
 ) -> tuple[Candidate, ...]:
     """Return candidates by what they have turned out to cost; in their order if that tells nothing.
 
-    Several boards stand behind the best single one unless they are better by the share `margin`, as the
-    planner has it.
+    Several boards stand behind the best single one unless they are better by the share `margin`, and what
+    loses least of those that cost about the same comes first, as the planner has it.
     """
     factors = [memory.factor(candidate.strategy, candidate.boards) for candidate in candidates]
     if all(each == memory.single for each in factors):
@@ -226,4 +227,8 @@ def ordered(
         clear = not several or figure <= (1 - margin) * alone
         return figure if clear else max(figure, alone), several
 
-    return tuple(candidates[index] for index in sorted(range(len(each)), key=rank))
+    ranked = sorted(range(len(each)), key=rank)
+    if ranked:
+        first = gentlest([candidates[index].offer(costs[index]) for index in ranked], margin)
+        ranked.insert(0, ranked.pop(first))
+    return tuple(candidates[index] for index in ranked)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from shoal.coordinator.accuracy import Recipe, recipes
 from shoal.manifest import STORED_ONLY, Manifest, Precision
+from shoal.messages import Deployment
 from shoal.program import Lane, Program, Run
 from shoal.records import Profile
 from shoal.segment import swapped_name
@@ -29,7 +30,9 @@ class Grade:
     """Those that may be used with it: what both lose together is within the limits."""
 
 
-def grades(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> tuple[Grade, ...]:
+def grades(
+    manifest: Manifest, max_error: float, max_accuracy_loss: float, late_rows: float = 0.0
+) -> tuple[Grade, ...]:
     """Return the other precisions that may be used where so much error, or loss of accuracy, is accepted."""
     found = []
     for precision in manifest.allowed(max_error, max_accuracy_loss):
@@ -44,10 +47,15 @@ def grades(manifest: Manifest, max_error: float, max_accuracy_loss: float) -> tu
                 precision=precision,
                 error=error,
                 lost=lost,
-                recipes=recipes(manifest, max(0.0, left), room),
+                recipes=recipes(manifest, max(0.0, left), room, late_rows),
             )
         )
     return tuple(found)
+
+
+def graded_for(manifest: Manifest, deployment: Deployment) -> tuple[Grade, ...]:
+    """Return the other precisions that a deployment allows."""
+    return grades(manifest, deployment.max_error, deployment.max_accuracy_loss, deployment.late_rows)
 
 
 def manifest_in(manifest: Manifest, precision: Precision | None) -> Manifest:

@@ -56,8 +56,8 @@ def plan(
     Exits 0, or 4 if nothing fits or keeps to the limits.
     """
     from shoal.coordinator import weighed
-    from shoal.coordinator.accuracy import recipes
-    from shoal.coordinator.grades import grades
+    from shoal.coordinator.accuracy import asked_for
+    from shoal.coordinator.grades import graded_for
     from shoal.coordinator.planner import propose
     from shoal.coordinator.question import Question
     from shoal.coordinator.weigh import Settings
@@ -73,8 +73,8 @@ def plan(
         barred=frozenset(),
         objective=objective or deployed.objective,
         max_boards=max_boards,
-        recipes=recipes(asked.manifest, deployed.max_error, deployed.max_accuracy_loss),
-        grades=grades(asked.manifest, deployed.max_error, deployed.max_accuracy_loss),
+        recipes=asked_for(asked.manifest, deployed),
+        grades=graded_for(asked.manifest, deployed),
         margin=Settings().margin,
         limits=over(deployed.limits, limits_of(rate, max_latency, max_energy, max_power)),
         powers=asked.powers,

@@ -12,10 +12,11 @@ from typing import Final
 
 import numpy as np
 
-from shoal.coordinator import partition, sharded, whole
-from shoal.coordinator.accuracy import Recipe
+from shoal.coordinator import hurry, partition, sharded, whole
+from shoal.coordinator.accuracy import Recipe, is_offered
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import memory_bytes, sharding_of
+from shoal.coordinator.gentle import Offer, gentlest
 from shoal.coordinator.goals import cost, why_unmet
 from shoal.coordinator.grades import named
 from shoal.coordinator.pipelines import ALWAYS_CLOSED, instance_of, pipelines, quickest
@@ -59,6 +60,14 @@ class Candidate:
         """Return in how many chunks, at most, boards compute what others gather."""
         return max(lane.chunks for lane in self.lanes)
 
+    def offer(self, cost: float) -> Offer:
+        """Return what counts of it beside others, if it costs so much.
+
+        Of weights in another precision of which only the error is known, that counts.
+        """
+        lost = self.error if self.lost is None and self.precision is not None else self.lost
+        return Offer(cost=cost, lost=lost, boards=len(self.boards))
+
 
 class UnmetError(PlanError):
     """There are plans, but none that keeps to the operator's limits."""
@@ -68,8 +77,9 @@ def propose(question: Question) -> tuple[Candidate, ...]:
     """Return the best candidate of each strategy, and where it matters of each lead, best first.
 
     One of several boards that is not better than the best single board by the margin stands behind that, and
-    one in another precision behind the best in the given one.  Raises PlanError, which names the limit that
-    binds, if nothing fits, and UnmetError if what fits does not keep to the limits.
+    one in another precision behind the best in the given one.  Of those that cost about as much as the best,
+    the one that loses least accuracy comes first.  Raises PlanError, which names the limit that binds, if
+    nothing fits, and UnmetError if what fits does not keep to the limits.
     """
     manifest, goal = question.manifest, question.goal
     unknown = goal.why_not_known(question.profiles)
@@ -112,7 +122,10 @@ def propose(question: Question) -> tuple[Candidate, ...]:
     for candidate in ranked:
         led = candidate.lead if candidate.strategy.startswith(("local", "replicate")) else None
         best.setdefault((candidate.strategy, led), candidate)
-    return tuple(_mapped(question, each, closely=index == 0) for index, each in enumerate(best.values()))
+    each = list(best.values())
+    offers = [one.offer(goal.cost(one.predicted)) for one in each]
+    each.insert(0, each.pop(gentlest(offers, question.margin)))
+    return tuple(_mapped(question, one, closely=index == 0) for index, one in enumerate(each))
 
 
 def _mapped(question: Question, candidate: Candidate, *, closely: bool) -> Candidate:
@@ -282,6 +295,9 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
             return None  # nothing of it can be made in chunks
         try:
             predicted = question.predict(lead, (lane,))
+            if recipe.late:
+                lane = hurry.lane_of(division, predicted, question, recipe.late)
+                predicted = question.predict(lead, (lane,))
         except PlanError:
             return None
         return Candidate(
@@ -303,12 +319,14 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
                 for division in sharded.divisions(
                     question, sharding, recipe.codecs, most, latency=latency, wide=wide and latency
                 )
-                if recipe.fits(len(division.boards)) and (candidate := priced(division, recipe)) is not None
+                if is_offered(recipe, question.recipes, sharding.name, len(division.boards))
+                and (candidate := priced(division, recipe)) is not None
             ]
             if not found:
                 continue
             best, division = min(found, key=lambda each: goal.cost(each[0].predicted))
-            for chunks in range(2, MAX_CHUNKS + 1) if sharding.strategy == "sequence" else ():
+            finest = MAX_CHUNKS if sharding.strategy == "sequence" and not recipe.late else 1
+            for chunks in range(2, finest + 1):
                 finer = priced(division, recipe, chunks)
                 if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break

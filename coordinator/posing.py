@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from shoal.coordinator import crowd
 from shoal.coordinator import fleet as fleets
-from shoal.coordinator.accuracy import recipes
+from shoal.coordinator.accuracy import asked_for
 from shoal.coordinator.goals import needs_power
-from shoal.coordinator.grades import grades
+from shoal.coordinator.grades import graded_for
 from shoal.coordinator.question import Question
 from shoal.coordinator.state import State
 from shoal.manifest import Manifest
@@ -26,8 +26,8 @@ def question_of(state: State, deployment: Deployment, manifest: Manifest, now_s:
         barred=fleets.barred(state.fleet, now_s),
         objective=crowd.objective(state.crowd, deployment.objective),
         max_boards=deployment.max_boards,
-        recipes=recipes(manifest, deployment.max_error, deployment.max_accuracy_loss),
-        grades=grades(manifest, deployment.max_error, deployment.max_accuracy_loss),
+        recipes=asked_for(manifest, deployment),
+        grades=graded_for(manifest, deployment),
         margin=state.settings.margin,
         limits=limits,
         powers=fleets.powers(state.fleet, now_s) if counts else {},

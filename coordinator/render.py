@@ -264,6 +264,7 @@ def decision(
         f"just now, under epoch {report.epoch}: {report.answered} requests, median "
         f"{report.latency_median_s * 1e3:.1f} ms, 95 % within {report.latency_p95_s * 1e3:.1f} ms, "
         f"{report.retried} tried again, {report.failed} failed"
+        + (f", {report.late} messages came late and were left out" if report.late else "")
         for report in reports
     )
     return "\n".join(lines)

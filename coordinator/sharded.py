@@ -40,12 +40,21 @@ class Division:
     boards: Sequence[BoardId]
     shares: Sequence[float]
 
-    def lane(self, chunks: int = 1) -> Lane:
-        """Return the lane; what can be is gathered in `chunks`.
+    def lane(self, chunks: int = 1, deadline_s: float = 0.0, late_rows: float = 1.0) -> Lane:
+        """Return the lane; what can be is gathered in `chunks`, or by a deadline; see `shoal.sharding`.
 
         Raises PlanError if there are too few of some units for these shares.
         """
-        told = programs(self.sharding, self.boards, self.boards[0], self.shares, self.codecs, chunks)
+        told = programs(
+            self.sharding,
+            self.boards,
+            self.boards[0],
+            self.shares,
+            self.codecs,
+            chunks,
+            deadline_s,
+            late_rows,
+        )
         return Lane(programs=told, weight=1.0)
 
 

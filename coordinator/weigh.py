@@ -5,12 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from shoal.coordinator.accuracy import lost_by
 from shoal.coordinator.cost import needed_bytes
+from shoal.coordinator.gentle import PART, loss, noticed, within_reach
 from shoal.coordinator.goals import Goal, energy_j
+from shoal.coordinator.hurry import patience_s
 from shoal.coordinator.planner import Candidate, UnmetError, propose
 from shoal.coordinator.question import Question
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
+from shoal.measured import late_share
 from shoal.messages import NO_LIMITS, Alternative, Limits
 from shoal.program import Lane, Plan, Prediction, Program
 from shoal.records import BoardId
@@ -101,7 +105,8 @@ def reason_to_stay(
     `known` is by how much the strategies of both have turned out slower than predicted.  `since_s` is the
     time since the last switch; `hurry` says that `old` is not what it was (see `dwell`).  Gain is measured in
     seconds of service won over the time that things should stay as they are, loss in seconds of service that
-    the switch costs.
+    the switch costs.  A plan that loses less accuracy than the old one need not be quicker, only not slower
+    by more than half of the margin.
     """
     try:
         kept = price(question, old)
@@ -111,7 +116,9 @@ def reason_to_stay(
     new_cost, old_cost = (question.goal.cost(each) for each in (new.predicted, kept))
     gain = 1 - new_factor * new_cost / (old_factor * old_cost)
     better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
-    if gain < settings.margin:
+    lost = noticed(lost_by(question.manifest, old.strategy, len(old.boards)))
+    gentler = noticed(new.lost) < lost and within_reach(gain, settings.margin)
+    if gain < settings.margin and not gentler:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
     if since_s < max(settings.dwell_s, dwell_s) and not (hurry and gain >= settings.much):
         return f"kept: {better}, but the last switch was less than {max(settings.dwell_s, dwell_s):.0f} s ago"
@@ -119,7 +126,7 @@ def reason_to_stay(
     if not fits_beside(question, new.lanes, old):
         lost_s += load_bytes(question.manifest, new.lanes) / settings.load_bytes_per_s
     won_s = gain * max(settings.horizon_s, since_s)
-    if won_s < 2 * lost_s:
+    if won_s < 2 * lost_s and not gentler:
         return f"kept: {better}, but the switch costs {lost_s:.1f} s of service and wins {won_s:.1f} s"
     return ""
 
@@ -194,6 +201,7 @@ def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
     return (
         f"{candidate.strategy} on {', '.join(candidate.boards)}, {predicted.latency_s * 1e3:.0f} ms a "
         f"request{energy} and {predicted.throughput_per_s:.1f} requests/s predicted{_loss(candidate)}"
+        f"{_patience(candidate)}"
     )
 
 
@@ -202,6 +210,15 @@ def _loss(candidate: Candidate) -> str:
     lost = "" if candidate.lost is None else f", {max(0.0, candidate.lost):.2%} of accuracy lost at export"
     off = f", answers with {candidate.precision} weights off by {candidate.error:.2%} at export"
     return lost if candidate.precision is None else f"{off}{lost}"
+
+
+def _patience(candidate: Candidate) -> str:
+    """Say for how long its boards wait for rows, if they do not wait for all."""
+    after_s = patience_s(candidate.lanes)
+    if not after_s:
+        return ""
+    share = late_share(candidate.strategy)[1]
+    return f"; rows that are not there after {after_s * 1e3:.2g} ms are left out, {share:.0%} at most"
 
 
 def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
@@ -224,6 +241,23 @@ def why_not_more(ranking: Ranking, chosen: Candidate) -> str:
     else:
         verdict = f"{ratio:.1f}x slower" if ratio >= 1.15 else f"slower by {ratio - 1:.0%}"
     return f"{len(best.boards)} boards would be {verdict}{_exchanges(best.predicted)}"
+
+
+def why_not_quicker(ranking: Ranking, chosen: Candidate) -> str:
+    """Return what a plan that is a little quicker than `chosen` would lose; empty if there is none."""
+    goal = ranking.goal
+    own = goal.cost(chosen.predicted)
+    worse = [c for c in ranking.candidates if noticed(c.lost) > noticed(chosen.lost)]
+    best = min(worse, key=lambda candidate: goal.cost(candidate.predicted), default=chosen)
+    cost = goal.cost(best.predicted)
+    if not cost < own <= cost * (1 + PART * ranking.question.margin):
+        return ""
+    return f"{best.strategy} would be better by {1 - cost / own:.1%} only, and lose {loss(best.lost):.2%}"
+
+
+def why_not_others(ranking: Ranking, chosen: Candidate) -> str:
+    """Return why not several boards, and why not a quicker plan; empty if there is nothing to say."""
+    return "; ".join(filter(None, (why_not_more(ranking, chosen), why_not_quicker(ranking, chosen))))
 
 
 def wait_s(predicted: Prediction) -> float:

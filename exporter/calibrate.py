@@ -6,6 +6,8 @@ is played are the bundle's own programs, with several boards in one process.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +27,16 @@ from shoal.exporter.samples import Sample
 from shoal.exporter.trial import BookKey, Rows, Trial
 from shoal.exporter.verify import Answer, run_file
 from shoal.manifest import Manifest, Variant, file_of
-from shoal.measured import NONE, Calibration, Codebook, Outcome, Sensitivity, lost_of, recipe_words
+from shoal.measured import (
+    NONE,
+    Calibration,
+    Codebook,
+    Outcome,
+    Sensitivity,
+    late_words,
+    lost_of,
+    recipe_words,
+)
 from shoal.memory import give_back
 from shoal.records import Array
 
@@ -42,6 +53,14 @@ BATCH_BYTES: Final = 64e6
 """Inputs are asked so many at once that the work memory of a run is about so much."""
 MOST_AT_ONCE: Final = 256
 SEED: Final = 0
+LATE: Final = (0.01, 0.05, 0.1)
+"""Parts of the messages that are left out, to see what that costs ..."""
+LATE_AT_ONCE: Final = 8
+"""... of so many inputs that are asked together the same ones, ..."""
+LATE_LEAST: Final = 20
+"""... over and over until so many were left out, ..."""
+LATE_MOST: Final = 10
+"""... but so often at most."""
 
 Tables = Mapping[tuple[str, int, str, str], NDArray[np.float32]]
 """Vectors of codebooks that were made elsewhere, by sharding, tag, tensor and word for the codes."""
@@ -115,6 +134,7 @@ class _Calibrating:
         report.detail("the model in one piece")
         self._run = run_file(folder / file_of(manifest.whole.name))
         self._judged = self._asked(self.held_out)
+        self._hurried = self._asked(self.held_out, at_once=min(LATE_AT_ONCE, self._at_once))
         self._probed = self._asked(learnt.some(np.arange(min(PROBED, learnt.rows))), truth=False)
         self.unsplit = self._judged.unsplit
         self.outcomes: list[Outcome] = []
@@ -155,6 +175,35 @@ class _Calibrating:
             )
             found = self._outcome(trial, parts, recipe, books, tokens)
             self.outcomes += [found] if found else []
+        for parts, share in product(counts, LATE):
+            self._report.detail(f"{name}, {parts} boards: {share:.0%} of the messages late")
+            hurried = self._late(trial, parts, share, tokens)
+            self.outcomes += [hurried] if hurried else []
+
+    def _late(self, trial: Trial, parts: int, share: float, tokens: int) -> Outcome | None:
+        """Measure answers without a part of the messages; None if the model cannot do without any."""
+        asked = self._hurried
+        chance = np.random.default_rng([SEED, parts, round(1000 * share)])
+        messages = len(asked.batches) * len(trial.coded) * parts * (parts - 1)
+        times = min(LATE_MOST, ceil(LATE_LEAST / (share * messages)))
+        try:
+            found = [
+                asked.judge.of(trial.hurried(parts, asked.batches, lambda *_: chance.random() < share))
+                for _ in range(times)
+            ]
+        except PlanError:
+            return None
+        value = float(np.mean([each.value for each in found]))
+        agreed = [each.agreement for each in found if each.agreement is not None]
+        return Outcome(
+            sharding=trial.sharding.name,
+            parts=parts,
+            recipe=late_words(str(PLAIN), share),
+            bytes_per_token=trial.bytes_per_token(parts, (PLAIN,) * len(trial.exchanges), tokens),
+            value=value,
+            lost=lost_of(asked.judge.metric, asked.unsplit.value, value),
+            agreement=float(np.mean(agreed)) if agreed else None,
+        )
 
     def _outcome(
         self,
@@ -263,27 +312,30 @@ class _Calibrating:
         )
         return book
 
-    def _asked(self, data: Data, *, truth: bool = True) -> _Asked:
+    def _asked(self, data: Data, *, truth: bool = True, at_once: int = 0) -> _Asked:
         """Ask the model in one piece; without `truth` only the answers themselves are compared."""
-        batches = data.batches(self._at_once)
+        at_once = at_once or self._at_once
+        batches = data.batches(at_once)
         metric = metric_of(data.truth, data.rows) if truth else "cosine"
-        judge = Judge(metric, self._output(data), [*self._truth(data)] if truth else [], self._masks(batches))
+        judge = Judge(
+            metric, self._output(data), [*self._truth(data, at_once)] if truth else [], self._masks(batches)
+        )
         answers: list[Answer] = list(self._run(batches))
         if truth and LABELS in data.truth:
-            for answer, labels in zip(answers, self._truth(data), strict=True):
+            for answer, labels in zip(answers, self._truth(data, at_once), strict=True):
                 check_labels(metric, labels, answer[self._output(data)])
         return _Asked(batches=batches, judge=judge, unsplit=judge.unsplit(answers))
 
     def _output(self, data: Data) -> str:
         return judged_output(metric_of(data.truth, data.rows), self._manifest.outputs)
 
-    def _truth(self, data: Data) -> Iterator[NDArray[np.generic]]:
+    def _truth(self, data: Data, at_once: int) -> Iterator[NDArray[np.generic]]:
         """Yield the labels of each batch, or all scores at once."""
         if SCORES in data.truth:
             yield data.truth[SCORES]
         elif LABELS in data.truth:
-            for start in range(0, data.rows, self._at_once):
-                yield data.truth[LABELS][start : start + self._at_once]
+            for start in range(0, data.rows, at_once):
+                yield data.truth[LABELS][start : start + at_once]
 
     def _masks(self, batches: Sequence[Sample]) -> list[NDArray[np.generic] | None]:
         return [batch.get(MASK) for batch in batches]

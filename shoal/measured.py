@@ -13,6 +13,9 @@ from shoal.records import Blob, Sha256
 NONE: Final = "none"
 """In place of a recipe: the boards exchange nothing at all.  It is measured for comparison, never planned."""
 
+LATE: Final = "late"
+"""A recipe that ends so, as in `f32 late1%`: so large a part of the messages, at random, is left out."""
+
 Metric = Literal["top1", "perplexity", "pearson", "cosine"]
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 
@@ -117,6 +120,25 @@ def lost_of(metric: Metric, unsplit: float, value: float) -> float:
     (0.25, 0.5)
     """
     return value / unsplit - 1 if metric == "perplexity" else unsplit - value
+
+
+def late_words(recipe: str, share: float) -> str:
+    """Return how a recipe is written of whose messages a part is left out.
+
+    >>> late_words("f32", 0.01)
+    'f32 late1%'
+    """
+    return f"{recipe} {LATE}{100 * share:g}%"
+
+
+def late_share(words: str) -> tuple[str, float]:
+    """Return a recipe without, and what part of its messages is left out; 0: none.
+
+    >>> late_share("f32 late1%"), late_share("2*i8,i4")
+    (('f32', 0.01), ('2*i8,i4', 0.0))
+    """
+    recipe, _, late = words.partition(f" {LATE}")
+    return recipe, float(late.removesuffix("%")) / 100 if late else 0.0
 
 
 def recipe_words(codecs: Sequence[Codec]) -> str:

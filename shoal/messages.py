@@ -168,10 +168,12 @@ class Telemetry:
     """Of these; what the plan predicts of one request."""
     lanes: tuple[int, ...]
     """How many requests, or parts of a batch, each lane of the plan has answered."""
+    late: int
+    """Messages that this board went on without, since they had not come by the deadline of the plan."""
 
     def __post_init__(self) -> None:
         check_positive("telemetry span_s", self.span_s)
-        for name in ("asked", "answered", "failed", "refused", "retried", "alone"):
+        for name in ("asked", "answered", "failed", "refused", "retried", "alone", "late"):
             check_not_negative(f"telemetry {name}", getattr(self, name))
         for answered in self.lanes:
             check_not_negative("telemetry lanes", answered)
@@ -327,11 +329,13 @@ class Deployment:
     """How much the numbers that boards exchange may be off, as a share of the largest; 0: not at all."""
     max_accuracy_loss: float = 0.0
     """How much of the accuracy that was measured at export may be lost; see `shoal.measured.lost_of`."""
+    late_rows: float = 0.0
+    """What part of the messages boards may go on without that do not come in time; 0: they wait for all."""
 
     def __post_init__(self) -> None:
         check_name("model", self.bundle.name)
         check_not_negative("deployment max_boards", self.max_boards)
-        for name in ("max_error", "max_accuracy_loss"):
+        for name in ("max_error", "max_accuracy_loss", "late_rows"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"deployment: expected {name} of 0 to 1, got {getattr(self, name)}")
 

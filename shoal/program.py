@@ -88,6 +88,8 @@ class Collective:
     deadline_s: float = 0.0
     """Of gather: a board goes on without the rows of those of which nothing came for so long since it began
     to wait for them; 0: it waits."""
+    late_rows: float = 1.0
+    """With a deadline: of all messages that it waits for it leaves out no larger a part."""
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.tag}"
@@ -123,6 +125,8 @@ class Collective:
             raise ValueError(f"{what}: expected one chunk where rows are kept, got {self.chunks}")
         if not 0 <= self.deadline_s < inf:
             raise ValueError(f"{what}: expected a deadline of 0 s or more, got {self.deadline_s}")
+        if not 0 < self.late_rows <= 1:
+            raise ValueError(f"{what}: expected late_rows above 0 and up to 1, got {self.late_rows}")
         if self.deadline_s and not (self.kind == "gather" and among_all and self.chunks == 1):
             raise ValueError(f"{what}: expected a deadline of a gather among all in one chunk, got {self}")
 

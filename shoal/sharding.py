@@ -18,13 +18,15 @@ def programs(
     codec: Codec | Sequence[Codec] = PLAIN,
     chunks: int = 1,
     deadline_s: float = 0.0,
+    late_rows: float = 1.0,
 ) -> dict[BoardId, Program]:
     """Return what each of `boards` does when it has `shares` of the units, in that order.
 
     The lead is one of the boards.  `codec` is how rows cross the wire where all boards wait for one
     another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
     `chunks`, so that the rows of one travel while those of the next are computed.  With a
-    `deadline_s` boards go on without rows that do not come in time.  Raises PlanError if a board would have
+    `deadline_s` boards go on without rows that do not come in time, of no more than the part `late_rows` of
+    the messages.  Raises PlanError if a board would have
     none of a segment's units, or if the model does not take means, or fewer rows, there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
@@ -62,6 +64,7 @@ def programs(
                 _collective(sharding, step, tag, boards, lead, shares, chosen),
                 chunks=many,
                 deadline_s=deadline_s if hurried else 0.0,
+                late_rows=late_rows if hurried else 1.0,
             )
             if meeting.counted:
                 means |= {spec.name for spec in step.made}

@@ -136,6 +136,7 @@ def telemetry(**change: Any) -> Telemetry:
         alone=0,
         alone_median_s=0.0,
         lanes=(1,),
+        late=0,
     )
     return dataclasses.replace(said, **change)
 
@@ -479,6 +480,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Telemetry, "waiting"): st.floats(0, 1e6),
     (Telemetry, "lanes"): st.lists(_natural, max_size=2).map(tuple),
     (Telemetry, "alone"): _natural,
+    (Telemetry, "late"): _natural,
     (Telemetry, "latency_median_s"): st.floats(0, 1e6),
     (Telemetry, "latency_p95_s"): st.floats(0, 1e6),
     (Telemetry, "alone_median_s"): st.floats(0, 1e6),
@@ -502,6 +504,7 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Deployment, "max_boards"): _natural,
     (Deployment, "max_error"): st.floats(0, 1),
     (Deployment, "max_accuracy_loss"): st.floats(0, 1),
+    (Deployment, "late_rows"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
     (Run, "chunks"): st.integers(1, 4),

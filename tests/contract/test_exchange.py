@@ -13,6 +13,7 @@ import pytest
 from shoal import frames
 from shoal.agent.executor import Executor
 from shoal.agent.peers import ExchangeError, Peers
+from shoal.agent.spare import Spare
 from shoal.agent.trace import Trace
 from shoal.errors import BoardError, ModelError
 from shoal.frames import Kind
@@ -356,9 +357,9 @@ def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board])
     for board, session in own.items():
         board.executor.hold(replace(plan, epoch=2, lanes=(lane,)), {Run(segment="double"): session})  # type: ignore[dict-item]
 
-    def asked() -> dict[str, Array]:
+    def asked(epoch: int = 2) -> dict[str, Array]:
         deadline_s = time.monotonic() + 3.0
-        return a.executor.lead(2, 0, secrets.token_bytes(16), {"x": X}, deadline_s, ["z", COLUMNS])
+        return a.executor.lead(epoch, 0, secrets.token_bytes(16), {"x": X}, deadline_s, ["z", COLUMNS])
 
     whole = asked()
     np.testing.assert_array_equal(whole["z"], 2 * X)
@@ -368,5 +369,18 @@ def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board])
     np.testing.assert_array_equal(part["z"], 2 * X[:2])
     assert part[COLUMNS].tolist() == [0, 1]
     gate.set()
+    assert settled(*boards)
+    assert a.executor.spare.told() == 1
+    a.executor.spare = Spare()
+    strict = tuple(replace(step, late_rows=0.01) if step is gather else step for step in steps)
+    lane = Lane(programs={A: Program(steps=strict), B: Program(steps=strict)}, weight=1.0)
+    own[b].gate = gate = threading.Event()
+    for board, session in own.items():
+        board.executor.hold(replace(plan, epoch=3, lanes=(lane,)), {Run(segment="double"): session})  # type: ignore[dict-item]
+    threading.Timer(0.4, gate.set).start()
+    np.testing.assert_array_equal(
+        asked(3)["z"], 2 * X, "too much was left out: it waits, beyond the deadline"
+    )
+    assert a.executor.spare.told() == 0
     assert settled(*boards)
     assert a.failures == b.failures == []

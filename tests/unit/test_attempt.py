@@ -13,6 +13,7 @@ from shoal.agent.attempt import Attempt, turns_in
 from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox
 from shoal.agent.peers import ExchangeError
+from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
 from shoal.codec import codec_of
 from shoal.crossing import Crossed
@@ -99,6 +100,7 @@ class Alone:
             alone=threading.Lock(),
             on_run=lambda run, _shapes, _took_s: self.did.append(f"run {run.segment}"),
             on_exchange=lambda crossed, took_s: self.crossed.append((crossed, took_s)),
+            spare=Spare(),
             notes=notes,
         )
 
