@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from shoal.errors import ModelError
 from shoal.exporter.data import Data
@@ -21,11 +22,11 @@ TEACHER = RANDOM.standard_normal((6, 4)).astype(np.float32)
 LABELS = np.array([0, 3, -1, 2, 1, -1])
 
 
-def slope(taught: float, before: Array, labels: Array = LABELS) -> Array:
+def slope(taught: float, before: Array, labels: Array = LABELS) -> NDArray[np.float32]:
     logits = torch.from_numpy(LOGITS).requires_grad_()
     from_labels({"logits": logits}, labels, 0.0, {"logits": before}, taught).backward()
     assert logits.grad is not None
-    return np.array(logits.grad.numpy())
+    return np.array(logits.grad.numpy(), np.float32)
 
 
 def test_a_teacher_that_agrees_teaches_nothing() -> None:
