@@ -112,7 +112,15 @@ def _others(rows: Sequence[Row]) -> list[str]:
     for parts, shares in ways:
         found = {r["codec"]: r for r in some if (r["parts"], r["shares"]) == (parts, shares)}
         body.append((f"{parts} boards, {shares}", *(lost(found.get(codec)) for codec in codecs)))
+    body.append(("from best to worst, with 2, 4 and 8", *(_range(rows, codec) for codec in codecs)))
     return ["Other numbers of boards, and shares that are not equal:", "", *table(("boards", *codecs), body)]
+
+
+def _range(rows: Sequence[Row], codec: str) -> str:
+    """Return how far the best and the worst number of boards, or shares, are apart in what they lose."""
+    some = [row for row in rows if row["codec"] == codec and row["point"] == "kv"]
+    found = [row["unsplit"] - row["value"] for row in some]
+    return f"{100 * (max(found) - min(found)):.2f}"
 
 
 def of_late(rows: Sequence[Row]) -> list[str]:

@@ -23,7 +23,7 @@ def _libc() -> ctypes.CDLL | None:
 _LIBC: Final = _libc()
 
 
-def keep() -> None:
+def keep(most_bytes: int = KEPT_BYTES) -> None:
     """Keep freed memory for what comes next, until `give_back`; for processes that run requests.
 
     All threads share one heap: of others `give_back` could not return what lies free at their ends.
@@ -31,7 +31,7 @@ def keep() -> None:
     if _LIBC is not None:
         _LIBC.mallopt(_M_ARENA_MAX, 1)
         _LIBC.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
-        _LIBC.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, most_bytes)
 
 
 def give_back() -> None:

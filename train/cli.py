@@ -46,15 +46,42 @@ LINES = 20
     show_default=True,
     help="What is gathered: keys and values, or the rows that they are made of.",
 )
+@click.option(
+    "--teacher",
+    metavar="OTHER.onnx",
+    type=click.Path(path_type=Path),
+    help="A model whose answers are taught, such as MODEL before a training.  [default: MODEL itself]",
+)
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Rows in a step.")
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Into so many parts these are divided, each for boards of its own.",
+)
 @click.option("--learning-rate", type=float, default=5e-4, show_default=True)
 @click.option("--weight-decay", type=float, default=0.05, show_default=True)
 @click.option("--smoothing", type=float, default=0.05, show_default=True, help="Of labels.")
 @click.option(
-    "--uneven", type=float, default=0.5, show_default=True, help="Part of steps with uneven shares."
+    "--taught",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Part of what is wanted that is the answer of the teacher, unsplit, and no label.",
 )
-@click.option("--exact", type=float, default=0.1, show_default=True, help="Part of steps that lose nothing.")
+@click.option(
+    "--many",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="How much more often many boards are drawn: as often as their number to this power.",
+)
+@click.option(
+    "--uneven", type=float, default=0.5, show_default=True, help="Part of draws with uneven shares."
+)
+@click.option("--exact", type=float, default=0.1, show_default=True, help="Part of draws that lose nothing.")
 @click.option("--commitment", type=float, default=5e-4, show_default=True, help="Draws rows to their codes.")
 @click.option(
     "--decay", type=float, default=0.99, show_default=True, help="Of the averages that codes follow."
@@ -79,11 +106,15 @@ def train(
     words: Sequence[str],
     boards: str,
     point: "Point",
+    teacher: Path | None,
     steps: int,
     batch: int,
+    draws: int,
     learning_rate: float,
     weight_decay: float,
     smoothing: float,
+    taught: float,
+    many: float,
     uneven: float,
     exact: float,
     commitment: float,
@@ -99,8 +130,8 @@ def train(
     """Fine-tune an ONNX model so that it stays right when its boards hand one another less than they have.
 
     DATA.npz has its inputs, stacked along the batch, and perhaps `labels` as `shoal export --calibrate`
-    takes them; without these it learns to answer as it did.  Each step plays a request on a number of
-    boards with shares of its own, so one trained model serves them all.  TRAINED.onnx has the same graph
+    takes them; without these it learns to answer as it did.  Each step plays requests on numbers of boards
+    with shares of their own, so one trained model serves them all.  TRAINED.onnx has the same graph
     and other weights: `shoal export --calibrate` takes it.  Needs torch; small models train on a processor.
 
     Exits 0; 2 if an argument or the data is wrong; 3 if the model cannot be trained; 4 if it does not take
@@ -118,13 +149,16 @@ def train(
     settings = Recipe(
         codecs=codecs_of(recipe, tuple(words)),
         boards=_boards(boards),
+        many=many,
         uneven=uneven,
         exact=exact,
         steps=steps,
         batch=batch,
+        draws=draws,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         smoothing=smoothing,
+        taught=taught,
         commitment=commitment,
         decay=decay,
         noise=noise,
@@ -138,6 +172,7 @@ def train(
         target=target,
         recipe=settings,
         point=point,
+        teacher=teacher,
         resume=resume,
         save_every=save_every,
     )

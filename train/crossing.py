@@ -4,14 +4,16 @@ The numbers are those of `shoal.coding`; the gradient is that of what a codec ap
 rows where it makes means, and of the rows themselves where it rounds.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from shoal import coding
-from shoal.codec import Codec, counts
+from shoal.codec import Codec, counts, folded
 from shoal.exporter.learnt import Place
 from shoal.train.quantiser import Quantiser
 
@@ -27,45 +29,73 @@ class Crossing:
         self._random, self._noise = random, noise
 
     def __call__(
-        self, codec: Codec, tag: int, name: str, tensor: torch.Tensor, axis: int, start: int
+        self, codec: Codec, tag: int, name: str, tensor: torch.Tensor, axis: int, edges: Sequence[int]
     ) -> torch.Tensor:
-        """Return what receivers have of a board's rows of `tensor`, which lie along `axis`.
+        """Return what receivers have of the rows of boards in `tensor`, which lie along `axis`.
 
-        `start` is which row of the request is the first of them.
+        `edges` are the rows of the request at which each board's begin, and the last one's end; the first of
+        them is the first row of `tensor`.
         """
-        if codec.exact or not tensor.is_floating_point():
+        if codec.exact or not tensor.is_floating_point() or not tensor.shape[axis]:
             return tensor
-        rows = tensor.shape[axis]
-        head, body, tail = codec.split(rows, start)
-        coded = averaged(tensor.narrow(axis, head, body), codec, axis)
+        known = _rows(codec, tuple(edges))
+        coded = tensor.index_select(axis, known.coded) if codec.keeps else tensor
+        if codec.rate > 1:
+            coded = mixed(known.means, coded, axis)
         if codec.number == "vq":
             quantiser = self._quantisers[Place(self._sharding, tag, name, codec.book)]
             coded = _by_row(coded, axis, lambda x: quantiser(x, self._noise, self._random))
         elif codec.number != "f32":
             coded = _rounded(coded, Codec(number=codec.number), axis)
-        if not (head or tail):
+        if not codec.keeps:
             return coded
-        half = Codec(number="f16")
-        kept = (_rounded(tensor.narrow(axis, 0, head), half, axis) if head else None, coded)
-        behind = _rounded(tensor.narrow(axis, rows - tail, tail), half, axis) if tail else None
-        return torch.cat([part for part in (*kept, behind) if part is not None], axis)
+        kept = _rounded(tensor.index_select(axis, known.kept), Codec(number="f16"), axis)
+        return torch.cat([coded, kept], axis).index_select(axis, known.order)
 
 
-def averaged(tensor: torch.Tensor, codec: Codec, axis: int) -> torch.Tensor:
-    """Return the means that stand for rows along `axis`; the rows themselves if the codec makes none."""
-    if codec.rate == 1 or not tensor.shape[axis]:
-        return tensor
-    weights = _averaging(codec.plain, tensor.shape[axis])
-    return torch.tensordot(weights, tensor, dims=([1], [axis])).movedim(0, axis)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Which rows of several boards, counted from the first of these, do what."""
+
+    coded: torch.Tensor
+    """Those that are coded."""
+    kept: torch.Tensor
+    """Those that cross by themselves."""
+    means: torch.Tensor
+    """What makes means of those that are coded: [means, coded]."""
+    order: torch.Tensor
+    """Where each row that crossed lies among those coded, or means of them, and then those kept."""
 
 
 @lru_cache(maxsize=1024)
-def _averaging(codec: Codec, rows: int) -> torch.Tensor:
-    """Return the matrix [means, rows] that makes means of rows."""
-    stood = counts(codec, rows)
-    return torch.tensor(
-        np.repeat(np.eye(len(stood)) / np.array(stood)[:, None], stood, axis=1).astype(np.float32)
+def _rows(codec: Codec, edges: tuple[int, ...]) -> _Rows:
+    coded: list[int] = []
+    kept: list[int] = []
+    stood: list[int] = []
+    is_kept: list[bool] = []
+    for start, stop in pairwise(edges):
+        head, body, tail = codec.split(stop - start, start)
+        first = start - edges[0]
+        coded += range(first + head, first + head + body)
+        kept += [*range(first, first + head), *range(first + head + body, first + head + body + tail)]
+        many = counts(codec.plain, body)
+        stood += many
+        is_kept += [True] * head + [False] * len(many) + [True] * tail
+    means = np.repeat(np.eye(len(stood)) / np.maximum(stood, 1)[:, None], stood, axis=1)
+    apart = np.argsort(is_kept, kind="stable")
+    return _Rows(
+        coded=torch.tensor(coded, dtype=torch.int64),
+        kept=torch.tensor(kept, dtype=torch.int64),
+        means=torch.from_numpy(means.astype(np.float32)),
+        order=torch.from_numpy(np.argsort(apart)),
     )
+
+
+def mixed(weights: torch.Tensor, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return sums of the rows of `tensor` along `axis`, by `weights` [sums, rows]."""
+    outer, rows, inner = folded(tensor.shape, axis)
+    made = torch.bmm(weights.expand(outer, -1, -1), tensor.reshape(outer, rows, inner))
+    return made.reshape(*tensor.shape[:axis], len(weights), *tensor.shape[axis + 1 :])
 
 
 def _rounded(tensor: torch.Tensor, codec: Codec, axis: int) -> torch.Tensor:

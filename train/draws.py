@@ -1,6 +1,6 @@
-"""What is played in each step of training: how many boards, what share each has, what crosses, which rows.
+"""What is played in training: how many boards, what share each has, what crosses, and which rows are asked.
 
-All of it follows from the seed and the number of the step, so training goes on where it was stopped.
+All of it follows from the seed and a number, so training goes on where it was stopped.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,22 @@ LEAST_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """One step: boards with these shares of the rows hand one another rows in this codec."""
+    """Boards with these shares of the rows hand one another rows in this codec."""
 
     shares: tuple[float, ...]
     codec: Codec
 
 
-def draw(recipe: Recipe, step: int, units: int) -> Draw:
-    """Return what is played in `step` of a model that has `units` rows to divide.
+def draw(recipe: Recipe, number: int, units: int) -> Draw:
+    """Return draw `number` for a model that has `units` rows to divide.
 
     No more boards are drawn than there are units.
     """
-    random = np.random.default_rng([recipe.seed, 1, step])
-    fewest, most = recipe.boards
-    count = int(random.integers(min(fewest, units), min(most, units) + 1))
+    random = np.random.default_rng([recipe.seed, 1, number])
+    fewest, most = (min(boards, units) for boards in recipe.boards)
+    counts = np.arange(fewest, most + 1)
+    often = (counts / most) ** recipe.many
+    count = int(random.choice(counts, p=often / often.sum()))
     shares = np.full(count, 1 / count)
     if random.random() < recipe.uneven:
         free = random.dirichlet(np.ones(count)) * (1 - LEAST_SHARE)

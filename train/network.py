@@ -7,6 +7,7 @@ import torch
 
 from shoal.errors import ModelError
 from shoal.records import Array
+from shoal.train.fused import FUSED, fused
 from shoal.train.graph import Graph, Node, trained
 from shoal.train.operators import OPERATORS, Function
 
@@ -70,7 +71,7 @@ def _calls(segment: str, graph: Graph) -> list[tuple[Node, Function]]:
             f"segment {segment}: {strange[0].where}: cannot be trained; these can: "
             f"{', '.join(sorted(OPERATORS))}"
         )
-    return [(node, OPERATORS[node.operator]) for node in graph.nodes]
+    return [(node, FUSED.get(node.operator) or OPERATORS[node.operator]) for node in fused(graph)]
 
 
 def _covered(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Plays the programs of several boards in torch, all of them at once, so that answers have gradients.
+"""Plays the programs of several boards in torch, one after the other, so that answers have gradients.
 
 The steps are those that boards are given (`shoal.sharding.programs`); what a collective makes is what
 `shoal.collective` makes.
@@ -23,7 +23,7 @@ class Crosses(Protocol):
     """What rows are on the other side of the wire; see `shoal.train.crossing.Crossing`."""
 
     def __call__(
-        self, codec: Codec, tag: int, name: str, tensor: torch.Tensor, axis: int, start: int, /
+        self, codec: Codec, tag: int, name: str, tensor: torch.Tensor, axis: int, edges: Sequence[int], /
     ) -> torch.Tensor:
         """Return what receivers have of `tensor`."""
 
@@ -94,7 +94,9 @@ class _Table:
         for name, made in zip(step.tensors, step.made, strict=True):
             parts = [held[board][name] for board in step.boards]
             axis = max(0, parts[0].ndim - 2)
-            total = sum(self._crosses(step.codec, step.tag, name, part, axis, 0) for part in parts)
+            total = sum(
+                self._crosses(step.codec, step.tag, name, part, axis, (0, part.shape[axis])) for part in parts
+            )
             for taker in step.boards if step.root is None else (step.root,):
                 held[taker][made] = total
 
@@ -103,7 +105,7 @@ class _Table:
         for name, made, axis in zip(step.tensors, step.made, step.axes, strict=True):
             own = {board: self._wanted(step, board, held[board][name], axis) for board in step.boards}
             crossed = {
-                board: self._crosses(step.codec, step.tag, name, tensor, axis, self._edges[index])
+                board: self._crosses(step.codec, step.tag, name, tensor, axis, self._edges[index : index + 2])
                 for index, (board, tensor) in enumerate(own.items())
             }
             for taker in takers:

@@ -44,10 +44,10 @@ class Quantiser:
         self._last: list[torch.Tensor] = []
         self._distances: list[torch.Tensor] = []
 
-    @property
     def commitment(self) -> torch.Tensor:
-        """Return how far the rows were from their codes since the last `follow`: the mean of the squares."""
-        return torch.stack(self._distances).mean() if self._distances else torch.zeros(())
+        """Return how far rows were from their codes since this was last asked: the mean of the squares."""
+        distances, self._distances = self._distances, []
+        return torch.stack(distances).mean() if distances else torch.zeros(())
 
     def books(self) -> Array:
         """Return the codebooks as they are now, float32 [stages, groups, codes, width]."""

@@ -19,20 +19,27 @@ class Recipe:
     """How a model is trained.  Raises ConfigError, with the setting, if one is out of range."""
 
     codecs: tuple[Codec, ...]
-    """How rows cross between boards; each step draws one of them."""
+    """How rows cross between boards; each draw is of one of them."""
     boards: tuple[int, int]
     """The fewest and the most boards that are drawn."""
+    many: float
+    """A number of boards is drawn as often as itself to this power: many lose most, and so learn most."""
     uneven: float
-    """The part of the steps in which boards have uneven shares."""
+    """The part of the draws in which boards have uneven shares."""
     exact: float
-    """The part of the steps in which rows cross as they are, so that the model stays good by itself."""
+    """The part of the draws in which rows cross as they are, so that the model stays good by itself."""
     steps: int
     batch: int
+    """Rows in a step."""
+    draws: int
+    """So many parts of these are asked of boards, shares and a codec of their own."""
     learning_rate: float
     """The highest; it rises to it in the first tenth of the steps and falls to nothing by a cosine."""
     weight_decay: float
     smoothing: float
     """Of labels: the part of the weight that all classes share."""
+    taught: float
+    """The part of what is wanted that is what the teacher answers, unsplit, and no label."""
     commitment: float
     """Weight of how far rows are from their codes (ASTRA's beta; 1e-4 to 5e-4 in the paper)."""
     decay: float
@@ -46,14 +53,14 @@ class Recipe:
             raise ConfigError("train: expected one codec or more, got none")
         if not 2 <= self.boards[0] <= self.boards[1]:
             raise ConfigError(f"train: expected 2 boards or more, fewest first, got {self.boards}")
-        for name, value in (("steps", self.steps), ("batch", self.batch)):
+        for name, value in (("steps", self.steps), ("batch", self.batch), ("draws", self.draws)):
             if value < 1:
                 raise ConfigError(f"train: expected {name} of 1 or more, got {value}")
-        for name in ("uneven", "exact", "smoothing", "decay", "noise"):
+        for name in ("uneven", "exact", "smoothing", "taught", "decay", "noise"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"train: expected {name} of 0 to 1, got {value}")
-        for name in ("learning_rate", "weight_decay", "commitment"):
+        for name in ("many", "learning_rate", "weight_decay", "commitment"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"train: expected {name} of 0 or more, got {value}")

@@ -1,6 +1,6 @@
 """The way from a model and data to a model that was trained for what its boards hand one another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
+from shoal import memory
 from shoal.codec import PLAIN
 from shoal.errors import ConfigError, ModelError
 from shoal.exporter.data import Data, read_data
@@ -24,13 +25,14 @@ from shoal.records import Array
 from shoal.session import Session, open_session
 from shoal.sharding import programs
 from shoal.sizes import resized, sizes_in
-from shoal.train.draws import Draw
+from shoal.train.draws import Draw, rows_of
 from shoal.train.files import same_answers, write_model
 from shoal.train.graph import read_graph
 from shoal.train.network import Network
 from shoal.train.recipe import Recipe
 from shoal.train.state import load, save
-from shoal.train.tuning import Tuning, batches, books_in, names
+from shoal.train.tuning import Tuning, books_in, names
+from shoal.train.unsplit import Unsplit
 
 Point = Literal["kv", "hidden"]
 Report = Callable[[int, float], None]
@@ -40,6 +42,8 @@ TOLERANCE: Final = 1e-4
 """How far torch may be from onnxruntime, as a part of the largest number."""
 LOOKED_AT: Final = 8
 """Rows on which the two are compared."""
+KEPT_BYTES: Final = 1 << 30
+"""Freed memory up to so much is kept for the next step."""
 CODED: Final = 10_000
 """Rows at each exchange from which codebooks are made, about."""
 
@@ -67,6 +71,8 @@ class Order:
     recipe: Recipe
     point: Point
     """What is gathered: keys and values, or the rows that they are made of."""
+    teacher: Path | None
+    """A model whose answers are taught; None: those of `model`."""
     resume: bool
     save_every: int
     """Steps."""
@@ -79,7 +85,8 @@ class Order:
     def run(self) -> str:
         """Return a word for this model, data and recipe: another one has another, but for its steps."""
         recipe = replace(self.recipe, steps=1)
-        words = (digest_of(self.model), digest_of(self.data), self.point, repr(recipe))
+        teacher = digest_of(self.teacher) if self.teacher else ""
+        words = (digest_of(self.model), digest_of(self.data), teacher, self.point, repr(recipe))
         return sha256("\n".join(words).encode()).hexdigest()
 
 
@@ -89,6 +96,7 @@ def train(order: Order, report: Report) -> Outcome:
     Raises ConfigError if an argument, the data or a training to go on with does not fit, ModelError if the
     model cannot be divided or trained, PlanError if it does not take what a codec makes.
     """
+    memory.keep(KEPT_BYTES)
     run = order.run()
     state = load(order.kept, run) if order.resume else None
     with TemporaryDirectory() as place:
@@ -106,9 +114,10 @@ def train(order: Order, report: Report) -> Outcome:
         outputs = tuple(spec.name for spec in manifest.outputs)
         tuning = Tuning(sharding, network, outputs, order.recipe, books)
         _compare(tuning, data, original)
+        tuning.quicken(data.some(np.arange(LOOKED_AT)).inputs)
         if state is not None:
             tuning.restore(state)
-        losses = _steps(order, tuning, data, original, run, report)
+        losses = _steps(order, tuning, data, Unsplit(_teacher(order, original), data), run, report)
         digest = write_model(bundle / file_of(WHOLE), network.arrays(), order.target)
     if books:
         write_learnt(beside(order.target), digest, tuning.books())
@@ -123,17 +132,29 @@ def train(order: Order, report: Report) -> Outcome:
 
 
 def _steps(
-    order: Order, tuning: Tuning, data: Data, original: Session, run: str, report: Report
+    order: Order, tuning: Tuning, data: Data, unsplit: Unsplit, run: str, report: Report
 ) -> list[float]:
     """Make all steps that are left, and return the loss of each."""
     losses: list[float] = []
-    for batch in batches(order.recipe, data, tuning.step):
-        before: Mapping[str, Array] = {} if LABELS in batch.truth else original.run(batch.inputs)
-        losses.append(tuning.learn(batch, before))
+    taught = LABELS not in data.truth or order.recipe.taught > 0
+    for step in range(tuning.step, order.recipe.steps):
+        rows = rows_of(order.recipe, step, data.rows)
+        losses.append(tuning.learn(data.some(rows), unsplit.answers(rows) if taught else {}))
         if tuning.step % order.save_every == 0 and tuning.step < order.recipe.steps:
             save(order.kept, tuning.state(), run)
         report(tuning.step, losses[-1])
     return losses
+
+
+def _teacher(order: Order, original: Session) -> Session:
+    """Return the model whose answers are taught.  Raises ModelError if it is not one of the same kind."""
+    if order.teacher is None:
+        return original
+    found = open_session(order.teacher, threads=torch.get_num_threads())
+    expected, got = ((*one.inputs, *one.outputs) for one in (original, found))
+    if expected != got:
+        raise ModelError(f"{order.teacher}: expected inputs and outputs {expected}, got {got}")
+    return found
 
 
 def _sharding(manifest: Manifest, order: Order) -> Sharding:

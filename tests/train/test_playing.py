@@ -1,6 +1,7 @@
 """Boards played in torch answer as their programs do in onnxruntime, and have true gradients."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,22 @@ from shoal.codec import Codec, codec_of
 from shoal.exporter.export import export
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import play as play_arrays
-from shoal.manifest import Manifest, Sharding
+from shoal.manifest import Manifest, Sharding, ShardRun
 from shoal.records import Array
 from shoal.sharding import programs
 from tests import models
 from tests.unit.test_exporter_shardings import Style, Writer
+from tests.unit.test_train_draws import RECIPE
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test-train")
 
 from shoal.train.crossing import Crossing  # noqa: E402
+from shoal.train.fused import ATTENTION, LINEAR, fused  # noqa: E402
 from shoal.train.graph import read_graph  # noqa: E402
 from shoal.train.network import Network  # noqa: E402
 from shoal.train.playing import play  # noqa: E402
-from shoal.train.tuning import names  # noqa: E402
+from shoal.train.together import Together  # noqa: E402
+from shoal.train.tuning import Tuning, names  # noqa: E402
 
 pytestmark = pytest.mark.train
 DATA = Path(__file__).parents[1] / "data"
@@ -49,7 +53,8 @@ class Bundle:
         self.sharding: Sharding = next(s for s in manifest.shardings if s.name == name)
         segments = {segment.name: segment for segment in self.sharding.segments}
         self.opened = Segments(folder, segments)
-        self.network = Network({each: read_graph(folder / f"{each}.onnx") for each in segments})
+        self.graphs = {each: read_graph(folder / f"{each}.onnx") for each in segments}
+        self.network = Network(self.graphs)
 
     def by_torch(
         self, inputs: Mapping[str, Array], shares: tuple[float, ...], codec: Codec
@@ -160,3 +165,40 @@ def test_gradients_go_straight_through_what_rounds(named: tuple[str, Bundle]) ->
     plain, rounded = slope("f32"), slope("i8")
     assert not torch.equal(plain, rounded)
     assert float((plain - rounded).norm() / plain.norm()) < 0.1
+
+
+def test_all_boards_at_once_answer_as_each_by_itself(named: tuple[str, Bundle]) -> None:
+    name, bundle = named
+    tensors = {key: torch.from_numpy(array) for key, array in INPUTS[name].items()}
+    at_once = Together(bundle.sharding, bundle.network)
+    for shares, word in product(SHARES, CODECS):
+        codec = codec_of(word)
+        want = bundle.by_torch(INPUTS[name], shares, codec)
+        crossing = Crossing(bundle.sharding.name, {}, torch.Generator(), 0.0)
+        got = at_once.play(tensors, shares, codec, crossing)
+        for output, tensor in want.items():
+            near = 1e-5 if codec.number == "f32" and not codec.keeps else 2e-2
+            error = (got[output] - tensor).detach().abs().max() / tensor.detach().abs().max()
+            assert float(error) < near, (word, shares, output)
+
+
+def test_boards_are_played_at_once_where_that_answers_alike(named: tuple[str, Bundle]) -> None:
+    name, bundle = named
+    outputs = tuple(spec.name for spec in bundle.manifest.outputs)
+    steps = tuple(
+        replace(step, for_means="") if isinstance(step, ShardRun) else step for step in bundle.sharding.steps
+    )
+    for sharding, takes_means in ((bundle.sharding, True), (replace(bundle.sharding, steps=steps), False)):
+        tuning = Tuning(sharding, bundle.network, outputs, RECIPE, {})
+        assert tuning.quicken(INPUTS[name]) == takes_means
+
+
+def test_attention_and_products_with_a_bias_are_one_function_each(named: tuple[str, Bundle]) -> None:
+    name, bundle = named
+    if name != "vit":
+        pytest.skip("one is enough")
+    found = [node.operator for node in fused(bundle.graphs["sequence-001a-means"])]
+    assert found.count(ATTENTION) == 1
+    assert found.count(LINEAR) == 5
+    assert "Softmax" not in found
+    assert "MatMul" not in found

@@ -43,7 +43,7 @@ def test_commitment_draws_rows_to_their_codes() -> None:
     rows = torch.from_numpy(ROWS).requires_grad_()
     quantiser = Quantiser(books(), decay=0.9)
     made = quantiser(rows, 0.0, torch.Generator())
-    quantiser.commitment.backward()
+    quantiser.commitment().backward()
     want = 2 * (rows - made).detach() / 18
     np.testing.assert_allclose(rows.grad.numpy(), want.numpy(), atol=1e-6)
 
@@ -86,4 +86,4 @@ def test_what_is_looked_at_only_moves_nothing() -> None:
     quantiser.forget()
     quantiser.follow(torch.Generator())
     np.testing.assert_array_equal(quantiser.books(), before)
-    assert float(quantiser.commitment) == 0
+    assert float(quantiser.commitment()) == 0

@@ -18,13 +18,16 @@ from shoal.train.recipe import Recipe, codecs_of
 RECIPE = Recipe(
     codecs=(codec_of("means3"), codec_of("means10")),
     boards=(2, 8),
+    many=1.0,
     uneven=0.5,
     exact=0.2,
     steps=100,
     batch=7,
+    draws=1,
     learning_rate=0.1,
     weight_decay=0.0,
     smoothing=0.0,
+    taught=0.0,
     commitment=0.0,
     decay=0.9,
     noise=1.0,
@@ -51,6 +54,15 @@ def test_all_that_can_be_drawn_is() -> None:
     assert exact == pytest.approx(0.2, abs=0.07)
     assert even == pytest.approx(0.5, abs=0.08)
     assert {one.codec for one in found} == {*RECIPE.codecs, PLAIN}
+
+
+def test_many_boards_are_drawn_more_often_the_more_that_is_asked_for() -> None:
+    def mean(many: float) -> float:
+        return float(np.mean([len(draw(replace(RECIPE, many=many), n, 50).shares) for n in range(400)]))
+
+    assert mean(0.0) == pytest.approx(5.0, abs=0.4)
+    assert mean(1.0) == pytest.approx(203 / 35, abs=0.4)  # N as often as N: the sum of squares by the sum
+    assert mean(1000.0) == 8.0
 
 
 def test_each_pass_takes_every_row_once() -> None:
