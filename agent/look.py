@@ -13,7 +13,6 @@ from shoal.errors import BoardError, ModelError
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree, Unreadable
 from shoal.manifest import Manifest, Segment, parse
-from shoal.messages import Health
 from shoal.profiler import energy, segments
 from shoal.profiler.counts import samples
 from shoal.profiler.energy import Energy
@@ -26,6 +25,7 @@ from shoal.profiler.staging import Staging, measure_staging
 from shoal.records import BoardId, Law, LinkProfile, Timing
 from shoal.session import Session, device_of, usable_providers
 from shoal.text import table
+from shoal.vitals import Health
 
 POWER_PERIOD_S: Final = 0.1
 IDLE_S: Final = 2.0

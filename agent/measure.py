@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from shoal.agent import canary as canaries
+from shoal.agent.canary import PERIOD_S, SHARE, Canary
 from shoal.agent.exchanges import Exchanges
 from shoal.agent.executor import Executor
 from shoal.agent.expected import Expectations, Shapes
@@ -19,13 +18,11 @@ from shoal.agent.remembered import Remembered, remember, remembered
 from shoal.agent.sessions import Sessions
 from shoal.crossing import Crossed
 from shoal.errors import BoardError, ModelError
-from shoal.manifest import Manifest, Precision, Segment
+from shoal.manifest import Manifest, Precision
 from shoal.profiler import segments
-from shoal.profiler.counts import samples
 from shoal.profiler.statistics import BAND, Drift, differs, observed, window
 from shoal.program import Run
 from shoal.records import (
-    Array,
     BoardId,
     ExchangeCosts,
     Law,
@@ -36,7 +33,6 @@ from shoal.records import (
     Timing,
     scaled,
 )
-from shoal.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -48,33 +44,9 @@ REFINE_PAUSE_S: Final = 1.0
 """A board on which nothing has run for so long has time for a closer look."""
 REFINED_PAUSE_S: Final = 5.0
 """Where all is known well, it is enough to look so often whether that is still so."""
-CANARY_PERIOD_S: Final = 5.0
-CANARY_SHARE: Final = 0.001
-"""Of the time, so much at most goes into looking whether an idle board is still as fast."""
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks `UNSURE` times as often."""
 UNSURE: Final = 4
-CLOSER_S: Final = 0.05
-"""Where it seems not to be, by less than so long, it is timed again for so long, ..."""
-LEAST_RUNS: Final = 5
-"""... and at least so many times."""
-CANARY_RARELY_S: Final = 60.0
-CANARY_WEIGHT: Final = 0.1
-"""A canary stays loaded if it takes no more of the memory."""
-CANARY_LEAST_S: Final = 2e-4
-"""A segment that runs shorter says little about the board's speed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Canary:
-    """A segment that is run now and then to see whether the board is still as fast."""
-
-    segment: Segment
-    tensors: Mapping[str, Array]
-    session: Session | None
-    """None: it is too large to stay loaded."""
-    held_bytes: int
-    period_s: float
 
 
 class Measurer:
@@ -115,7 +87,7 @@ class Measurer:
         """Segments that have had no closer look."""
         self._looking = threading.Lock()
         """Held while segments are timed: only one at a time is loaded for that."""
-        self._canary: _Canary | None = None
+        self._canary: Canary | None = None
         self._memory_bytes = sessions.memory_bytes
         self._staging_s = 0.0
 
@@ -221,7 +193,7 @@ class Measurer:
                     told_s = time.monotonic()
         if not timings:
             raise BoardError("no segment of the bundle fits this board's memory")
-        canary = self._choose_canary(manifest, timings)
+        canary = canaries.chosen(manifest, timings, self._sessions)
         self._know(bundle, manifest, timings, laws, canary, fresh=fresh)
         if fresh:
             self._remember()
@@ -232,7 +204,7 @@ class Measurer:
         manifest: Manifest,
         measured: Mapping[str, Timing],
         laws: Mapping[str, Law],
-        canary: _Canary | None,
+        canary: Canary | None,
         *,
         fresh: bool,
     ) -> None:
@@ -324,64 +296,23 @@ class Measurer:
             canary = self._canary
             timing = self._timings.get(canary.segment.name) if canary else None
             now_s = timing.median_s * self._drift.slowdown if timing else 0.0
-            rest_s = max(canary.period_s, now_s / CANARY_SHARE) if canary and timing else 1.0
+            rest_s = max(canary.period_s, now_s / SHARE) if canary and timing else 1.0
             unsure = self._drift.streak or time.monotonic() - self._measured_s < UNSURE_S
             await asyncio.sleep(rest_s / UNSURE if unsure else rest_s)
             if canary is None or timing is None or canary.segment.name in self._unsure:
                 continue  # a closer look is due
-            if time.monotonic() - self._ran_s > CANARY_PERIOD_S / 2:
+            if time.monotonic() - self._ran_s > PERIOD_S / 2:
                 await asyncio.to_thread(self._look, canary, timing.median_s)
 
-    def _look(self, canary: _Canary, expected_s: float) -> None:
-        """Time the canary, a short one several times, after a run that warms the caches.
-
-        Some milliseconds are easily disturbed: before they are believed, it is the middle of more runs.
-        """
+    def _look(self, canary: Canary, expected_s: float) -> None:
+        """Judge the board by a run of the canary, which took `expected_s` at first."""
         now_s = expected_s * self._drift.slowdown
-        count = max(1, round(CANARY_PERIOD_S * CANARY_SHARE / now_s))
         try:
-            run = partial((canary.session or self._sessions.borrow(canary.segment)).run, canary.tensors)
-            with self._executor.alone:
-                run()
-                took_s = _took_s(run, count)
-            if now_s < CLOSER_S and differs(now_s, took_s, BAND):
-                took_s = statistics.median(self._runs_s(run, max(LEAST_RUNS, round(CLOSER_S / now_s))))
+            took_s = canary.took_s(self._sessions, self._executor.alone, now_s)
         except (BoardError, ModelError) as error:
             log.info("no look at the board's speed: %s", error)
             return
         self._judge(lambda drift: window(drift, took_s / expected_s))
-
-    def _runs_s(self, run: Callable[[], object], count: int) -> Iterator[float]:
-        """Yield what runs take, each by itself: requests go in between."""
-        for _ in range(count):
-            with self._executor.alone:
-                took_s = _took_s(run, 1)
-            yield took_s
-
-    def _choose_canary(self, manifest: Manifest, timings: Mapping[str, Timing]) -> _Canary | None:
-        """Return the lightest segment that runs long enough to tell.
-
-        It stays loaded if it is light; else it is loaded for each look, and looks are rare.
-        """
-        able = [s for s in manifest.segments if s.name in timings]
-        telling = [s for s in able if timings[s.name].median_s >= CANARY_LEAST_S] or able
-        for segment in sorted(telling, key=lambda s: (s.weight_bytes, s.name)):
-            light = segment.weight_bytes <= CANARY_WEIGHT * self._sessions.memory_bytes
-            tensors = samples(segment, manifest.sizes)
-            try:
-                session = self._sessions.borrow(segment)
-                session.run(tensors)
-            except (BoardError, ModelError) as error:
-                log.debug("no canary: %s", error)
-                continue
-            return _Canary(
-                segment=segment,
-                tensors=tensors,
-                session=session if light else None,
-                held_bytes=segment.weight_bytes if light else 0,
-                period_s=CANARY_PERIOD_S if light else CANARY_RARELY_S,
-            )
-        return None
 
     def publish(self) -> None:
         """Tell the profile, if there is one."""
@@ -404,13 +335,6 @@ class Measurer:
             )
             file = self._file(self._bundle)
         remember(file, found)
-
-
-def _took_s(run: Callable[[], object], count: int) -> float:
-    begun_s = time.perf_counter()
-    for _ in range(count):
-        run()
-    return (time.perf_counter() - begun_s) / count
 
 
 def _with_whole(manifest: Manifest, timings: Mapping[str, Timing]) -> Mapping[str, Timing]:

@@ -50,13 +50,13 @@ from shoal.messages import (
     Heartbeat,
     Presence,
     Reported,
-    Vitals,
 )
 from shoal.mqtt import Down, Mqtt, Up
 from shoal.profiler.power import External
 from shoal.program import Run
 from shoal.records import Address, BoardId, Profile
 from shoal.store import Store
+from shoal.vitals import Vitals
 from shoal.wire import Envelope, topic
 
 log = logging.getLogger(__name__)

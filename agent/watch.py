@@ -14,12 +14,12 @@ from typing import Final
 from shoal.clock import boot_s
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree, Unreadable
-from shoal.messages import VITALS_S, Health, PowerReport, Vitals
 from shoal.profiler import energy
 from shoal.profiler.energy import Energy, Level, Mark
 from shoal.profiler.health import Observer
 from shoal.profiler.mailbox import firmware
 from shoal.profiler.power import External, Metering, open_meter
+from shoal.vitals import VITALS_S, Health, PowerReport, Vitals
 
 log = logging.getLogger(__name__)
 

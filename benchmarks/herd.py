@@ -29,22 +29,19 @@ from shoal.encoding import from_json
 from shoal.manifest import Manifest, parse
 from shoal.messages import (
     HEARTBEAT_S,
-    VITALS_S,
     Airtime,
     Birth,
     Desired,
     Hardware,
-    Health,
     Heartbeat,
     Message,
-    PowerReport,
     Presence,
     Readiness,
     Reported,
     Telemetry,
-    Vitals,
 )
 from shoal.records import Address, BoardId, Profile, Sha256, scaled
+from shoal.vitals import VITALS_S, Health, PowerReport, Vitals
 
 BEATS: Final = round(VITALS_S / HEARTBEAT_S)
 """Heartbeats to one of the vitals, and of the telemetry."""

@@ -51,8 +51,9 @@ def agent() -> None:
     from shoal.agent import link_watch, measure, watch
     from shoal.agent.dispatch import Dispatcher
     from shoal.cli import main as shoal
-    from shoal.messages import Airtime, Telemetry, Vitals
+    from shoal.messages import Airtime, Telemetry
     from shoal.mqtt import Mqtt
+    from shoal.vitals import Vitals
 
     looking = asyncio.Event()
     looking.set()

@@ -241,7 +241,7 @@ def undeploy(broker: str, cluster: str) -> None:
 def status(broker: str, cluster: str, as_json: bool) -> None:
     """Show the boards, what is deployed, and the plan in force."""
     from shoal.coordinator import client, render
-    from shoal.messages import VITALS_S
+    from shoal.vitals import VITALS_S
 
     async def look() -> client.View:
         async with client.Operator(broker, cluster) as operator:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.coordinator.watts import BoardPower, power_of
-from shoal.messages import HEARTBEAT_S, Alarm, Birth, Heartbeat, Presence, Reported, Telemetry, Vitals
+from shoal.messages import HEARTBEAT_S, Alarm, Birth, Heartbeat, Presence, Reported, Telemetry
 from shoal.records import BoardId, Profile, Sha256
+from shoal.vitals import Vitals
 
 FromBoard = Birth | Presence | Heartbeat | Profile | Reported | Telemetry | Vitals | Alarm
 

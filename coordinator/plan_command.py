@@ -104,8 +104,8 @@ async def _look(broker: str, cluster: str, without: Sequence[str]) -> _Asked:
 
     from shoal.coordinator import client, render
     from shoal.coordinator.watts import power_of
-    from shoal.messages import VITALS_S
     from shoal.records import Profile
+    from shoal.vitals import VITALS_S
 
     async with client.Operator(broker, cluster) as operator, aiohttp.ClientSession() as http:
         await operator.listen(1.25 * VITALS_S)

@@ -16,12 +16,12 @@ from shoal.messages import (
     Presence,
     Reported,
     Telemetry,
-    Vitals,
 )
 from shoal.profiler import energy
 from shoal.program import Lane, Plan, Run
 from shoal.records import BoardId, Profile
 from shoal.text import table
+from shoal.vitals import Vitals
 
 
 def status(view: View) -> str:

@@ -31,12 +31,12 @@ from shoal.messages import (
     Presence,
     Reported,
     Telemetry,
-    Vitals,
 )
 from shoal.mqtt import Down, Event, Mqtt, Up
 from shoal.program import Plan
 from shoal.records import BoardId, Profile
 from shoal.store import Store
+from shoal.vitals import Vitals
 from shoal.wire import Envelope, topic
 
 log = logging.getLogger(__name__)

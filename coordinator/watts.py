@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.messages import PowerReport
 from shoal.records import BoardId
+from shoal.vitals import PowerReport
 
 MOST_W: Final = 1e6
 """No board takes so much, and none less than nothing: what says so is no meter."""

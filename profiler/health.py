@@ -10,9 +10,9 @@ from typing import Final
 
 from shoal.firmware_configs.schema import BoardConfig
 from shoal.firmware_configs.sysfs import Tree, Unreadable
-from shoal.messages import Health
 from shoal.profiler import usage
 from shoal.profiler.mailbox import Ask
+from shoal.vitals import Health
 
 COLDEST_C: Final = -40.0
 HOTTEST_C: Final = 150.0

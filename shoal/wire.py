@@ -19,6 +19,7 @@ from shoal.errors import WireError
 from shoal.messages import Message
 from shoal.program import Plan
 from shoal.records import BoardId, Profile, check_name
+from shoal.vitals import Vitals
 
 VERSION: Final = 1
 ROOT: Final = f"shoal/v{VERSION}"
@@ -51,7 +52,7 @@ WIRE: Final = (
     Route("board/{board}/profile", Profile, Sender.AGENT, qos=1, retain=True),
     Route("board/{board}/reported", messages.Reported, Sender.AGENT, qos=1, retain=True),
     Route("board/{board}/telemetry", messages.Telemetry, Sender.AGENT, qos=0, retain=False),
-    Route("board/{board}/vitals", messages.Vitals, Sender.AGENT, qos=0, retain=False),
+    Route("board/{board}/vitals", Vitals, Sender.AGENT, qos=0, retain=False),
     Route("board/{board}/airtime", messages.Airtime, Sender.AGENT, qos=1, retain=False),
     Route("board/{board}/alarm", messages.Alarm, Sender.AGENT, qos=1, retain=False),
     Route("board/{board}/desired", messages.Desired, Sender.COORDINATOR, qos=1, retain=True),

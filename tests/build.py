@@ -44,7 +44,6 @@ from shoal.messages import (
     BundleSource,
     Deployment,
     Hardware,
-    Health,
     Heartbeat,
     Limits,
     Objective,
@@ -68,6 +67,7 @@ from shoal.records import (
     TensorSpec,
     Timing,
 )
+from shoal.vitals import Health
 
 A, B, C, D = (BoardId(name) for name in ("a", "b", "c", "d"))
 

@@ -16,8 +16,9 @@ from shoal.coordinator.question import Question
 from shoal.coordinator.watts import MOST_W, BoardPower, power_of
 from shoal.coordinator.weigh import rank
 from shoal.manifest import WHOLE, Manifest
-from shoal.messages import NO_LIMITS, Limits, Objective, PowerReport
+from shoal.messages import NO_LIMITS, Limits, Objective
 from shoal.records import LEAST_S, LONGEST_S, MOST_BYTES, BoardId, Law, LinkProfile, Profile, Timing
+from shoal.vitals import PowerReport
 from tests import build
 from tests.asking import propose
 from tests.build import A, B, C, D

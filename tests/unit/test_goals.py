@@ -24,9 +24,10 @@ from shoal.coordinator.watts import BoardPower, Powers, power_of, request_j
 from shoal.coordinator.whole import ALONE
 from shoal.errors import PlanError
 from shoal.manifest import Manifest
-from shoal.messages import NO_LIMITS, Limits, Objective, PowerReport
+from shoal.messages import NO_LIMITS, Limits, Objective
 from shoal.program import Lane, Prediction
 from shoal.records import BoardId, Profile
+from shoal.vitals import PowerReport
 from tests import build
 from tests.asking import explore, propose
 from tests.build import A, B, C, limits

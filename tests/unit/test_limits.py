@@ -5,7 +5,8 @@ import pytest
 from shoal.coordinator import fleet
 from shoal.coordinator.question import Question
 from shoal.coordinator.weigh import rank
-from shoal.messages import Health, Limits, PowerReport, Vitals
+from shoal.messages import Limits
+from shoal.vitals import Health, PowerReport, Vitals
 from tests import build
 from tests.build import A, B, limits
 from tests.unit.test_controller import SMALL, measured, pair_of_boards, serving_pair

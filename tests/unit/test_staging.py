@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from shoal.agent.look import BoardFound, render
-from shoal.messages import Health
 from shoal.profiler.staging import Staging, measure_staging
 from shoal.session import CPU, device_of
+from shoal.vitals import Health
 
 FOUND = BoardFound(
     board="jetson-orin-nano",

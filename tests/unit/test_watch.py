@@ -7,9 +7,9 @@ import pytest
 from shoal.agent.watch import Watch
 from shoal.coordinator import render
 from shoal.firmware_configs import boards
-from shoal.messages import PowerReport, Vitals
 from shoal.profiler.health import Observer
 from shoal.profiler.power import open_meter
+from shoal.vitals import PowerReport, Vitals
 from shoal.wire import encode
 from tests.boards import plant, put
 
