@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from shoal.agent import measure
+from shoal.agent import canary, measure
 from shoal.agent.executor import Executor
 from shoal.agent.expected import Shapes
 from shoal.agent.measure import Measurer
@@ -104,6 +104,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     found = SimpleNamespace(now_s=1000.0, ran_s=0.0)
     moves = SimpleNamespace(monotonic=lambda: found.now_s, perf_counter=lambda: found.ran_s)
     monkeypatch.setattr(measure, "time", moves)
+    monkeypatch.setattr(canary, "time", moves)
     monkeypatch.setattr(segments, "time", moves)
     monkeypatch.setattr(Timed, "clock", found, raising=False)
     return found
