@@ -262,6 +262,7 @@ def _commit(state: State, plan: Plan, now_s: float) -> State:
         draining=keep,
         pending=None,
         switched_s=now_s,
+        lost_s=None,
         decision=decision,
         record=record,
     )
@@ -318,7 +319,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
     if old is not None and serves:
         if (best.strategy, best.lead, best.lanes) == (old.strategy, old.lead, old.lanes):
             decision = telling.decision(state, ranking, (old.epoch, 0), old.reason, now_s)
-            return replace(state, decision=decision)
+            return replace(state, decision=decision, lost_s=None)
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
         known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         state = dwell.noted(state, question, old, now_s)

@@ -175,7 +175,8 @@ class Memory:
         """
         if strategy in self.due:
             return self.single
-        known = self.experience.get(strategy)
+        given = strategy.partition(" in ")[0]  # other weights do not make up for slow exchanges
+        known = self.experience.get(strategy) or self.experience.get(given)
         return self.factors.get((strategy, boards), self.single if known is None else known.factor)
 
 
@@ -211,21 +212,27 @@ def ordered(
 ) -> tuple[Candidate, ...]:
     """Return candidates by what they have turned out to cost; in their order if that tells nothing.
 
-    Several boards stand behind the best single one unless they are better by the share `margin`, and what
-    loses least of those that cost about the same comes first, as the planner has it.
+    Several boards stand behind the best single one unless they are better by the share `margin`, weights in
+    another precision behind the best as given, and what loses least of those that cost about the same comes
+    first, as the planner has it.
     """
     factors = [memory.factor(candidate.strategy, candidate.boards) for candidate in candidates]
     if all(each == memory.single for each in factors):
         return tuple(candidates)
     costs = [f * goal.cost(c.predicted) for f, c in zip(factors, candidates, strict=True)]
     each = list(zip(costs, candidates, strict=True))
-    alone = min((figure for figure, c in each if len(c.boards) == 1), default=math.inf)
+    as_given = [(figure, len(c.boards)) for figure, c in each if c.precision is None]
+    given = min((figure for figure, _ in as_given), default=math.inf)
+    alone = min((figure for figure, boards in as_given if boards == 1), default=math.inf)
+    others = [figure for figure, c in each if c.precision is not None and len(c.boards) == 1]
+    alone = min([alone, *(figure for figure in others if figure <= (1 - margin) * alone)])
 
-    def rank(index: int) -> tuple[float, bool]:
+    def rank(index: int) -> tuple[float, bool, bool]:
         figure, candidate = each[index]
         several = len(candidate.boards) > 1
-        clear = not several or figure <= (1 - margin) * alone
-        return figure if clear else max(figure, alone), several
+        against = ([alone] if several else []) + ([] if candidate.precision is None else [given])
+        own = max([figure, *(one for one in against if figure > (1 - margin) * one)])
+        return own, several, candidate.precision is not None
 
     ranked = sorted(range(len(each)), key=rank)
     if ranked:

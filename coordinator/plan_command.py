@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @cluster_options
 @goal_options(None)
-@click.option("--max-boards", type=click.IntRange(0), default=0)
+@click.option("--max-boards", type=click.IntRange(0), help="0: all.  [default: the deployed number]")
 @click.option("--without", multiple=True, metavar="BOARD", help="Plan as if BOARD were not there.")
 @click.option("--pareto", is_flag=True, help="All plans that none beats in latency, rate, joules and error.")
 @click.option(
@@ -40,7 +40,7 @@ def plan(
     max_latency: float | None,
     max_energy: float | None,
     max_power: float | None,
-    max_boards: int,
+    max_boards: int | None,
     without: tuple[str, ...],
     pareto: bool,
     plot: Path | None,
@@ -72,7 +72,7 @@ def plan(
         profiles=asked.profiles,
         barred=frozenset(),
         objective=objective or deployed.objective,
-        max_boards=max_boards,
+        max_boards=deployed.max_boards if max_boards is None else max_boards,
         recipes=asked_for(asked.manifest, deployed),
         grades=graded_for(asked.manifest, deployed),
         margin=Settings().margin,

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from shoal.coordinator import hurry, partition, sharded, whole
-from shoal.coordinator.accuracy import Recipe, is_offered
+from shoal.coordinator.accuracy import Recipe, is_offered, lost_by
 from shoal.coordinator.buckets import by_size
 from shoal.coordinator.cost import memory_bytes, sharding_of
 from shoal.coordinator.gentle import Offer, gentlest
@@ -305,7 +305,7 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
             lead=lead,
             lanes=(lane,),
             predicted=predicted,
-            lost=recipe.lost_among(len(division.boards)),
+            lost=None if recipe.exact else lost_by(manifest, f"{name} {recipe.words}", len(division.boards)),
         )
 
     for sharding in manifest.shardings:

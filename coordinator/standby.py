@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from shoal.coordinator import standing
@@ -38,7 +39,8 @@ async def until_free(broker: str, cluster: str, url: str, stopped: Callable[[], 
                 standby = standing.arrived(standby, now_s)
             elif isinstance(event, Down):
                 log.warning("%s: broker %s: %s", cluster, mqtt.url, event.reason)
-                standby = Standby(url=url)
+                # who leads is cut off too, and the broker may come back without a memory of it
+                standby = replace(standby, heard_s=None)
             elif event is not None and isinstance(event.message, Coordinator):
                 standby = standing.told(standby, event.message, now_s)
     finally:

@@ -25,8 +25,9 @@ PATIENCE_S: Final = 2.0
 
 CALL_S: Final = 1.5
 """So often one that waits calls the one that leads."""
-GONE_S: Final = 5.0
-"""Who has not answered for so long has gone, whatever the broker says."""
+GONE_S: Final = 30.0
+"""Who has not answered for so long has gone, whatever the broker says; one that plans may be silent for a
+while, and of one that is dead or frozen the broker tells sooner."""
 
 Verdict = Literal["go on", "say again", "outbid", "yield"]
 """`say again`: publish all that is ours once more, for another's word has taken its place at the broker;

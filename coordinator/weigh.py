@@ -116,8 +116,10 @@ def reason_to_stay(
     new_cost, old_cost = (question.goal.cost(each) for each in (new.predicted, kept))
     gain = 1 - new_factor * new_cost / (old_factor * old_cost)
     better = f"{new.strategy} on {', '.join(new.boards)} would be better by {gain:.0%}"
-    lost = noticed(lost_by(question.manifest, old.strategy, len(old.boards)))
-    gentler = noticed(new.lost) < lost and within_reach(gain, settings.margin)
+    lost, new_lost = (
+        noticed(lost_by(question.manifest, each.strategy, len(each.boards))) for each in (old, new)
+    )
+    gentler = new_lost < lost and within_reach(gain, settings.margin)
     if gain < settings.margin and not gentler:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
     if since_s < max(settings.dwell_s, dwell_s) and not (hurry and gain >= settings.much):
@@ -217,7 +219,7 @@ def _patience(candidate: Candidate) -> str:
     after_s = patience_s(candidate.lanes)
     if not after_s:
         return ""
-    share = late_share(candidate.strategy)[1]
+    share = late_share(candidate.strategy.partition(" in ")[0])[1]
     return f"; rows that are not there after {after_s * 1e3:.2g} ms are left out, {share:.0%} at most"
 
 

@@ -67,7 +67,7 @@ class _Rows:
     """Where each row that crossed lies among those coded, or means of them, and then those kept."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=32)  # of many tokens each is megabytes
 def _rows(codec: Codec, edges: tuple[int, ...]) -> _Rows:
     coded: list[int] = []
     kept: list[int] = []

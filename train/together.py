@@ -112,7 +112,7 @@ def _steps(sharding: Sharding, codec: Codec) -> Steps:
     return found
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=32)  # of many tokens each is megabytes
 def _seen(codec: Codec, edges: tuple[int, ...], causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how each row counts each column [rows, columns], and the first row that each column stands for.
 

@@ -71,6 +71,18 @@ def test_a_little_worse_is_not_lost() -> None:
     assert waited_s > SETTINGS.dwell_s - 1
 
 
+def test_what_is_as_it_was_again_is_lost_no_more() -> None:
+    """It became much worse, no other was clearly better, and then it was well again."""
+    world = three_boards()
+    world.slow(A, 1.6)
+    world.run(AT_ONCE_S)
+    assert world.state.lost_s is not None
+    world.slow(A, 1 / 1.6)
+    world.run(AT_ONCE_S)
+    assert world.serves("local", A)
+    assert world.state.lost_s is None
+
+
 def test_plans_that_take_turns_wait_longer_each_time() -> None:
     """Each board is slow whenever it serves, as if its own work heated it."""
     world = three_boards(20.0)

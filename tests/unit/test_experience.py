@@ -106,6 +106,22 @@ def test_candidates_are_ordered_by_what_they_turned_out_to_cost() -> None:
     )
 
 
+def test_a_strategy_that_was_slower_is_not_tried_again_under_the_name_of_each_precision() -> None:
+    known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
+    memory = Memory.of(known, {}, None, 50.0)
+    assert memory.factor("sequence in fp16", (A, B)) == 1.8
+    assert memory.factor("sequence i8 in fp16", (A, B)) == 1.0
+
+
+def test_another_precision_must_be_better_by_the_margin_also_by_what_was_shown() -> None:
+    given = candidate("local", 0.2)
+    rounded = replace(candidate("local", 0.19), strategy="local in int8", precision="int8", error=0.01)
+    record = {(given.strategy, given.boards): next(iter(shown(LOCAL, 0.97).values()))}
+    memory = Memory.of({}, record, plan(), 60.0)
+    order = experience.ordered((given, rounded), Goal(objective="latency"), memory, 0.1)
+    assert [one.strategy for one in order] == ["local", "local in int8"]
+
+
 def test_what_was_told_is_known_again_after_a_restart_with_another_clock() -> None:
     known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
     told_by = experience.told(known, 50.0, 1e9)

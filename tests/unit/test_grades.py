@@ -16,7 +16,7 @@ from shoal.coordinator.grades import grades, named, plain, precision_of
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.posing import why_unwanted
 from shoal.coordinator.question import Question
-from shoal.coordinator.weigh import describe, fits_beside, price
+from shoal.coordinator.weigh import Settings, describe, fits_beside, price, rank, reason_to_stay
 from shoal.golden import CODED, EXACT, ROUNDED
 from shoal.manifest import WHOLE, Manifest, Precision, Swap, Variant
 from shoal.measured import Deviation
@@ -231,6 +231,14 @@ def test_a_plan_in_a_precision_costs_what_it_would_if_the_bundle_had_no_other(
         assert plain(BOTH, each.lanes) == other.lanes
         assert named(BOTH, "int8", other.lanes) == each.lanes
         assert price(question, as_plan(each)) == each.predicted
+
+
+def test_a_precision_of_which_only_the_error_is_known_is_no_reason_to_move() -> None:
+    quick = {b: timed(build.profile(BOTH, seconds), BOTH, 0.5) for b, seconds in ((A, 0.1), (B, 0.0997))}
+    question = asked(quick)
+    a, b = (next(c for c in rank(question).candidates if c.lead == lead) for lead in (A, B))
+    assert (a.strategy, b.strategy) == ("local in int8", "local in int8")
+    assert "less than the margin" in reason_to_stay(Settings(), question, as_plan(a), b, 999.0, 0.0)
 
 
 def test_the_front_has_both_the_exact_plan_and_the_quicker_one() -> None:

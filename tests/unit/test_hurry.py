@@ -121,6 +121,8 @@ def test_a_plan_has_a_deadline_if_the_operator_asks_for_it_and_else_none() -> No
         assert 0.004 < after_s < candidate.predicted.latency_s
         assert "are left out, 1% at most" in describe(candidate)
     assert next(c for c in hurried if "f32" in c.strategy).lost == 0.004
+    rounded = replace(hurried[0], strategy=f"{hurried[0].strategy} in int8", precision="int8", error=0.01)
+    assert "are left out, 1% at most" in describe(rounded)
 
 
 def test_the_deadline_follows_the_jitter_of_the_links() -> None:
