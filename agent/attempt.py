@@ -181,12 +181,15 @@ class Attempt:
         if came and step.kind in ("gather", "reduce"):
             whole_bytes = sum(made[each].nbytes for each in step.made)
             own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
+            came_bytes = sum(arrived.size_bytes for arrived in came.values())
+            # Of means each row that came was made of several; of some rows only what crosses as it is.
+            taken_bytes = came_bytes if step.rows else round((whole_bytes - own_bytes) * step.codec.rate)
             crossed = Crossed(
                 given=False,
                 codec=step.codec,
                 messages=len(came),
-                float_bytes=whole_bytes - own_bytes if step.kind == "gather" else len(came) * whole_bytes,
-                size_bytes=sum(arrived.size_bytes for arrived in came.values()),
+                float_bytes=taken_bytes if step.kind == "gather" else len(came) * whole_bytes,
+                size_bytes=came_bytes,
             )
             ready_s = max(begun_s, *(arrived.ended_s for arrived in came.values()))
             self.on_exchange(crossed, time.monotonic() - ready_s)

@@ -32,6 +32,8 @@ AHEAD_BYTES: Final = 1 << 13
 """So much is read at once where a frame begins: its header and table, and all of it if it is small."""
 AT_ONCE_BYTES: Final = 1 << 20
 """The kernel is asked to take so much of whoever sends, which needs no thread then; it may allow less."""
+TURN_BYTES: Final = 1 << 20
+"""So much is taken of one connection before the others have their turn."""
 MAX_QUEUED_BYTES: Final = 1 << 26
 """Who sends more than this ahead of the link waits."""
 _INT: Final = struct.Struct("i")
@@ -60,6 +62,8 @@ class Connection:
         """What of `_ahead` was read of the stream and not asked for yet."""
         self._all_taken = False
         """Whether all that had come was taken at the last look, so that there is nothing to read just now."""
+        self._turn_bytes = 0
+        """Taken since the last look that found no more, or since others had their turn."""
         self._wakes_at = 1
         self.came = Fastest(span_s=TOLD_S)
         """How fast the peer's tensors come, as it is told now and then."""
@@ -231,7 +235,10 @@ class Connection:
             return 0
         if not count:
             raise ConnectionResetError("closed by the peer")
-        self._all_taken = count < len(view)
+        self._turn_bytes += count
+        self._all_taken = count < len(view) or self._turn_bytes >= TURN_BYTES
+        if self._all_taken:
+            self._turn_bytes = 0
         return count
 
     def _wake_at(self, size_bytes: int) -> None:

@@ -139,10 +139,10 @@ class Dispatcher:
                 return None
             return self._serving.plan if self._serving and not self._stopping else None
 
-    def telemetry(self, incarnation: int, late: int = 0) -> Telemetry | None:
+    def telemetry(self, incarnation: int, late: Callable[[], int] = lambda: 0) -> Telemetry | None:
         """Return what happened since the last call; None if nothing did.
 
-        `late` messages of other boards were left out of the answers.
+        `late` says how many messages of other boards were left out since it was asked last.
         """
         now_s = time.monotonic()
         if self._tally.nothing and not self._line:
@@ -153,7 +153,7 @@ class Dispatcher:
         self._tally.waits(len(self._line), now_s)
         uses = self._serving.uses
         answered = tuple(use.answered for use in uses)
-        report = self._tally.telemetry(incarnation, self._serving.plan.epoch, answered, now_s, late)
+        report = self._tally.telemetry(incarnation, self._serving.plan.epoch, answered, now_s, late())
         for use in uses:
             use.answered = 0
         self._tally = Tally(since_s=now_s)

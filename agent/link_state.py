@@ -59,6 +59,10 @@ class Link:
     """Bytes a second of what came from the peer of late, with what else came at the same time."""
     doubted: float = math.inf
     """A probe was asked for when such transfers were as slow as this."""
+    mirrored: float = math.inf
+    """The link was taken for slow when what came was as slow as this: only what is slower says more."""
+    sent_s: float = -1e9
+    """When a transfer of ours was last told, whether or not it says how fast the link is."""
     slower_looks: int = 0
     """Looks one after the other, or an alarm before one, that say that the link is slower."""
     slow_trips: int = 0
@@ -116,11 +120,15 @@ class Link:
         What makes a link slow mostly does so both ways.  Our own transfers know better, if there are any.
         """
         self.backwards.append(came.rate * came.flows)
-        slowest = self.found.goodput_bytes_per_s / LARGE if self.found is not None else 0.0
-        own = now_s - self.heard_s <= FRESH_S
+        if len(self.backwards) == ENOUGH and min(self.backwards) > LARGE * self.mirrored:
+            self.mirrored = math.inf  # that way has recovered
+        known = self.found.goodput_bytes_per_s if self.found is not None else 0.0
+        slowest = min(known / LARGE, self.mirrored / SUSPICION)
+        own = now_s - self.sent_s <= FRESH_S
         if own or len(self.backwards) < ENOUGH or max(self.backwards) > slowest or self.found is None:
             return False
         rate = statistics.median(self.backwards)
+        self.mirrored = max(self.backwards)
         self.backwards.clear()
         self.found = replace(self.found, goodput_bytes_per_s=rate)
         return True

@@ -130,6 +130,7 @@ class LinkWatch:
             if link is None or link.found is None or not transfer.telling:
                 return
             before, link.info = link.info, info
+            link.sent_s = now_s
             known = link.found.goodput_bytes_per_s
             if info is not None and not info.app_limited and (info.delivery_rate or 0) > transfer.rate:
                 # The kernel's acknowledgements came faster than the receiver's program read: it was late.

@@ -123,7 +123,9 @@ class Measurer:
         self._ran_s = time.monotonic()
         if self._expectations is None:
             return
-        laws: Mapping[str, Law] = {} if run.segment in self._unsure else self._laws
+        manifest = self._manifest
+        timed_as = run.segment if manifest is None else manifest.timed_as(run.segment)
+        laws: Mapping[str, Law] = {} if timed_as in self._unsure else self._laws
         expected_s = self._expectations.seconds(run, shapes, self._timings, laws)
         if expected_s:
             self._judge(lambda drift: observed(drift, expected_s, took_s, self._ran_s))

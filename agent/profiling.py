@@ -64,12 +64,14 @@ class Profiling:
             self._news.clear()
             wished = self._wished
             if wished is None or wished.bundle is None:
+                self._say("")
                 continue
             try:
                 await self._profile(wished.bundle)
                 await self._profile_in(
                     wished.bundle, [each for each in wished.precisions if each in self._able]
                 )
+                self._say("")
             except (BoardError, ModelError, OSError) as error:
                 log.warning("%s; trying again", error)
                 self._say(f"failed: {error}")
@@ -102,7 +104,6 @@ class Profiling:
                 await asyncio.to_thread(self._measurer.measure_in, source.manifest, manifest, precision)
             except (BoardError, ModelError) as error:
                 log.info("%s in %s: %s", source.name, precision, error)
-        self._say("")
 
     async def _fetch(self, source: BundleSource, manifest: Manifest, precision: Precision) -> None:
         """Return once the segments in a precision are here, or where there is less room, one of each kind.

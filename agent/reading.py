@@ -24,9 +24,18 @@ Reading = Generator[None, None, None]
 """Yields where it waits for bytes; it never blocks."""
 
 
+def _reserve() -> socket.socket | None:
+    """Return a descriptor to give up when there are no others; None if there are none even now."""
+    try:
+        return socket.socket()
+    except OSError:
+        return None
+
+
 def accepting(listener: socket.socket, admit: Callable[[socket.socket], None]) -> Reading:
     """Hand `admit` every connection that somebody opens, until `listener` is shut down."""
     listener.setblocking(False)
+    reserve = _reserve()
     while True:
         try:
             sock, _ = listener.accept()
@@ -34,9 +43,18 @@ def accepting(listener: socket.socket, admit: Callable[[socket.socket], None]) -
             yield
         except OSError as error:
             if error.errno == errno.EINVAL:
+                if reserve is not None:
+                    reserve.close()
                 return
             log.warning("cannot accept a connection: %s", error)
-            time.sleep(PAUSE_S)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                if reserve is None:
+                    time.sleep(PAUSE_S)
+                else:  # whoever waits is turned away: else the poll tells of it again and again
+                    reserve.close()
+                    with suppress(OSError):
+                        listener.accept()[0].close()
+                reserve = _reserve()
             yield
         else:
             try:

@@ -309,7 +309,7 @@ class Agent:
     async def _tell_telemetry(self) -> None:
         while True:
             await asyncio.sleep(TELEMETRY_S)
-            report = self._dispatcher.telemetry(self._incarnation, self._executor.spare.told())
+            report = self._dispatcher.telemetry(self._incarnation, self._executor.spare.told)
             if report is not None:
                 self._watch.answered(report.answered)
                 self._mqtt.publish(report, self._board)

@@ -3,8 +3,9 @@
 import threading
 from typing import Final
 
-MOST: Final = 1000
-"""What was not left out of so many messages may be left out of later ones, and no more."""
+LEAST: Final = 1.0
+"""No more than one message, or the share of one exchange, is saved up: what is left out is spread, as it was
+when export measured it, and no request goes without all that a board hands over."""
 
 
 class Spare:
@@ -22,7 +23,7 @@ class Spare:
         again and again waits for them.
         """
         with self._lock:
-            self._room = min(self._room + share * awaited, share * MOST)
+            self._room = min(self._room + share * awaited, max(LEAST, share * awaited))
             if missing > self._room:
                 return False
             self._room -= missing

@@ -265,6 +265,16 @@ def test_what_is_sent_knows_better_how_fast_it_goes_than_what_comes(net: Net) ->
     assert net.told == 1
 
 
+def test_a_link_that_is_slow_one_way_only_is_probed_for_that_once(net: Net) -> None:
+    net.watch.probe(B)
+    bring(net, 0.6e6, 8)
+    net.watch.probe(B)
+    assert net.mbit_per_s() == pytest.approx(100.0, rel=0.02)
+    told = net.told
+    bring(net, 0.6e6, 40)
+    assert net.told == told
+
+
 def test_a_link_that_was_not_used_before_is_found_slow_within_a_second(net: Net) -> None:
     net.watch.probe(B)
     net.rate = 0.6e6

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.agent import connection
 from shoal.agent.connection import AHEAD_BYTES, Connection
 from shoal.agent.reading import Reader, Reading
 from shoal.records import BoardId
@@ -64,6 +65,20 @@ def test_the_stream_may_come_in_any_pieces(sizes: list[int], whole: list[bool], 
         driven(reading, theirs, [*pieces, *[b""] * len(sizes)])
         assert got == sent
         assert sum(told) <= sum(sizes)
+
+
+def test_others_have_their_turn_when_so_much_has_come_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TURN_BYTES", 2 * AHEAD_BYTES)
+    with pair() as (ours, theirs):
+        theirs.sendall(bytes(10 * AHEAD_BYTES))
+        reader, got = Connection(ours, BoardId("b")), [0]
+
+        def read() -> Reading:
+            while True:
+                got[0] += len((yield from reader.receive(10)))
+
+        next(read())
+        assert 0 < got[0] <= 3 * AHEAD_BYTES
 
 
 def test_a_peer_that_closes_in_the_middle_is_told() -> None:
