@@ -19,6 +19,9 @@ QUIET_BAND: Final = 0.25
 """Without an alarm it takes more: what transfers of a busy board tell is noisy."""
 FRESH_S: Final = 5.0
 """Transfers are taken into account for so long."""
+SURE: Final = 5
+"""So many looks one after the other must say that an idle link is a little slower: for seconds on end whatever
+else crosses its cables may make it seem so."""
 ENOUGH: Final = 5
 """So many transfers tell as much as a probe ..."""
 NEWEST: Final = 3
@@ -109,10 +112,10 @@ class Link:
         return True
 
     def perhaps(self, old: LinkProfile, found: LinkProfile) -> bool:
-        """Say whether the link only may be slower: not by much, and this look is the first to say so."""
-        slower = worse(old, found)
-        self.slower_looks = self.slower_looks + 1 if slower else 0
-        return self.slower_looks == 1 and found.goodput_bytes_per_s * LARGE > old.goodput_bytes_per_s
+        """Say whether the link only may be slower: not by much, and few looks on end have said so."""
+        self.slower_looks = self.slower_looks + 1 if worse(old, found) else 0
+        little = found.goodput_bytes_per_s * LARGE > old.goodput_bytes_per_s
+        return 0 < self.slower_looks < SURE and little
 
     def mirror(self, now_s: float, came: Transfer) -> bool:
         """Take the link for as slow as what comes from the peer, if that is slow by much; say whether it is.

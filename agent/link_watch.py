@@ -16,7 +16,18 @@ from typing import Final, Literal
 from zlib import crc32
 
 from shoal.agent.coming import Heard
-from shoal.agent.link_state import BAND, ENOUGH, FRESH_S, NEWEST, Link, better, is_news, slower_trips, worse
+from shoal.agent.link_state import (
+    BAND,
+    ENOUGH,
+    FRESH_S,
+    NEWEST,
+    SURE,
+    Link,
+    better,
+    is_news,
+    slower_trips,
+    worse,
+)
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.messages import Airtime
 from shoal.profiler import airtime, links
@@ -160,7 +171,7 @@ class LinkWatch:
             if link.watched.alarms > alarms:
                 log.info("the link to %s is looked into: of late %.1f Mbit/s", peer, best.rate * 8e-6)
                 link.due_s = max(now_s, link.probed_s + ALARM_PAUSE_S)
-                link.slower_looks = 1
+                link.slower_looks = SURE - 1
                 newest = list(link.transfers)[-NEWEST:]
                 link.transfers.clear()
                 link.transfers.extend(newest)
