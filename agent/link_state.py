@@ -20,8 +20,8 @@ QUIET_BAND: Final = 0.25
 FRESH_S: Final = 5.0
 """Transfers are taken into account for so long."""
 SURE: Final = 5
-"""So many looks one after the other must say that an idle link is a little slower: for seconds on end whatever
-else crosses its cables may make it seem so."""
+"""So many looks one after the other must say that an idle link is a little slower: whatever else crosses its
+cables may make it seem so for seconds."""
 ENOUGH: Final = 5
 """So many transfers tell as much as a probe ..."""
 NEWEST: Final = 3
