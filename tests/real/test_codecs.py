@@ -103,8 +103,9 @@ def rig(bundle: Path, tmp_path: Path) -> Iterator[tuple[Rig, Subject]]:
 
 
 def codecs_of(plan: Plan) -> set[Codec]:
-    """Return how boards hand each other rows in the lane that they share; nothing if they share none."""
-    steps = plan.lanes[-1].programs[plan.lead].steps
+    """Return how boards hand each other rows in the lanes that they share; nothing if they share none."""
+    programs = [lane.programs[plan.lead] for lane in plan.lanes if plan.lead in lane.programs]
+    steps = [step for program in programs for step in program.steps]
     return {step.codec for step in steps if isinstance(step, Collective) and step.kind == "gather"} - {PLAIN}
 
 
