@@ -37,6 +37,8 @@ BUDGET_S: Final = 0.25
 LEAST_ROUNDS: Final = 3
 MOST: Final = 3
 """Boards; what there is more to do for the third tells what a message costs."""
+MOST_MESSAGE: Final = 0.75
+"""Of what a board does with one message, the message itself is no more, whatever a disturbed round says."""
 SMALL: Final = (1, 8, 16)
 LARGE: Final = (1, 128, 768)
 """Shapes of what is reduced: the larger one tells what a byte costs."""
@@ -70,12 +72,12 @@ def costs_of(
 
     In each a board hands out and takes in once, with a message each way for every other board.
     """
-    message_s = max(0.0, wide_s - small_s) / 2
+    message_s = min(max(0.0, wide_s - small_s) / 2, MOST_MESSAGE * small_s / 2)
     size_bytes = float(np.prod(LARGE) * _FLOAT_BYTES)
     # A large tensor is decoded twice and added up once, which is as much as a copy.
     byte_s = max(0.0, large_s - small_s - 3 * size_bytes * decode_s["f32"]) / (2 * size_bytes)
     return ExchangeCosts(
-        step_s=max(0.0, small_s / 2 - message_s),
+        step_s=small_s / 2 - message_s,
         message_s=message_s,
         byte_s=byte_s,
         encode_s=encode_s,

@@ -11,11 +11,13 @@ from typing import cast
 import pytest
 
 from shoal.agent import canary, measure
+from shoal.agent.exchanges import NEWEST
 from shoal.agent.executor import Executor
 from shoal.agent.expected import Shapes
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
-from shoal.crossing import USUAL
+from shoal.codec import PLAIN
+from shoal.crossing import USUAL, Crossed
 from shoal.errors import BoardError
 from shoal.manifest import WHOLE, Segment, Swap, Variant, memory_bytes
 from shoal.profiler import segments
@@ -290,6 +292,23 @@ def test_a_whole_that_could_not_be_timed_is_estimated_and_not_kept(tmp_path: Pat
     assert board.profile.segments[WHOLE].median_s == pytest.approx(parts_s)
     (kept,) = tmp_path.glob("profile-*.json")
     assert json.loads(kept.read_text())["timings"].keys() == set(PARTS)
+
+
+def test_what_exchanges_cost_is_rehearsed_once_and_corrected_by_those_in_service(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    board.measurer.measure(BUNDLE, MODEL)
+    assert (board.rehearsals, board.profile.exchanges) == (1, USUAL)
+    told = len(board.published)
+    gave = Crossed(given=True, codec=PLAIN, messages=3, float_bytes=1000, size_bytes=1000)
+    for _ in range(NEWEST):
+        board.measurer.crossed(gave, 2 * gave.seconds(USUAL))
+    assert len(board.published) == told + 1
+    assert board.profile.exchanges.message_s == pytest.approx(2 * USUAL.message_s)
+    again = Board(tmp_path)
+    again.measurer.measure(BUNDLE, MODEL)
+    assert again.rehearsals == 0, "an earlier life knew"
+    assert again.profile.exchanges == board.profile.exchanges
 
 
 def test_a_board_without_room_for_any_segment_says_so(tmp_path: Path) -> None:
