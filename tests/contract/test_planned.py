@@ -13,6 +13,7 @@ from shoal.coordinator.grades import grades
 from shoal.coordinator.planner import Candidate
 from shoal.coordinator.question import Question
 from shoal.exporter.export import export
+from shoal.exporter.verify import compare
 from shoal.manifest import Manifest
 from shoal.program import serving
 from shoal.records import BoardId, Profile, Source, Timing
@@ -130,5 +131,5 @@ def test_what_is_proposed_in_another_precision_is_run_in_that(
     got = cluster.ask(inputs, original.outputs)
     cluster.stop()
     for name, want in original.run(inputs).items():
-        error = np.abs(np.subtract(got[name], want)).max() / np.abs(want).max()
-        assert 0 < error < DOUBT * chosen.error
+        found = compare(name, want, got[name])
+        assert 0 < found.max_rel_err < DOUBT * chosen.error
