@@ -135,6 +135,17 @@ def test_what_exchanges_take_is_told_without_the_wait_for_others() -> None:
     assert 0 < took_s < 0.05
 
 
+def test_of_means_it_is_told_how_much_they_were_made_of() -> None:
+    board = Alone()
+    rows = replace(GATHER, tensors=("x",), codec=codec_of("means2"), chunks=1)
+    board.came(1, 2 * X[4:].reshape(2, 2, 3).mean(axis=1))
+    made = board.part(SCATTER, rows).play({"q": X}, ["K"])["K"]
+    (given, _), (taken, _) = board.crossed
+    assert len(made) == 6, "four rows of its own, and two means"
+    assert given == Crossed(given=True, codec=rows.codec, messages=1, float_bytes=48, size_bytes=24)
+    assert taken == replace(given, given=False)
+
+
 def test_a_board_with_one_row_computes_one_chunk() -> None:
     board = Alone()
     board.came(1, 2 * X[1:], 0)

@@ -115,8 +115,8 @@ def test_a_strategy_that_was_slower_is_not_tried_again_under_the_name_of_each_pr
 
 def test_another_precision_must_be_better_by_the_margin_also_by_what_was_shown() -> None:
     given = candidate("local", 0.2)
-    rounded = replace(candidate("local", 0.19), strategy="local in int8", precision="int8", error=0.01)
-    record = {(given.strategy, given.boards): next(iter(shown(LOCAL, 0.97).values()))}
+    rounded = replace(candidate("local", 0.18), strategy="local in int8", precision="int8", error=0.01)
+    record = {(given.strategy, given.boards): next(iter(shown(LOCAL, 0.097).values()))}
     memory = Memory.of({}, record, plan(), 60.0)
     order = experience.ordered((given, rounded), Goal(objective="latency"), memory, 0.1)
     assert [one.strategy for one in order] == ["local", "local in int8"]

@@ -86,6 +86,10 @@ def test_a_coded_plan_is_left_once_the_link_is_wide_and_not_before() -> None:
     assert exact.lost is None
     assert reason_to_stay(Settings(margin=MARGIN), wide, coded, exact, 100.0, 0.0) == ""
     kept_s = price(wide, coded).latency_s
+    about = replace(exact, predicted=replace(exact.predicted, latency_s=0.97 * kept_s))
+    assert reason_to_stay(Settings(margin=MARGIN), wide, coded, about, 100.0, 0.0) == ""
+    alike = replace(about, strategy=coded.strategy)
+    assert "less than the margin" in reason_to_stay(Settings(margin=MARGIN), wide, coded, alike, 100.0, 0.0)
     slower = replace(exact, predicted=replace(exact.predicted, latency_s=1.06 * kept_s))
     assert "less than the margin" in reason_to_stay(Settings(margin=MARGIN), wide, coded, slower, 100.0, 0.0)
     assert "the last switch" in reason_to_stay(Settings(margin=MARGIN), wide, coded, exact, 1.0, 0.0)

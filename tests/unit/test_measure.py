@@ -13,7 +13,7 @@ import pytest
 from shoal.agent import canary, measure
 from shoal.agent.exchanges import NEWEST
 from shoal.agent.executor import Executor
-from shoal.agent.expected import Shapes
+from shoal.agent.expected import Expectations, Shapes
 from shoal.agent.measure import Measurer
 from shoal.agent.sessions import Sessions
 from shoal.codec import PLAIN
@@ -23,7 +23,7 @@ from shoal.manifest import WHOLE, Segment, Swap, Variant, memory_bytes
 from shoal.profiler import segments
 from shoal.profiler.statistics import WINDOW_S
 from shoal.program import Run
-from shoal.records import Array, ExchangeCosts, Profile, Sha256, Source
+from shoal.records import Array, ExchangeCosts, Law, Profile, Sha256, Source
 from shoal.session import Session
 from tests import build
 
@@ -265,6 +265,29 @@ def test_runs_of_which_nothing_is_known_say_nothing_about_the_board(
     told = len(board.published)
     serve(board, clock, FIRST, 1.0, of=shapes("s00", times=8))
     assert len(board.published) == told
+
+
+def test_a_law_counts_after_a_closer_look_only_also_of_weights_that_are_stored_otherwise(
+    tmp_path: Path,
+) -> None:
+    swap = Swap(model=build.blob(90), weights=(), slices=())
+    variant = Variant(precision="fp16", segments={"s00": swap}, left_out={}, deviations=(), lost=None)
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, replace(MODEL, variants=(variant,)))
+    offered: list[Mapping[str, Law]] = []
+
+    def seconds(_run: Run, _shapes: Shapes, _timings: object, laws: Mapping[str, Law]) -> None:
+        offered.append(laws)
+
+    board.measurer._expectations = cast(Expectations, SimpleNamespace(seconds=seconds))
+    board.measurer._laws = {
+        "s00": Law(base_s=0.001, row_s=0.0, pair_s=0.0, column_s=0.0, residual=0.0, points=1)
+    }
+    board.measurer._unsure = frozenset({"s00"})
+    board.measurer.ran(Run(segment="s00.fp16"), {}, 0.001)
+    board.measurer._unsure = frozenset()
+    board.measurer.ran(Run(segment="s00.fp16"), {}, 0.001)
+    assert [list(laws) for laws in offered] == [[], ["s00"]]
 
 
 def test_timings_are_kept_over_a_restart(tmp_path: Path) -> None:
