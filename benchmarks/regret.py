@@ -20,7 +20,6 @@ CODECS = allowed(0.004)
 """Boards may exchange f16 and i8, as with `--max-error 0.004`."""
 MARGIN = 0.10
 """Of the coordinator: several boards must be better than one by this share."""
-MEDIAN_GOAL, WORST_GOAL, LOCAL_GOAL = 1.05, 1.15, 1.02
 SPEEDS = {"equal": (1.0,), "4:2:1:1": (4.0, 2.0, 1.0, 1.0)}
 
 

@@ -36,7 +36,6 @@ HEADER: Final = struct.Struct("<4sBBBBHHI16sHQ")
 DTYPES: Final = ("", *sorted(ITEM_BYTES))
 MAX_DIMS: Final = 8
 MAX_TENSORS: Final = 255
-MAX_TABLE_BYTES: Final = 2**16 - 1
 MAX_PAYLOAD_BYTES: Final = 1 << 30
 MAX_TEXT_BYTES: Final = 4096
 MAX_NOTES_BYTES: Final = 1 << 20

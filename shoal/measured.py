@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from shoal.book import book_bytes
 from shoal.codec import Codec, codec_of
@@ -17,7 +17,6 @@ LATE: Final = "late"
 """A recipe that ends so, as in `f32 late1%`: so large a part of the messages, at random, is left out."""
 
 Metric = Literal["top1", "perplexity", "pearson", "cosine"]
-METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
