@@ -19,41 +19,24 @@ from shoal.lab.report import Outcome, quantile_s
 from shoal.lab.run import run
 from shoal.lab.scenario_file import parse
 
-_WIDE: Final = """
-model = "encoder-wide"
-network.rate = "200mbit"
-network.delay = "0.25ms"
-[[board]]
-name = "pi"
-count = 3
-speed = 0.1
-"""
+_BOARDS: Final = '[[board]]\nname = "pi"\ncount = 3\nspeed = 0.1\n'
+_WIDE: Final = f'model = "encoder-wide"\nnetwork.rate = "200mbit"\nnetwork.delay = "0.25ms"\n{_BOARDS}'
 SCENARIOS: Final = {
-    "pipeline": """
+    "pipeline": f"""
 objective = "throughput"
+workload.clients = 3
 network.rate = "100mbit"
 network.delay = "0.5ms"
-[[board]]
-name = "pi"
-count = 3
-speed = 0.1
-memory = "9MB"
-[workload]
-clients = 3
+{_BOARDS}memory = "9MB"
 """,
     "tokens": _WIDE,
     "heads": f'{_WIDE}memory = "30MB"\n',
-    "air": """
+    "air": f"""
 objective = "throughput"
+workload.rate = 6
 network.air = "40mbit"
 network.delay = "1.5ms"
-[[board]]
-name = "pi"
-count = 3
-speed = 0.1
-[workload]
-rate = 6
-""",
+{_BOARDS}""",
 }
 SAID: Final = {
     "a board was slower": re.compile(r"now [\d.]+ times as slow as profiled"),
