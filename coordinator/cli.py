@@ -166,7 +166,7 @@ def deploy(
     from shoal.messages import Deployment
 
     limits = limits_of(rate, max_latency, max_energy, max_power)
-    lost = share_of("--max-accuracy-loss", max_accuracy_loss)
+    lost, late = share_of("--max-accuracy-loss", max_accuracy_loss), share_of("--late-rows", late_rows)
     wanted = partial(
         Deployment,
         objective=objective,
@@ -174,7 +174,7 @@ def deploy(
         max_boards=max_boards,
         max_error=max_error,
         max_accuracy_loss=lost,
-        late_rows=share_of("--late-rows", late_rows),
+        late_rows=late,
     )
 
     async def run() -> None:
@@ -182,14 +182,13 @@ def deploy(
             async with aiohttp.ClientSession() as http:
                 url = await client.find_coordinator(operator)
                 source = await client.upload(http, url, bundle, max_error, lost)
-            deployment = wanted(bundle=source)
-            client.check_calibrated(bundle, deployment)
-            await operator.publish(deployment)
+            await operator.publish(wanted(bundle=source))
             click.echo(f"deployed {source.name} ({source.manifest[:12]}) for {objective}{words_of(limits)}")
             if wait:
                 await _in_force(operator, source.manifest, objective, wait)
 
     check_cluster(cluster)
+    client.check_calibrated(bundle, lost, late)
     asyncio.run(run())
 
 

@@ -178,12 +178,12 @@ async def upload(
     return BundleSource(name=manifest.name, manifest=digest, url=url)
 
 
-def check_calibrated(bundle: Path, deployment: Deployment) -> None:
+def check_calibrated(bundle: Path, max_accuracy_loss: float, late_rows: float) -> None:
     """Raise ConfigError if accuracy may be lost but nothing says what would be: no calibration."""
     path = bundle / "manifest.json"
-    if deployment.late_rows and not deployment.max_accuracy_loss:
+    if late_rows and not max_accuracy_loss:
         raise ConfigError("--late-rows: expected --max-accuracy-loss with it: rows left out cost accuracy")
-    if deployment.max_accuracy_loss and parse(_read(path), str(path)).calibration is None:
+    if max_accuracy_loss and parse(_read(path), str(path)).calibration is None:
         raise ConfigError(
             f"{bundle}: --max-accuracy-loss: expected a bundle with measured accuracy; export it with "
             f"--calibrate"

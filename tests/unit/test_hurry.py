@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -167,7 +168,7 @@ def test_long_without_loss_does_not_allow_much_at_once() -> None:
     assert not spare.allows(3, 1, 0.01)
 
 
-def test_rows_may_be_late_only_where_accuracy_may_be_lost(tmp_path: object) -> None:
+def test_rows_may_be_late_only_where_accuracy_may_be_lost(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--late-rows: expected --max-accuracy-loss with it"):
-        check_calibrated(tmp_path, wanted(0.0, 0.01))  # type: ignore[arg-type]
+        check_calibrated(tmp_path, 0.0, 0.01)
     assert to_json(wanted(0.01, 0.01))
