@@ -19,9 +19,9 @@ QUIET_BAND: Final = 0.25
 """Without an alarm it takes more: what transfers of a busy board tell is noisy."""
 FRESH_S: Final = 5.0
 """Transfers are taken into account for so long."""
-SURE: Final = 5
-"""So many looks one after the other must say that an idle link is a little slower: whatever else crosses its
-cables may make it seem so for seconds."""
+SURE: Final = 8
+"""So many looks one after the other, a minute or two, must say that an idle link is a little slower:
+whatever else crosses its cables may make it seem so."""
 ENOUGH: Final = 5
 """So many transfers tell as much as a probe ..."""
 NEWEST: Final = 3

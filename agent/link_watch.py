@@ -291,8 +291,10 @@ class LinkWatch:
             link.probed_s = now_s
             link.looks = link.looks + 1 if found is not None else 0
             link.due_s = self._later_s(now_s, max(PERIOD_S, (now_s - begun_s) / SHARE))
-            if old is None or doubtful:
+            if old is None:
                 link.due_s = now_s + CONFIRM_S
+            elif doubtful:
+                link.due_s = now_s + max(CONFIRM_S, (now_s - begun_s) / SHARE)
             if found is None:
                 changed, link.found = old is not None, None
                 link.due_s = now_s + (AGAIN_S if now_s - begun_s < AGAIN_S else PERIOD_S)
