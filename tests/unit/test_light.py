@@ -32,5 +32,7 @@ def test_status_loads_neither_onnxruntime_nor_the_planner() -> None:
 def test_the_products_of_an_agent_have_no_threads_of_their_own() -> None:
     look = "import shoal.agent.cli, numpy, os; print(len(os.listdir('/proc/self/task')))"
     plain = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, env=plain)
+    found = subprocess.run(
+        [sys.executable, "-c", look], capture_output=True, text=True, check=True, env=plain
+    )
     assert int(found.stdout) == 1
