@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Final, Literal
 from zlib import crc32
 
-from shoal.agent.coming import Heard
 from shoal.agent.link_state import (
     BAND,
     ENOUGH,
@@ -131,10 +130,9 @@ class LinkWatch:
         with self._lock:
             self._air = airtime.heard(self._air, board, message, time.monotonic())
 
-    def heard(self, peer: BoardId, heard: Heard) -> None:
+    def heard(self, peer: BoardId, transfer: Transfer) -> None:
         """Hear how fast a tensor of ours came to `peer`; called by the thread that reads from it."""
         now_s = time.monotonic()
-        transfer = Transfer(size_bytes=heard.size_bytes, seconds=heard.seconds, flows=heard.flows)
         info = self._peers.info(peer)
         with self._lock:
             link = self._links.get(peer)
@@ -147,7 +145,7 @@ class LinkWatch:
                 # The kernel's acknowledgements came faster than the receiver's program read: it was late.
                 # Over a round trip a queue on the way lets more pass than it does for long.
                 rate = max(transfer.rate, min(known, info.delivery_rate or 0))
-                transfer = replace(transfer, seconds=heard.size_bytes / rate)
+                transfer = replace(transfer, seconds=transfer.size_bytes / rate)
             slower = transfer.rate < known
             bound = info is not None and receiver_bound(before, info)
             if slower and info is not None and (info.app_limited or bound):  # the link can do more

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from shoal import frames
-from shoal.agent.coming import Coming, Heard
+from shoal.agent.coming import Coming, heard, told
 from shoal.agent.connection import Buffers, Connection, tuned
 from shoal.agent.inbox import Arrived, Inbox, Inboxes
 from shoal.agent.reading import Reader, Reading, accepting
@@ -98,7 +98,7 @@ class Peers:
         """Frames of attempts that are over."""
         self.refused = 0
         """Connections that did not keep to the protocol."""
-        self.on_heard: Callable[[BoardId, Heard], None] = lambda _peer, _heard: None
+        self.on_heard: Callable[[BoardId, Transfer], None] = lambda _peer, _transfer: None
         """Hears how fast what we send comes to a peer."""
         self.on_came: Callable[[BoardId, Transfer], None] = lambda _peer, _transfer: None
         """Hears how fast what a peer sends comes here."""
@@ -310,8 +310,7 @@ class Peers:
             if waiting is not None:
                 waiting.put(time.perf_counter())
         elif header.kind is Kind.HEARD:
-            words = yield from connection.receive(header.length)
-            self.on_heard(peer, from_json(Heard, words, f"heard by {peer}"))
+            self.on_heard(peer, heard((yield from connection.receive(header.length))))
         elif header.kind is Kind.NOTES:
             self.on_notes(header.attempt, peer, (yield from connection.receive(header.length)))
         else:
@@ -335,8 +334,7 @@ class Peers:
             fastest = connection.came.of(transfer, time.monotonic())
             if fastest is not None:
                 self.on_came(peer, fastest)
-                heard = Heard(size_bytes=fastest.size_bytes, seconds=fastest.seconds, flows=fastest.flows)
-                connection.send(frames.text(Kind.HEARD, to_json(heard).decode()), waits=False)
+                connection.send(told(fastest), waits=False)
 
         try:
             yield from connection.receive_into(view, passed)

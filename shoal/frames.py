@@ -1,6 +1,6 @@
 """Tensors as frames between boards: the bytes, and nothing else.
 
-    magic   4   b"SHL2"
+    magic   4   b"SHL3"
     kind    1   see `Kind`
     count   1   how many tensors the frame has
     flags   1   bit 0: the boards note what they do when, for a timeline of the request
@@ -31,7 +31,7 @@ import numpy as np
 from shoal.errors import WireError
 from shoal.records import ITEM_BYTES, Array
 
-MAGIC: Final = b"SHL2"
+MAGIC: Final = b"SHL3"
 HEADER: Final = struct.Struct("<4sBBBBHHI16sHQ")
 DTYPES: Final = ("", *sorted(ITEM_BYTES))
 MAX_DIMS: Final = 8
@@ -60,7 +60,7 @@ class Kind(IntEnum):
     PONG = 6
     """The answer to PING, without payload, or to ECHO."""
     HEARD = 7
-    """How fast tensors came, from whoever received them; the payload is text."""
+    """How fast tensors came, from whoever received them: see `shoal.agent.coming`."""
     NOTES = 8
     """What the sender did when in an attempt, for the lead; the payload is text."""
     ECHO = 9

@@ -42,7 +42,7 @@ def retried(trio: Trio) -> None:
         ("fails", ModelError, "expected numbers"),
         ("closes mid-frame", BoardError, r"c: closed by the peer|c: what was sent to . is lost"),
         ("wrong shape", BoardError, "c: step 1, gather: K: expected rows of"),
-        ("garbage", BoardError, "exchange with c: frame: expected b'SHL2'"),
+        ("garbage", BoardError, "exchange with c: frame: expected b'SHL3'"),
         ("silent", BoardError, "nothing came from c for step 1 in time"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_frame_is_laid_out_as_the_table_says() -> None:
     dtype = bytes([1 + sorted(ITEM_BYTES).index("uint8")])
     numbers = b"\x07\x08" + b"\x05\x06" + b"\x01\x02\x03\x04"
     table = dtype + b"\x02\x03" + bytes(7) + b"\x02" + bytes(7) + dtype + b"\x01\x02" + bytes(7)
-    fixed = b"SHL2\x02\x02\x01\x03" + numbers + ATTEMPT + b"\x1c\x00" + b"\x10" + bytes(7)
+    fixed = b"SHL3\x02\x02\x01\x03" + numbers + ATTEMPT + b"\x1c\x00" + b"\x10" + bytes(7)
     assert b"".join(buffers) == fixed + table + bytes(range(6)) + bytes(2) + b"\x00\x01" + bytes(6)
     assert len(fixed) == HEADER.size
     assert frames.unpack(fixed).traced
@@ -119,7 +119,7 @@ def test_a_spoilt_frame_is_a_wire_error_or_tensors_that_can_be_held(data: st.Dat
 @given(fixed=st.binary(max_size=60), table=st.binary(max_size=80), magic=st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_give_a_frame_or_a_wire_error(fixed: bytes, table: bytes, magic: bool) -> None:
-    fixed = b"SHL2" + fixed if magic else fixed
+    fixed = b"SHL3" + fixed if magic else fixed
     try:
         header = frames.unpack(fixed)
         frames.layout(header, table)
@@ -138,7 +138,7 @@ def test_a_truncated_frame_is_a_wire_error() -> None:
 
 def test_refusals_say_what_was_expected_and_what_came() -> None:
     fixed, table = one()
-    assert "expected b'SHL2', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], table)
+    assert "expected b'SHL3', got b'HTTP'" in refusal(b"HTTP" + fixed[4:], table)
     assert "expected a kind of 1 to 9, got 10" in refusal(fixed[:4] + b"\x0a" + fixed[5:], table)
     assert "at most 8 sizes, got 1, 9" in refusal(fixed, b"\x01\x09" + bytes(72))
     assert f"got {len(DTYPES)}, 2" in refusal(fixed, bytes([len(DTYPES)]) + table[1:])

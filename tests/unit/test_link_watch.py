@@ -10,7 +10,6 @@ from typing import cast
 import pytest
 
 from shoal.agent import link_watch
-from shoal.agent.coming import Heard
 from shoal.agent.link_state import SURE
 from shoal.agent.link_watch import FLOWS, LinkWatch
 from shoal.agent.peers import ExchangeError, Peers
@@ -84,7 +83,7 @@ class Net:
         while self.now_s < until_s:
             self.now_s += 0.1
             seconds_each = flows * size_bytes / self.rate
-            self.watch.heard(peer, Heard(size_bytes=size_bytes, seconds=seconds_each, flows=flows))
+            self.watch.heard(peer, Transfer(size_bytes=size_bytes, seconds=seconds_each, flows=flows))
             if self.told > told and news_s is None:
                 news_s = self.now_s
         return news_s
