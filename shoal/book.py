@@ -6,6 +6,7 @@ vectors for what the first leaves over, and so on.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from shoal.codec import Codec
 from shoal.errors import ModelError
 from shoal.records import Array
 from shoal.search import Codes, Floats, Search, search_bytes, search_of
+
+BOTH: Final = np.uint16(1 << 12 | 1)
+"""Times this a number stands in 16 bits twice, the second time 12 bits higher; numpy multiplies fast."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,9 +85,10 @@ def look_up(book: Book, codes: Codes, out: Floats) -> None:
 
 def _at(codec: Codec, codes: Codes) -> NDArray[np.intp]:
     """Return where in the table of a stage the vectors of all groups stand, of codes [rows, groups]."""
-    at = codes.astype(np.intp)
-    at += np.arange(codec.groups) * codec.codes
-    return at
+    many = codec.groups * codec.codes
+    small = np.uint16 if many <= 1 << 16 else np.uint32  # fewer bytes than what `take` takes
+    at = codes + np.arange(0, many, codec.codes, small)
+    return at.astype(np.intp)
 
 
 def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
@@ -96,7 +101,9 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
         return codes.astype(np.uint8, copy=False)
     if bits == 4 and many % 2 == 0:
         pairs = np.ascontiguousarray(codes, np.uint8).view("<u2")
-        return (pairs << 4 | pairs >> 8).astype(np.uint8)
+        joined = pairs * BOTH
+        joined >>= 8
+        return joined.astype(np.uint8)
     wide = codes.astype(">u2").view(np.uint8).reshape(rows, many, 2)
     return np.packbits(np.unpackbits(wide, axis=2)[:, :, 16 - bits :].reshape(rows, many * bits), axis=1)
 
@@ -107,7 +114,10 @@ def unpack(packed: NDArray[np.uint8], many: int, bits: int) -> Codes:
         return packed
     if bits == 4 and many % 2 == 0:
         pairs = packed.astype("<u2")
-        return (pairs >> 4 | (pairs & 15) << 8).view(np.uint8)
+        pairs *= BOTH
+        pairs >>= 4
+        pairs &= 0x0F0F
+        return pairs.view(np.uint8)
     wide = np.zeros((len(packed), many, 16), np.uint8)
     wide[:, :, 16 - bits :] = np.unpackbits(packed, axis=1, count=many * bits).reshape(
         len(packed), many, bits

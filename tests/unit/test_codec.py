@@ -177,12 +177,12 @@ def test_segments_differ_by_one_row_at_most(rows: int, rate: float) -> None:
     assert max(many) - min(many) <= 1
 
 
-@pytest.mark.parametrize("words", ["i8", "i4", "vq32x16", "vq16x16", "vq2x16x2"])
+@pytest.mark.parametrize("words", ["f16", "i8", "i4", "vq32x16", "vq16x16", "vq2x16x2"])
 def test_rows_that_are_coded_in_several_turns_are_as_those_coded_alone(words: str) -> None:
     codec, values = codec_of(words), 64
     book = book_for(codec, values)
     rows = random((1, VALUES // values + 3, values))
-    rows[0, 7] *= 1e6  # too large for the scales of i4
+    rows[0, 7] *= 1e6  # too large for half precision, and so for the scales of i4
     got = through(codec, rows, 1, book=book)
     for at in (0, 7, rows.shape[1] - 1):
         assert np.array_equal(got[:, at : at + 1], through(codec, rows[:, at : at + 1], 1, book=book))
@@ -285,6 +285,14 @@ def test_rows_that_the_book_has_come_out_as_they_went_in() -> None:
     assert np.array_equal(through(codec, array, 1, start=5, book=book), array), "the first row is another's"
     first = through(codec, array + np.float32(0.25), 1, book=book)[0, 0]
     assert np.allclose(first, array[0, 0] + 0.25, rtol=2**-10), "and here it is kept"
+
+
+@pytest.mark.parametrize("words", ["vq64x1024", "vq128x1024"])
+def test_of_many_groups_the_last_code_is_found(words: str) -> None:
+    codec = codec_of(words)
+    table = random((1, codec.groups, codec.codes, 1))
+    last = np.asarray(table[0, :, -1, 0], np.float32)[None, None]
+    assert np.array_equal(through(codec, last, 1, book=book_of(codec, table)), last)
 
 
 def test_heads_in_front_of_the_rows_make_one_row_of_values() -> None:
