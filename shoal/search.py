@@ -16,7 +16,7 @@ from shoal.codec import Codec
 Floats = NDArray[np.float32]
 Codes = NDArray[np.integer[Any]]
 
-SCORES: Final = 1 << 18
+SCORES: Final = 1 << 17
 """So many scores are made at once: they stay in the cache of the processor."""
 VALUES: Final = 1 << 17
 """So many values are placed in a grid at once, for the same reason."""
@@ -128,10 +128,10 @@ class Grid:
         bits, width = self._bits, self._width
         while width > 1:
             joined = joined.view(f"<u{2 * joined.itemsize}")
-            low = (1 << bits) - 1
-            high = joined >> (4 * joined.itemsize - bits)
-            high &= low << bits
-            joined = (joined & low) | high
+            half = 4 * joined.itemsize
+            gap = joined >> half
+            gap *= (1 << half) - (1 << bits)  # so much further up than it should be stands the upper half
+            joined = np.subtract(joined, gap, out=gap)
             bits, width = 2 * bits, width // 2
         return joined
 
