@@ -16,7 +16,7 @@ from shoal.codec import GROUP, Codec, by_row, counts, folded, parts_of
 from shoal.errors import ModelError, WireError
 from shoal.records import Array
 from shoal.search import VALUES, spans
-from shoal.session import cast
+from shoal.session import cast, widen_into
 
 LEAST_SCALE: Final = np.float32(np.finfo(np.float32).tiny)
 """The scale of a row of zeros: anything but zero."""
@@ -29,6 +29,8 @@ LEAST_EXACT: Final = np.float32(2.0**-10)
 FOUR_FLOATS: Final = np.dtype(np.complex128)
 FOUR_BYTES: Final = np.dtype(np.uint32)
 """Only moved about as one, never counted with."""
+PLACED_BYTES: Final = 1 << 19
+"""From so many bytes on it pays to have onnxruntime write rows where they belong, and copy nothing."""
 
 
 def encode(codec: Codec, array: Array, axis: int, start: int = 0, book: Book | None = None) -> list[Array]:
@@ -255,7 +257,7 @@ def _from_nibbles(parts: Sequence[Array], out: NDArray[np.float32]) -> None:
         )
     whole, pairs = np.asarray(packed, np.uint8), packed.shape[2]
     odd = whole & 15  # twice i, less 15, is twice i - 7.5 and a whole number
-    odd <<= 1
+    odd += odd  # numpy shifts bytes to the left one by one
     odd -= 15
     out[:, :, :pairs] = odd.view(np.int8)
     np.right_shift(whole, 3, out=odd)
@@ -285,7 +287,8 @@ def _means(codec: Codec, array: Array, axis: int) -> Array:
 def _halved(array: Array) -> Array:
     if array.dtype == np.float16 or not array.size:
         return array.astype(np.float16, copy=False)
-    return cast(np.clip(array, -MOST, MOST), "float16")
+    least, most = np.minimum.reduce(array, axis=None), np.maximum.reduce(array, axis=None)
+    return cast(array if -MOST <= least <= most <= MOST else np.clip(array, -MOST, MOST), "float16")
 
 
 def _copy(given: Array, out: Array) -> None:
@@ -293,7 +296,10 @@ def _copy(given: Array, out: Array) -> None:
     if given.dtype != out.dtype and not given.dtype.kind == out.dtype.kind == "f":
         raise WireError(f"exchange: expected {out.dtype}, got {given.dtype}")
     half = given.dtype == np.float16 and out.dtype == np.float32 and given.size
-    np.copyto(out, cast(given, "float32") if half else given, casting="same_kind")
+    if half and out.nbytes >= PLACED_BYTES and out.flags.c_contiguous and out.shape == given.shape:
+        widen_into(out, given)
+    else:
+        np.copyto(out, cast(given, "float32") if half else given, casting="same_kind")
 
 
 def _in_rows(array: Array, axis: int) -> NDArray[np.float32]:

@@ -192,6 +192,15 @@ def cast(array: Array, dtype: Literal["float16", "float32"]) -> Array:
     return np.asarray(made)
 
 
+def widen_into(out: Array, array: Array) -> None:
+    """Write `array`, float16, to `out`: as many float32, in C order."""
+    session = _caster("float32")
+    bound = session.io_binding()
+    bound.bind_cpu_input("x", np.ascontiguousarray(array))
+    bound.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)
+    session.run_with_iobinding(bound)
+
+
 @cache
 def _caster(dtype: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(CASTS[dtype], _options(1), providers=[CPU])
