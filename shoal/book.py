@@ -86,9 +86,10 @@ def look_up(book: Book, codes: Codes, out: Floats) -> None:
 def _at(codec: Codec, codes: Codes) -> NDArray[np.intp]:
     """Return where in the table of a stage the vectors of all groups stand, of codes [rows, groups]."""
     many = codec.groups * codec.codes
-    small = np.uint16 if many <= 1 << 16 else np.uint32  # fewer bytes than what `take` takes
-    at = codes + np.arange(0, many, codec.codes, small)
-    return at.astype(np.intp)
+    firsts: Codes = np.arange(0, many, codec.codes)
+    firsts = firsts.astype(np.uint16 if many <= 1 << 16 else np.uint32)  # fewer bytes than `take` takes
+    at: NDArray[np.intp] = (codes + firsts).astype(np.intp)
+    return at
 
 
 def pack(codes: Codes, bits: int) -> NDArray[np.uint8]:
