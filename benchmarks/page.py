@@ -10,7 +10,9 @@ from benchmarks.sections import number, read, section, table
 
 PAGE = PLOTS.parent / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
-"""What a person found out about the figures."""
+"""What a person found out about the figures of the lab ..."""
+CODING_NOTES = NOTES.with_name("coding.md")
+"""... and of codecs."""
 
 
 def scenarios(found: dict[str, Any]) -> list[str]:
@@ -253,7 +255,7 @@ def coding(found: dict[str, Any]) -> list[str]:
         for r in found["rows"]
     ]
     head = ("exchange", "sent kB", "encode us", "decode us", "of the block", "comparing")
-    return lines + table(head, body)
+    return [*lines, *table(head, body), CODING_NOTES.read_text().strip(), ""]
 
 
 def calibration(found: dict[str, Any]) -> list[str]:
