@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.book import Book, book_of, pack, unpack
 from shoal.codec import PLAIN, Codec, by_row, codec_of, counts, parts_of
-from shoal.coding import decode, encode, rows_of
+from shoal.coding import PLACED_BYTES, decode, encode, rows_of
 from shoal.errors import ModelError, WireError
 from shoal.records import Array
 from shoal.search import VALUES, by_grid
@@ -186,6 +186,18 @@ def test_rows_that_are_coded_in_several_turns_are_as_those_coded_alone(words: st
     got = through(codec, rows, 1, book=book)
     for at in (0, 7, rows.shape[1] - 1):
         assert np.array_equal(got[:, at : at + 1], through(codec, rows[:, at : at + 1], 1, book=book))
+
+
+@pytest.mark.parametrize("words", ["f16", "i8", "i4", "vq32x16"])
+def test_many_rows_are_written_where_they_belong_and_nowhere_else(words: str) -> None:
+    codec, rows = codec_of(words), PLACED_BYTES // 4 // 64
+    book = book_for(codec, 64)
+    array = random((1, rows, 64))
+    whole: Array = np.full((1, rows + 2, 64), 7, np.float32)
+    decode(codec, encode(codec, array, 1, book=book), 1, whole[:, 1:-1], book=book)
+    assert np.array_equal(whole[:, 1:-1], through(codec, array, 1, book=book))
+    assert np.array_equal(whole[:, 1:-1][:, -3:], through(codec, array[:, -3:], 1, book=book))
+    assert (whole[:, [0, -1]] == 7).all()
 
 
 @given(exponent=st.floats(-30, 30))
