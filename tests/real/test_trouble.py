@@ -187,7 +187,7 @@ def test_a_second_agent_with_a_name_that_is_taken_is_refused(trial: Trial) -> No
     async def trouble(watch: Watch) -> None:
         first = trial.cluster.boards[trial.boards[0]]
         log = trial.cluster.folder / "twin.log"
-        twin = type(first)([*first.command[:-4], "--state-dir", str(trial.cluster.folder / "twin")], log)
+        twin = type(first)([*first.command, "--state-dir", str(trial.cluster.folder / "twin")], log)
         assert twin.wait(10.0) == 5
         assert "another agent with this name" in log.read_text()
         beats = watch.view.boards[trial.boards[0]][Heartbeat]
