@@ -137,7 +137,9 @@ class Trial:
         if not self.cluster.coordinator.running:
             self.cluster.start_coordinator()
         for board in self.boards:
-            if not self.cluster.boards[board].running:
+            if self.cluster.boards[board].running:
+                self.cluster.boards[board].thaw()  # one that a test has left frozen spoils none of the next
+            else:
                 self.restart(board)
         watch.view.alive.clear()
 

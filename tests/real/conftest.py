@@ -21,7 +21,7 @@ from tests.real.client import MODEL, Pictures, Trial, slow_board
 DATA = Path(__file__).parents[1] / "data"
 BOARDS = tuple(BoardId(f"board-{number}") for number in (1, 2, 3))
 WHOLE_S = 0.1
-"""What all segments together take the boards: so long that clients who ask without pause leave the machine idle."""
+"""What all segments together take: so long that clients who ask without pause leave the machine idle."""
 
 
 def exported(folder: Path, max_segments: int = MAX_SEGMENTS) -> Manifest:
