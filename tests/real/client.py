@@ -21,7 +21,7 @@ from shoal.program import Plan
 from shoal.records import BoardId, Profile
 
 MODEL = "vit-fashion-mnist"
-READY_S = 40.0
+READY_S = 90.0
 ENOUGH = 20
 """Answers without which a load says nothing, however slow the machine."""
 
