@@ -172,7 +172,7 @@ def test_broker_and_coordinator_lost_together_are_no_reason_to_stop(trial: Trial
         trial.cluster.coordinator.kill()
         await asyncio.sleep(1.0)
         trial.cluster.start_broker()
-        trial.cluster.start_coordinator()
+        trial.cluster.start_coordinator("--take-over")  # from one that mosquitto remembers
         before = watch.view.coordinator
         watch.view.alive.clear()
         await watch.until("another coordinator", lambda: watch.view.coordinator != before)
