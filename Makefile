@@ -72,7 +72,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# These start real processes, and wait more than they compute: three files, or halves of one, at once.
+# These start real processes, and wait more than they compute: three files at once.
 WAITING := tests/contract
 WAITING += $(addprefix tests/real/test_,agent.py commands.py demo.py precision.py supervised.py survival.py trouble.py)
 # These go by the real clock: nothing beside them.
@@ -82,7 +82,7 @@ TIMED += $(addprefix tests/real/test_,lab.py network.py)
 test: lint
 	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(addprefix --ignore=,tests/real $(WAITING) $(TIMED))
 	$(BIN)/python -m pytest -q -rs $(TIMED)
-	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadgroup $(WAITING)
+	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile $(WAITING)
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
 	SHOAL_OPTIMUM=build/optimum $(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py
