@@ -1,8 +1,8 @@
 """The coordinator's history: what `chronicle` finds worth keeping of each cluster, in a file of SQLite.
 
 Writing never stops the coordinator: one thread writes for all its clusters, and what cannot be written is
-dropped, with a warning.  That thread keeps the files open: to open one takes twenty times as long as to write a
-batch.  A file that is spoilt is put aside and a new one is begun.
+dropped, with a warning.  That thread keeps the files open: to open one takes twenty times as long as to
+write a batch.  A file that is spoilt is put aside and a new one is begun.
 """
 
 import logging
