@@ -72,16 +72,17 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# These start real processes, and wait more than they compute: two files at once.
-WAITING := tests/contract $(addprefix tests/real/test_,commands.py precision.py supervised.py survival.py trouble.py)
+# These start real processes, and wait more than they compute: three files at once.
+WAITING := tests/contract
+WAITING += $(addprefix tests/real/test_,agent.py commands.py demo.py precision.py supervised.py survival.py trouble.py)
 # These go by the real clock: nothing beside them.
-TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py measure.py narrow.py quota.py session.py)
-TIMED += $(addprefix tests/real/test_,agent.py demo.py lab.py network.py)
+TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py narrow.py quota.py session.py)
+TIMED += $(addprefix tests/real/test_,lab.py network.py)
 
 test: lint
 	$(BIN)/python -m pytest -q -rs --numprocesses auto --maxprocesses 4 $(addprefix --ignore=,tests/real $(WAITING) $(TIMED))
 	$(BIN)/python -m pytest -q -rs $(TIMED)
-	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile $(WAITING)
+	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile $(WAITING)
 
 test-export: $(VENV)/.test $(VENV)/.hf-data $(VENV)/.demo-data $(VENV)/.text-data build/optimum/.models
 	SHOAL_OPTIMUM=build/optimum $(BIN)/python -m pytest -q -rs -m "matrix or not matrix" tests/matrix tests/unit/test_exporter_huggingface.py

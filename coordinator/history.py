@@ -1,7 +1,8 @@
 """The coordinator's history: what `chronicle` finds worth keeping of each cluster, in a file of SQLite.
 
 Writing never stops the coordinator: one thread writes for all its clusters, and what cannot be written is
-dropped, with a warning.  A file that is spoilt is put aside and a new one is begun.
+dropped, with a warning.  That thread keeps the files open: to open one takes twenty times as long as to
+write a batch.  A file that is spoilt is put aside and a new one is begun.
 """
 
 import logging
@@ -33,6 +34,8 @@ MOST_WAITING: Final = 5_000
 """Entries that wait to be written; beyond it new ones are dropped."""
 BUSY_S: Final = 2.0
 """Another process that writes to the file is waited for so long."""
+MOST_OPEN: Final = 200
+"""So many histories stay open, with three files each; a process may have 1024 as a rule."""
 
 _TABLE: Final = """
     CREATE TABLE IF NOT EXISTS entries (
@@ -59,6 +62,9 @@ class History:
         self._most = {0: most_decisions, 1: most_decisions * MOST_MEASURED // MOST_DECISIONS}
         self._waiting: queue.Queue[Entry] = queue.Queue(MOST_WAITING)
         self._written = 0
+        self._base: sqlite3.Connection | None = None
+        self._which: tuple[int, int] | None = None
+        """The file that is open, by the numbers of its device and inode."""
         self._troubled = False
         """That something is wrong has been said."""
 
@@ -71,7 +77,10 @@ class History:
                 self._complain("more comes than can be written")
 
     def write(self) -> None:
-        """Write what waits, or say that it cannot be kept; call it in a thread that may wait for the disk."""
+        """Write what waits, or say that it cannot be kept; call it in a thread that may wait for the disk.
+
+        The file stays open, and it is this thread that has to `close` it.
+        """
         batch: list[Entry] = []
         with suppress(queue.Empty):
             while True:
@@ -93,16 +102,32 @@ class History:
         else:
             self._troubled = False
 
+    def close(self) -> None:
+        """Have all that was written in the file itself, with nothing beside it."""
+        if self._base is not None:
+            self._base.close()
+            self._base = None
+
+    def _open(self) -> sqlite3.Connection:
+        """Return the file, open; anew if another has taken its place."""
+        if self._base is not None and self._which == _which(self.file):
+            return self._base
+        self.close()
+        base = self._base = sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)
+        (version,) = base.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            raise sqlite3.DatabaseError(f"{_OTHER} {version}")
+        base.execute("PRAGMA journal_mode=WAL")
+        base.execute("PRAGMA synchronous=NORMAL")
+        if not version:
+            base.executescript(_TABLE)
+            base.execute(f"PRAGMA user_version={VERSION}")
+        self._which = _which(self.file)
+        return base
+
     def _write(self, batch: Sequence[Entry]) -> None:
-        with closing(sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)) as base:
-            (version,) = base.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"{_OTHER} {version}")
-            base.execute("PRAGMA journal_mode=WAL")
-            base.execute("PRAGMA synchronous=NORMAL")
-            if not version:
-                base.executescript(_TABLE)
-                base.execute(f"PRAGMA user_version={VERSION}")
+        try:
+            base = self._open()
             base.execute("BEGIN IMMEDIATE")
             base.executemany(
                 "INSERT INTO entries (at_s, measured, body) VALUES (?, ?, ?)",
@@ -112,6 +137,9 @@ class History:
             for measured, most in self._most.items() if due or not self._written else ():
                 base.execute(_PRUNE, (measured, measured, most))
             base.execute("COMMIT")
+        except BaseException:
+            self.close()  # which takes back what was begun
+            raise
         self._written += len(batch)
 
     def _put_aside(self, why: str) -> None:
@@ -147,8 +175,10 @@ class Scribe:
         over = False
         while not over:
             over = self._over.wait(BATCH_S)
-            for history in self._histories:
+            for number, history in enumerate(self._histories):
                 history.write()
+                if over or number >= MOST_OPEN:
+                    history.close()
 
 
 _OTHER: Final = "expected a history of another version, got"
@@ -157,6 +187,15 @@ _PRUNE: Final = """
         SELECT id FROM entries WHERE measured = ? ORDER BY id DESC LIMIT 1 OFFSET ?
     )
 """
+
+
+def _which(file: Path) -> tuple[int, int] | None:
+    """Return the numbers of a file's device and inode; None if there is no file."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _spoilt(error: sqlite3.DatabaseError) -> bool:

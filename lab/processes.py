@@ -182,11 +182,23 @@ class Cluster:
         command += ["--margin", str(self._margin), "--verbose", *more]
         self.coordinator = Process(command, self.folder / "coordinator.log")
 
-    def start_board(self, name: BoardId, *, memory_bytes: int | None = None, threads: int = 1) -> Process:
-        """Start a board, again with the same store if it ran before."""
+    def start_board(
+        self,
+        name: BoardId,
+        *,
+        memory_bytes: int | None = None,
+        threads: int = 1,
+        emulation: Path | None = None,
+    ) -> Process:
+        """Start a board, again with the same store if it ran before.
+
+        With `emulation` it is as slow as that file says (see `shoal.agent.emulation`).
+        """
         command = ["agent", "--broker", self.url, "--name", name, "--threads", str(threads), "--verbose"]
         command += ["--state-dir", str(self.folder / name)]
         if memory_bytes is not None:
             command += ["--memory", str(memory_bytes / 1e6)]
+        if emulation is not None:
+            command += ["--emulate", str(emulation)]
         self.boards[name] = Process(command, self.folder / f"{name}.log")
         return self.boards[name]

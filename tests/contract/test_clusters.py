@@ -261,6 +261,7 @@ def test_the_coordinator_serves_the_history_of_each_cluster(tmp_path: Path) -> N
     kept = History(files["a"])
     kept.keep([entry(1), entry(2)])
     kept.write()
+    kept.close()
 
     async def run() -> None:
         runner = web.AppRunner(Depot(Store(tmp_path), files).application())

@@ -8,16 +8,20 @@ from typing import Literal
 
 import aiohttp
 
+from shoal.agent.emulation import Settings as Emulated
 from shoal.coordinator import client, render
 from shoal.coordinator.client import Operator, View
+from shoal.encoding import to_json
 from shoal.lab.load import Answer, Load, Tally, running
 from shoal.lab.processes import Cluster
+from shoal.lab.subject import input_bytes
+from shoal.manifest import parse
 from shoal.messages import NO_LIMITS, Deployment, Reported
 from shoal.program import Plan
 from shoal.records import BoardId, Profile
 
 MODEL = "vit-fashion-mnist"
-READY_S = 40.0
+READY_S = 90.0
 ENOUGH = 20
 """Answers without which a load says nothing, however slow the machine."""
 
@@ -78,6 +82,13 @@ class Trial:
     pictures: Pictures
     budget: int | None
     boards: tuple[BoardId, ...]
+    emulation: Path | None = None
+    """What says how slow the boards are; None: as fast as this machine."""
+
+    def start(self) -> None:
+        """Start all boards."""
+        for board in self.boards:
+            self.restart(board)
 
     def deploy(self, objective: Literal["latency", "throughput"]) -> None:
         async def run(watch: Watch) -> None:
@@ -126,7 +137,9 @@ class Trial:
         if not self.cluster.coordinator.running:
             self.cluster.start_coordinator()
         for board in self.boards:
-            if not self.cluster.boards[board].running:
+            if self.cluster.boards[board].running:
+                self.cluster.boards[board].thaw()  # one that a test has left frozen spoils none of the next
+            else:
                 self.restart(board)
         watch.view.alive.clear()
 
@@ -142,9 +155,22 @@ class Trial:
         await watch.until("all boards, profiled", well)
 
     def restart(self, board: BoardId) -> None:
-        self.cluster.start_board(board, memory_bytes=self.budget)
+        self.cluster.start_board(board, memory_bytes=self.budget, emulation=self.emulation)
 
     def _settled(self, view: View, board: BoardId) -> bool:
         reported, profile = view.boards[board].get(Reported), view.boards[board].get(Profile)
         done = isinstance(reported, Reported) and reported.activity in ("serving", "idle")
         return done and isinstance(profile, Profile) and len(profile.links) == len(self.boards) - 1
+
+
+def slow_board(file: Path, bundle: Path, whole_s: float) -> Path:
+    """Write what makes a board run the whole of a bundle's model in `whole_s`, and return the file.
+
+    If that is long beside what this machine computes of it, boards are as fast as they are told to be,
+    however many of them there are and whatever else the machine does.
+    """
+    manifest = parse((bundle / "manifest.json").read_bytes(), str(bundle))
+    seconds = {name: whole_s * each.flops / manifest.whole.flops for name, each in manifest.by_name.items()}
+    said = Emulated(speed=1.0, seconds=seconds, sizes=input_bytes(manifest), links={}, shared="")
+    file.write_bytes(to_json(said))
+    return file

@@ -19,12 +19,11 @@ from shoal.clock import wall_ms
 from shoal.coordinator import client, memory
 from shoal.coordinator.history import file_of, read
 from shoal.coordinator.standing import GONE_S
-from shoal.exporter.export import export
 from shoal.lab.processes import Cluster, Process
 from shoal.messages import BundleSource, Coordinator, Decision, Reported
 from shoal.records import Sha256
-from tests.real.client import MODEL, Pictures, Trial, Watch
-from tests.real.conftest import BOARDS, DATA, installed
+from tests.real.client import Pictures, Trial, Watch
+from tests.real.conftest import BOARDS, exported, installed
 from tests.real.test_trouble import obeyed, unharmed, wishes
 
 pytestmark = [pytest.mark.survival, pytest.mark.timeout(600)]
@@ -59,7 +58,7 @@ def trial(
     """Three boards, none of which can hold the model alone, on a broker that keeps what it retains."""
     installed("mosquitto")
     other = tmp_path_factory.mktemp("other") / "vit"
-    export(DATA / "vit-fashion-mnist.onnx", other, name=MODEL, max_segments=4)
+    exported(other, max_segments=4)
     with Cluster(tmp_path_factory.mktemp("survival"), "mosquitto", margin=0.9) as cluster:
         for board in BOARDS:
             cluster.start_board(board, memory_bytes=budget)

@@ -3,6 +3,7 @@
 import logging
 import resource
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ def written(folder: Path, *entries: Entry, most: int = 1000) -> Path:
     kept = History(folder / NAME, most_decisions=most)
     kept.keep(entries)
     kept.write()
+    kept.close()
     return kept.file
 
 
@@ -151,6 +153,60 @@ def test_one_thread_writes_for_all_clusters_and_one_that_fails_stops_none(tmp_pa
         each.keep([entry(number)])
     scribe.close()
     assert [numbers(each.file) for each in kept[1:]] == [[1], [2]]
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the files that histories open from now on, to write."""
+    found: list[Path] = []
+    connect = sqlite3.connect
+
+    def counted(file: Path | str, **options: object) -> sqlite3.Connection:
+        if isinstance(file, Path):
+            found.append(file)
+        return connect(file, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", counted)
+    return found
+
+
+def test_a_file_stays_open_and_can_be_read_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = opened(monkeypatch)
+    kept = History(tmp_path / NAME)
+    for number in range(5):
+        kept.keep([entry(number)])
+        kept.write()
+        assert numbers(kept.file) == list(range(number + 1))
+    kept.close()
+    assert times == [kept.file]
+    assert [file.name for file in tmp_path.iterdir()] == [NAME], "nothing beside it"
+
+
+def test_a_file_that_somebody_removes_is_begun_anew(tmp_path: Path) -> None:
+    kept = History(tmp_path / NAME)
+    kept.keep([entry(1)])
+    kept.write()
+    kept.file.unlink()
+    kept.keep([entry(2)])
+    kept.write()
+    assert numbers(kept.file) == [2]
+    kept.close()
+
+
+def test_of_very_many_clusters_not_all_files_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "MOST_OPEN", 1)
+    monkeypatch.setattr(history, "BATCH_S", 0.0)
+    times = opened(monkeypatch)
+    kept = [History(file_of(tmp_path, cluster)) for cluster in ("a", "b")]
+    scribe = Scribe(kept)
+    for number in range(3):
+        for each in kept:
+            each.keep([entry(number)])
+        while any(each._written <= number for each in kept):
+            time.sleep(0.001)
+    scribe.close()
+    assert [times.count(each.file) for each in kept] == [1, 3]
 
 
 def test_a_history_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:

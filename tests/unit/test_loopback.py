@@ -1,15 +1,19 @@
 """A place without namespaces: what it plays, what it measures of that, and what it says of a lie."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shoal.agent.narrow import Limit
 from shoal.errors import ShoalError
-from shoal.lab import loopback
+from shoal.lab import loopback, meter
 from shoal.lab.loopback import AIR, OnLoopback, limits, slots
+from shoal.lab.meter import Reading
 from shoal.lab.scenario import Shape
 from shoal.lab.scenario_file import parse
-from shoal.lab.shaping import DESK, PAYLOAD_SHARE, wiring_of
+from shoal.lab.shaping import DESK, PAYLOAD_SHARE, Wiring, wiring_of
 from shoal.records import BoardId
 
 A, B = BoardId("a"), BoardId("b")
@@ -55,7 +59,25 @@ def test_no_two_limits_share_a_slot() -> None:
     assert max(found) < slots(wiring)
 
 
-def test_it_measures_what_it_plays_and_tells(tmp_path: Path) -> None:
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[Reading]:
+    """What is measured.  A machine with other work makes ways much slower than asked, but never quicker."""
+    found: list[Reading] = []
+    judge = meter.judge
+
+    def judged(measured: Sequence[Reading], say: Callable[[str], None]) -> None:
+        judge(measured, say)
+        found.extend(measured)
+        for reading in measured:
+            slower = reading.got / reading.asked if reading.what == "rtt" else reading.asked / reading.got
+            assert 0.9 < slower < 20, reading.describe()
+
+    monkeypatch.setattr(meter, "TOLERANCE", 20.0)
+    monkeypatch.setattr(meter, "judge", judged)
+    return found
+
+
+def test_it_measures_what_it_plays_and_tells(tmp_path: Path, readings: list[Reading]) -> None:
     said: list[str] = []
     with OnLoopback(parse(TEXT, "x.toml"), "a test", tmp_path) as place:
         place.check(said.append)
@@ -63,20 +85,27 @@ def test_it_measures_what_it_plays_and_tells(tmp_path: Path) -> None:
     assert [line.split(": ")[0].strip() for line in said] == ["a -> b rate", "b -> a rate", "a -> b rtt"]
     assert all(f"asked {asked:.2f} Mbit/s" in line for line in said[:2])
     assert "asked 8.00 ms" in said[2]
+    assert len(readings) == len(said)
 
 
-def test_the_cell_is_measured_too(tmp_path: Path) -> None:
+def test_the_cell_is_measured_too(tmp_path: Path, readings: list[Reading]) -> None:
     said: list[str] = []
     scenario = parse('network.air = "10mbit"\n[[board]]\nname = "a"\n[[board]]\nname = "b"\n', "x.toml")
     with OnLoopback(scenario, "a test", tmp_path) as place:
         place.check(said.append)
     assert [line.split(": ")[0].strip() for line in said] == ["a -> b rate", "b -> a rate"]
+    assert len(readings) == len(said)
 
 
 def test_it_does_not_report_where_shaping_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = OnLoopback(parse(TEXT, "x.toml"), "a test", tmp_path)
     right = loopback.limits
-    monkeypatch.setattr(loopback, "limits", lambda wiring, *way: right(wiring, *way)[:1])  # forget a cable
+
+    def narrower(wiring: Wiring, *way: BoardId) -> tuple[Limit, ...]:
+        """Return limits that no machine, however busy, makes look right."""
+        return tuple(replace(limit, bytes_per_s=limit.bytes_per_s / 5) for limit in right(wiring, *way))
+
+    monkeypatch.setattr(loopback, "limits", narrower)
     with place, pytest.raises(ShoalError, match=r"more than 10% off: a -> b rate: asked 7\.65"):
         place.check(lambda _line: None)
 
