@@ -99,14 +99,17 @@ def reason_to_stay(
     known: tuple[float, float] = (1.0, 1.0),
     *,
     hurry: bool = False,
+    back: bool = False,
 ) -> str:
     """Return why `old` is kept although `new` is another plan; empty if the switch is worth it.
 
     `known` is by how much the strategies of both have turned out slower than predicted.  `since_s` is the
-    time since the last switch; `hurry` says that `old` is not what it was (see `dwell`).  Gain is measured in
-    seconds of service won over the time that things should stay as they are, loss in seconds of service that
-    the switch costs.  A plan that loses less accuracy than the old one need not be quicker, only not slower
-    by more than half of the margin.
+    time since the last switch; `hurry` says that `old` is not what it was (see `dwell`); `back` that it has
+    shown what it takes on several boards, and `new` is one.  Gain is measured in seconds of service won over
+    the time that things should stay as they are, loss in seconds of service that the switch costs.  A plan
+    that loses less accuracy than the old one need not be quicker, only not slower by more than half of the
+    margin.  Back to one board any gain that pays is enough, and at once: several had to promise the margin,
+    and will have to do so by what they showed.
     """
     try:
         kept = price(question, old)
@@ -120,9 +123,10 @@ def reason_to_stay(
         noticed(lost_by(question.manifest, each.strategy, len(each.boards))) for each in (old, new)
     )
     gentler = new_lost < lost and within_reach(gain, settings.margin)
-    if gain < settings.margin and not gentler:
-        return f"kept: {better}, less than the margin of {settings.margin:.0%}"
-    if since_s < max(settings.dwell_s, dwell_s) and not (hurry and gain >= settings.much):
+    margin = 0.0 if back else settings.margin
+    if gain < margin and not gentler:
+        return f"kept: {better}, less than the margin of {margin:.0%}"
+    if since_s < max(settings.dwell_s, dwell_s) and not back and not (hurry and gain >= settings.much):
         return f"kept: {better}, but the last switch was less than {max(settings.dwell_s, dwell_s):.0f} s ago"
     lost_s = settings.barrier_s
     if not fits_beside(question, new.lanes, old):

@@ -1,0 +1,89 @@
+"""Several boards that turn out no faster than one are left for that one, at once, and not taken up again."""
+
+from dataclasses import replace
+
+import pytest
+
+from shoal.coordinator.experience import RECALL_S
+from shoal.messages import Decision
+from tests import build
+from tests.build import A, B
+from tests.unit.test_controller import SETTINGS, World
+from tests.unit.test_dwell import AT_ONCE_S
+from tests.unit.test_sharded import TOKENS, board
+from tests.unit.test_weigh import OLD, ROOMY, candidate, question, reason_to_stay
+
+ALONE_S = 1.0
+"""What one board takes, as predicted; two should take little more than half of that."""
+
+
+def sharing(max_error: float = 0.0, goodput: float = 1e6) -> World:
+    """Return a world in which a and b have just begun to share requests."""
+    world = World(TOKENS)
+    for name in (A, B):
+        world.add(name, profile=board(ALONE_S, goodput=goodput))
+    world.deploy(replace(build.deployment(), max_error=max_error))
+    world.until(lambda: world.serving, 5)
+    assert world.serving is not None
+    assert world.serving.boards == {A, B}
+    return world
+
+
+def asked(world: World, median_s: float) -> None:
+    """Have the lead tell of requests under the plan in force."""
+    plan = world.serving
+    assert plan is not None
+    world.say(plan.lead, build.telemetry(epoch=plan.epoch, alone=9, alone_median_s=median_s))
+    world.run(AT_ONCE_S)
+
+
+@pytest.mark.parametrize("median_s", [1.01 * ALONE_S, 2 * ALONE_S])
+def test_two_boards_that_take_as_long_as_one_are_left_at_once(median_s: float) -> None:
+    world = sharing()
+    asked(world, median_s)
+    assert world.serves("local", A)
+    assert world.plans[-1][0] - world.plans[-2][0] < SETTINGS.dwell_s
+    world.run(RECALL_S / 2)
+    assert world.switches == 1, "what they showed is remembered"
+
+
+def test_two_boards_that_are_a_little_faster_than_one_stay() -> None:
+    """They had to promise more to be taken; to go back and forth is worth nothing."""
+    world = sharing()
+    asked(world, 0.95 * ALONE_S)
+    world.run(60)
+    assert world.switches == 0
+
+
+def test_it_is_said_why() -> None:
+    world = sharing()
+    assert world.serving is not None
+    promised_s = world.serving.predicted.latency_s
+    asked(world, 1.01 * ALONE_S)
+    assert isinstance(world.decision, Decision)
+    factor = 1.01 * ALONE_S / promised_s
+    assert world.decision.reason.startswith(
+        f"sequence turned out {factor:.1f} times slower than predicted: local on a"
+    )
+
+
+def test_while_another_way_to_share_waits_for_its_time_one_board_serves() -> None:
+    world = sharing(max_error=0.004, goodput=3e3)
+    assert world.serving is not None
+    first = world.serving.strategy
+    asked(world, 1.5 * ALONE_S)
+    assert world.serves("local", A)
+    waited_s = world.until(lambda: len(world.serving.boards) > 1 if world.serving else False, 30)
+    assert waited_s > SETTINGS.dwell_s - 2 * AT_ONCE_S
+    assert world.serving.strategy != first
+
+
+def test_back_to_one_board_a_gain_need_only_pay_for_the_switch() -> None:
+    roomy = question(ROOMY)
+
+    def why(latency_s: float, since_s: float) -> str:
+        return reason_to_stay(SETTINGS, roomy, OLD, candidate(B, latency_s), since_s, 40.0, back=True)
+
+    assert why(0.19, 1.0) == ""
+    assert "but the switch costs" in why(0.1999, 1.0)
+    assert "less than the margin of 0%" in why(0.201, 1.0)
