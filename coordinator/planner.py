@@ -5,7 +5,7 @@ ranking.  Every strategy is only a way to make programs; `cost.predict` prices a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
@@ -215,9 +215,10 @@ def _replicate(question: Question, *, wide: bool) -> Iterator[Candidate]:
     sizes = _sizes(question.limit) if wide or batched else [question.limit]
     leads = [(order, lead) for order in orders for lead in order[: _FEW_LEADS if wide else _LEADS]]
     rows = Rows(question) if batched else None
+    by_rate = wide or rows is None or question.objective != "latency"
     for (order, lead), size in product(leads, sizes):
         rates = _rates(question, lead, order, size)
-        ways = [rates] if wide or rows is None or question.objective != "latency" else []
+        ways: list[Mapping[BoardId, float]] = [rates] if by_rate else []
         ways += [rows.weights(lead, list(rates))] if rows is not None and len(rates) > 1 else []
         for shares in (each for each in ways if len(each) > 1):
             total = sum(shares.values())

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 from shoal.coordinator.experience import RECALL_S
+from shoal.coordinator.weigh import reason_to_stay
 from shoal.messages import Decision
 from tests import build
 from tests.build import A, B
 from tests.unit.test_controller import SETTINGS, World
 from tests.unit.test_dwell import AT_ONCE_S
 from tests.unit.test_sharded import TOKENS, board
-from tests.unit.test_weigh import OLD, ROOMY, candidate, question, reason_to_stay
+from tests.unit.test_weigh import OLD, ROOMY, candidate, question
 
 ALONE_S = 1.0
 """What one board takes, as predicted; two should take little more than half of that."""
