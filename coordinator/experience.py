@@ -4,8 +4,9 @@ A plan is on trial for some time after its lead has told of the first requests. 
 had the cluster to themselves is compared with what the cost model says of the plan just then.  What is
 measured is compared with what was measured: each plan costs what it is predicted to, times the factor by
 which it was wrong when it ran; one
-that never ran, the factor of the single board that ran last, if that was slower than predicted.  So a plan
-that turns out slower than the one before it is left for that one, though both were predicted alike wrong.
+that never ran, the factor of the best of its kind that did, and no less than that of the single board that
+ran last.  So a plan that turns out slower than the one before it is left for that one, though both were
+predicted alike wrong, and what is wrong with one way to share requests does not have all others tried too.
 A strategy of several boards that is slower by more than the margin than single boards are costs that much
 more from then on, on whichever boards, for a while that doubles each time.
 """
@@ -95,6 +96,15 @@ Record = Mapping[Who, Shown]
 """Of every plan that was on trial, single boards too."""
 
 
+def kind_of(strategy: str) -> str:
+    """Return what strategies have in common that only exchange other rows, or in other codes.
+
+    >>> kind_of("sequence-hidden i8 in fp16")
+    'sequence'
+    """
+    return strategy.partition(" ")[0].partition("-")[0]
+
+
 def who(plan: Plan) -> Who:
     """Return what a plan is remembered by."""
     return plan.strategy, (plan.lead, *sorted(plan.boards - {plan.lead}))
@@ -168,6 +178,8 @@ class Memory:
     due: frozenset[str]
     """Strategies that were slower, and are to be tried again."""
     factors: Mapping[Who, float]
+    kinds: Mapping[str, float]
+    """By kind of strategy, the least factor of those of several boards that have shown theirs."""
     single: float
     """How many times longer than predicted single boards take; at least once."""
 
@@ -177,23 +189,33 @@ class Memory:
         in_force = None if plan is None else who(plan)
         recent = {k: e for k, e in record.items() if k == in_force or now_s - e.seen_s < RECALL_S}
         single = [each for (_, boards), each in recent.items() if len(boards) == 1]
+        slower = {s: e for s, e in experience.items() if now_s < e.until_s}
+        kinds: dict[str, float] = {}
+        several = [(s, each.factor) for (s, boards), each in recent.items() if len(boards) > 1]
+        for strategy, factor in (*several, *((s, each.factor) for s, each in slower.items())):
+            kind = kind_of(strategy)
+            kinds[kind] = min(factor, kinds.get(kind, factor))
         return cls(
-            experience={s: e for s, e in experience.items() if now_s < e.until_s},
+            experience=slower,
             due=frozenset(s for s, e in experience.items() if now_s >= e.until_s),
             factors={key: each.factor for key, each in recent.items()},
+            kinds=kinds,
             single=max(1.0, max(single, key=lambda each: each.seen_s).factor) if single else 1.0,
         )
 
     def factor(self, strategy: str, boards: tuple[BoardId, ...]) -> float:
         """Return by how much a strategy on these boards, the lead first, is slower than predicted.
 
-        As it has shown itself; else as the strategy has; else as is usual of single boards.
+        As it has shown itself; else as the strategy has, else as the best of its kind; else, and at least, as
+        is usual of single boards.
         """
         if strategy in self.due:
             return self.single
         given = strategy.partition(" in ")[0]  # other weights do not make up for slow exchanges
         known = self.experience.get(strategy) or self.experience.get(given)
-        return self.factors.get((strategy, boards), self.single if known is None else known.factor)
+        of_kind = self.kinds.get(kind_of(strategy), self.single) if len(boards) > 1 else self.single
+        usual = max(self.single, of_kind) if known is None else known.factor
+        return self.factors.get((strategy, boards), usual)
 
     def is_back(self, old: Plan, new: Candidate) -> bool:
         """Say whether it is back to one board from several that have shown what they take."""

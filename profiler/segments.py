@@ -170,8 +170,8 @@ def refine(
     Those that a board's own rows go through come first, for their laws are the least known; of each sort the
     slowest.  All counts of a segment are timed in turn, round after round, so that whatever else slows the
     board down meanwhile slows all alike; a segment is done when every middle is known well, or its share of
-    the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.  `go_on`
-    is asked before each run: what comes meanwhile is held up by one at most.
+    the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
+    `go_on` is asked before each run: what comes meanwhile is held up by one at most.
     """
     shared = {s.name for sharding in manifest.shardings for s in sharding.segments}
     shared |= {name for name, (given, _) in manifest.swaps.items() if given in shared}

@@ -6,23 +6,26 @@ import pytest
 
 from shoal.coordinator.experience import RECALL_S
 from shoal.coordinator.weigh import reason_to_stay
+from shoal.manifest import Manifest, ShardRun
 from shoal.messages import Decision
 from tests import build
 from tests.build import A, B
 from tests.unit.test_controller import SETTINGS, World
 from tests.unit.test_dwell import AT_ONCE_S
-from tests.unit.test_sharded import TOKENS, board
+from tests.unit.test_sharded import TOKENS, board, verified
 from tests.unit.test_weigh import OLD, ROOMY, candidate, question
 
 ALONE_S = 1.0
 """What one board takes, as predicted; two should take little more than half of that."""
 
 
-def sharing(max_error: float = 0.0, goodput: float = 1e6) -> World:
+def sharing(max_error: float = 0.0, goodput: float = 1e6, manifest: Manifest = TOKENS) -> World:
     """Return a world in which a and b have just begun to share requests."""
-    world = World(TOKENS)
+    world = World(manifest)
+    profile = board(ALONE_S, goodput=goodput)
+    laws = {**profile.laws, **{f"other-{name}": law for name, law in profile.laws.items()}}
     for name in (A, B):
-        world.add(name, profile=board(ALONE_S, goodput=goodput))
+        world.add(name, profile=replace(profile, laws=laws))
     world.deploy(replace(build.deployment(), max_error=max_error))
     world.until(lambda: world.serving, 5)
     assert world.serving is not None
@@ -68,15 +71,32 @@ def test_it_is_said_why() -> None:
     )
 
 
-def test_while_another_way_to_share_waits_for_its_time_one_board_serves() -> None:
+def test_ways_to_share_are_not_tried_one_after_the_other() -> None:
     world = sharing(max_error=0.004, goodput=3e3)
+    asked(world, 1.5 * ALONE_S)
+    assert world.serves("local", A)
+    world.run(RECALL_S / 2)
+    assert world.switches == 1
+
+
+def test_while_another_kind_of_plan_waits_for_its_time_one_board_serves() -> None:
+    (sharding,) = TOKENS.shardings
+    renamed = tuple(replace(each, name=f"other-{each.name}") for each in sharding.segments)
+    steps = tuple(
+        replace(step, segment=f"other-{step.segment}") if isinstance(step, ShardRun) else step
+        for step in sharding.steps
+    )
+    other = replace(sharding, name="other", segments=renamed, steps=steps)
+    both = replace(TOKENS, shardings=(sharding, other))
+    world = sharing(manifest=verified(both, "local", "sequence", "other"))
     assert world.serving is not None
     first = world.serving.strategy
     asked(world, 1.5 * ALONE_S)
     assert world.serves("local", A)
     waited_s = world.until(lambda: len(world.serving.boards) > 1 if world.serving else False, 30)
     assert waited_s > SETTINGS.dwell_s - 2 * AT_ONCE_S
-    assert world.serving.strategy != first
+    assert {first, world.serving.strategy} == {"sequence", "other"}
+    assert world.state.dwell_s <= 2 * SETTINGS.dwell_s, "to go back was no new attempt"
 
 
 def test_back_to_one_board_a_gain_need_only_pay_for_the_switch() -> None:

@@ -110,7 +110,24 @@ def test_a_strategy_that_was_slower_is_not_tried_again_under_the_name_of_each_pr
     known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
     memory = Memory.of(known, {}, None, 50.0)
     assert memory.factor("sequence in fp16", (A, B)) == 1.8
-    assert memory.factor("sequence i8 in fp16", (A, B)) == 1.0
+    assert memory.factor("tensor in fp16", (A, B)) == 1.0
+
+
+def test_what_never_ran_is_taken_to_be_as_wrong_as_the_best_of_its_kind() -> None:
+    """Else each codec and each way to share would be tried once, and be slower than one board meanwhile."""
+    record: experience.Record = {("sequence i8", (A, B)): Shown(factor=1.5, seen_s=50.0)}
+    memory = Memory.of({}, record, plan(), 60.0)
+    assert memory.factor("sequence-hidden f16", (A, B)) == 1.5
+    assert memory.factor("tensor", (A, B)) == 1.0
+    assert memory.factor("local", (A,)) == 1.0
+    better: experience.Record = {**record, ("sequence f16", (A, B)): Shown(factor=1.2, seen_s=55.0)}
+    memory = Memory.of({}, better, plan(), 60.0)
+    assert memory.factor("sequence-hidden f16", (A, B)) == 1.2
+    slow_machine: experience.Record = {**record, who(LOCAL): Shown(factor=1.7, seen_s=55.0)}
+    assert Memory.of({}, slow_machine, plan(), 60.0).factor("sequence", (A, B)) == 1.7
+    known = {"sequence": Slower(factor=1.8, until_s=99.0, recall_s=9.0, epoch=4)}
+    assert Memory.of(known, {}, plan(), 60.0).factor("sequence i8", (A, B)) == 1.8
+    assert Memory.of(known, record, plan(), 50.0 + RECALL_S).factor("sequence-hidden", (A, B)) == 1.0
 
 
 def test_another_precision_must_be_better_by_the_margin_also_by_what_was_shown() -> None:
