@@ -49,7 +49,9 @@ LONGEST_CALM_S = 40.0
 """... or after so long: links may always be a little different."""
 SETTLED_S = 10.0
 """What a coordinator has chosen is the plan that it has stayed with for so long while requests were asked."""
-LONGEST_ASKED_S = 120.0
+PATIENCE_S = 90.0
+"""So long it is waited for a plan that would be better, but that another switch must not come as soon."""
+LONGEST_ASKED_S = 150.0
 WAIT_S = 60.0
 MOST = 8
 """So many plans are tried: those that are predicted to be the best, and the best single board."""
@@ -178,7 +180,8 @@ class Run:
             newest = self._operator.view.plan
             assert newest is not None
             now_s = time.monotonic()
-            if plan is None or newest.epoch != plan.epoch or not self._settled():
+            patient = now_s - begun_s < PATIENCE_S
+            if plan is None or newest.epoch != plan.epoch or not self._settled(patient=patient):
                 plan, since_s = newest, now_s
             if now_s - since_s >= SETTLED_S:
                 return newest
@@ -229,12 +232,13 @@ class Run:
             len(each.links) == others and (others == 0 or bool(each.laws)) for each in known
         )
 
-    def _settled(self) -> bool:
+    def _settled(self, *, patient: bool) -> bool:
+        """Say whether no other plan is on its way; `patient`: nor another one to be once its time comes."""
         plan, decision = self._operator.view.plan, self._operator.view.cluster.get(Decision)
         if plan is None or not isinstance(decision, Decision):
             return False
         hesitates = "the last switch was less than" in decision.reason
-        return not decision.wanted and decision.epoch == plan.epoch and not hesitates
+        return not decision.wanted and decision.epoch == plan.epoch and not (patient and hesitates)
 
     async def _until(self, what: str, holds: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
         until_s = time.monotonic() + timeout_s
