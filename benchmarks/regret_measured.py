@@ -49,8 +49,11 @@ LONGEST_CALM_S = 40.0
 """... or after so long: links may always be a little different."""
 SETTLED_S = 10.0
 """What a coordinator has chosen is the plan that it has stayed with for so long while requests were asked."""
+WEIGHED_S = 1.0
+"""A coordinator has weighed a new profile after so long."""
 PATIENCE_S = 90.0
-"""So long it is waited for a plan that would be better, but that another switch must not come as soon."""
+"""So long it is waited for a plan that would be better, but that another switch must not come as soon, and
+for a moment in which no profile is newer than the decision."""
 LONGEST_ASKED_S = 150.0
 WAIT_S = 60.0
 MOST = 8
@@ -183,7 +186,8 @@ class Run:
             patient = now_s - begun_s < PATIENCE_S
             if plan is None or newest.epoch != plan.epoch or not self._settled(patient=patient):
                 plan, since_s = newest, now_s
-            if now_s - since_s >= SETTLED_S:
+            weighed = now_s - self._heard_s >= WEIGHED_S
+            if now_s - since_s >= SETTLED_S and (weighed or not patient):
                 return newest
             if now_s - begun_s > LONGEST_ASKED_S:
                 raise ShoalError(f"no plan stayed in force for {SETTLED_S:.0f} s")
