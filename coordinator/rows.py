@@ -1,8 +1,9 @@
 """How many rows of a batch each board answers, where each runs the whole model on those it has.  Pure.
 
 The lead keeps some rows and hands out the rest through its one uplink, so all others wait for all that is
-handed out.  The more the lead keeps, the later it is done and the sooner are the others: the best lies where
-they meet.  Of the rest each row goes to the board that is done first with it.
+handed out; and as they are done at about the same time, for all that comes back through its one downlink.
+The more the lead keeps, the later it is done and the sooner are the others: the best lies where they meet.
+Of the rest each row goes to the board that is done first with it.
 """
 
 import heapq
@@ -28,20 +29,20 @@ class Helper:
     hop_s: float
     """There and back, whatever the rows."""
     row_s: float
-    """What each of its rows takes on the way back, and on the way there beyond the time on the uplink."""
+    """What each of its rows takes on the way there and back beyond the time on the lead's own cable."""
 
     def done_s(self, rows: int) -> float:
-        """Return when it is done with so many rows, after all rows have been handed out."""
+        """Return when it is done with so many rows, but for what all rows take on the lead's own cable."""
         return self.hop_s + rows * self.row_s + self.run_s(rows)
 
 
 def divided(
-    rows: int, lead_s: Callable[[int], float], helpers: Sequence[Helper], uplink_s: float
+    rows: int, lead_s: Callable[[int], float], helpers: Sequence[Helper], cable_s: float
 ) -> list[int]:
     """Return how many of `rows` the lead keeps and each of `helpers` gets, so that all are done soonest.
 
-    `lead_s` says what the lead takes for so many, `uplink_s` what a row takes on its uplink.  Of two ways
-    that take as long the lead keeps more.
+    `lead_s` says what the lead takes for so many, `cable_s` what a row takes on its cable, there and back.
+    Of two ways that take as long the lead keeps more.
     """
 
     def others(kept: int) -> list[int]:
@@ -60,7 +61,7 @@ def divided(
             return 0.0
         counts = others(kept)
         done = (each.done_s(count) for each, count in zip(helpers, counts, strict=True) if count)
-        return (rows - kept) * uplink_s + max(done, default=math.inf)
+        return (rows - kept) * cable_s + max(done, default=math.inf)
 
     def done_s(kept: int) -> float:
         return max(lead_s(kept) if kept else 0.0, last_s(kept))
@@ -91,20 +92,23 @@ class Rows:
         asked = sum(manifest.tensor_bytes[spec.name] for spec in manifest.inputs) / rows
         given = sum(manifest.tensor_bytes[spec.name] for spec in manifest.outputs) / rows
         others = [board for board in boards if board != lead]
-        there = {board: way for board in others if (way := question.link(lead, board)) is not None}
-        uplink_s = min(asked / way.goodput_bytes_per_s for way in there.values())
-        helpers = []
-        for board, out in there.items():
-            back = question.link(board, lead)
+        ways = []
+        for board in others:
+            out, back = question.link(lead, board), question.link(board, lead)
+            assert out is not None
             assert back is not None
-            helpers.append(
-                Helper(
-                    run_s=partial(self._run_s, board),
-                    hop_s=(out.rtt_s + back.rtt_s) / 2,
-                    row_s=asked / out.goodput_bytes_per_s - uplink_s + given / back.goodput_bytes_per_s,
-                )
+            ways.append((out, back))
+        cable_s = asked / max(out.goodput_bytes_per_s for out, _ in ways)
+        cable_s += given / max(back.goodput_bytes_per_s for _, back in ways)
+        helpers = [
+            Helper(
+                run_s=partial(self._run_s, board),
+                hop_s=(out.rtt_s + back.rtt_s) / 2,
+                row_s=asked / out.goodput_bytes_per_s + given / back.goodput_bytes_per_s - cable_s,
             )
-        counts = divided(rows, partial(self._run_s, lead), helpers, uplink_s)
+            for board, (out, back) in zip(others, ways, strict=True)
+        ]
+        counts = divided(rows, partial(self._run_s, lead), helpers, cable_s)
         return {board: n / rows for board, n in zip((lead, *others), counts, strict=True) if n}
 
     def _run_s(self, board: BoardId, rows: int) -> float:
