@@ -108,7 +108,7 @@ def reason_to_stay(
     shown what it takes on several boards, and `new` is one.  Gain is measured in seconds of service won over
     the time that things should stay as they are, loss in seconds of service that the switch costs.  A plan
     that loses less accuracy than the old one need not be quicker, only not slower by more than half of the
-    margin.  Back to one board any gain that pays is enough, and at once: several had to promise the margin,
+    margin.  Nor need one board, to which it is gone back at once: several had to promise the whole margin,
     and will have to do so by what they showed.
     """
     try:
@@ -123,16 +123,16 @@ def reason_to_stay(
         noticed(lost_by(question.manifest, each.strategy, len(each.boards))) for each in (old, new)
     )
     gentler = new_lost < lost and within_reach(gain, settings.margin)
-    margin = 0.0 if back else settings.margin
-    if gain < margin and not gentler:
-        return f"kept: {better}, less than the margin of {margin:.0%}"
-    if since_s < max(settings.dwell_s, dwell_s) and not back and not (hurry and gain >= settings.much):
+    fewer = back and within_reach(gain, settings.margin)
+    if gain < settings.margin and not gentler and not fewer:
+        return f"kept: {better}, less than the margin of {settings.margin:.0%}"
+    if since_s < max(settings.dwell_s, dwell_s) and not fewer and not (hurry and gain >= settings.much):
         return f"kept: {better}, but the last switch was less than {max(settings.dwell_s, dwell_s):.0f} s ago"
     lost_s = settings.barrier_s
     if not fits_beside(question, new.lanes, old):
         lost_s += load_bytes(question.manifest, new.lanes) / settings.load_bytes_per_s
     won_s = gain * max(settings.horizon_s, since_s)
-    if won_s < 2 * lost_s and not gentler:
+    if won_s < 2 * lost_s and not gentler and not fewer:
         return f"kept: {better}, but the switch costs {lost_s:.1f} s of service and wins {won_s:.1f} s"
     return ""
 
