@@ -21,6 +21,8 @@ from shoal.records import BoardId
 
 TOLD: Final = 12
 """So many alternatives are told."""
+HARDLY: Final = 0.02
+"""Several boards that have shown that they win no more than this share over one are left for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +110,8 @@ def reason_to_stay(
     shown what it takes on several boards, and `new` is one.  Gain is measured in seconds of service won over
     the time that things should stay as they are, loss in seconds of service that the switch costs.  A plan
     that loses less accuracy than the old one need not be quicker, only not slower by more than half of the
-    margin.  Nor need one board, to which it is gone back at once: several had to promise the whole margin,
-    and will have to do so by what they showed.
+    margin.  One board, to which it is gone back at once, need not be quicker either, only hardly slower:
+    several had to promise the whole margin, and will have to do so by what they showed.
     """
     try:
         kept = price(question, old)
@@ -123,7 +125,7 @@ def reason_to_stay(
         noticed(lost_by(question.manifest, each.strategy, len(each.boards))) for each in (old, new)
     )
     gentler = new_lost < lost and within_reach(gain, settings.margin)
-    fewer = back and within_reach(gain, settings.margin)
+    fewer = back and gain >= -HARDLY
     if gain < settings.margin and not gentler and not fewer:
         return f"kept: {better}, less than the margin of {settings.margin:.0%}"
     if since_s < max(settings.dwell_s, dwell_s) and not fewer and not (hurry and gain >= settings.much):
