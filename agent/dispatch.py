@@ -64,6 +64,8 @@ class Question:
     """Where to note what all boards do."""
     asked: Mapping[str, Array] | None = None
     """The inputs of the whole request, whose sizes decide on the lanes; None: it is not a part of one."""
+    meant: tuple[int, int] | None = None
+    """Of a part: epoch and lane for which its rows were counted."""
 
     @property
     def ends_s(self) -> float:
@@ -233,7 +235,7 @@ class Dispatcher:
         if serving is None or serving.manifest.batch is None or len(serving.plan.lanes) < 2:
             return await self._answer(question, turn)
         rows = next(iter(question.inputs.values())).shape[0]
-        lanes = [serving.plan.lanes[index] for index in serving.lanes(question.inputs)]
+        lanes = {index: serving.plan.lanes[index] for index in serving.lanes(question.inputs)}
         ranges = shares(rows, lanes)
         if len(ranges) < 2:
             return await self._answer(question, turn)
@@ -244,11 +246,12 @@ class Dispatcher:
                         question,
                         inputs={name: x[start:stop] for name, x in question.inputs.items()},
                         asked=question.inputs,
+                        meant=(serving.plan.epoch, index),
                     ),
                     replace(turn, work=turn.work * (stop - start) / rows),
                 )
             )
-            for start, stop in ranges
+            for index, (start, stop) in ranges.items()
         ]
         try:
             parts = await asyncio.gather(*tasks)
@@ -335,7 +338,8 @@ class Dispatcher:
                         lanes = serving.lanes(question.whole)
                         if (last is None and not lanes) or (last is not None and now_s >= resort_s):
                             return serving, None
-                        best = serving.emptiest(lanes, now_s)
+                        epoch, meant = question.meant or (0, None)
+                        best = serving.free(lanes, meant if epoch == serving.plan.epoch else None, now_s)
                         if best is not None and self._is_next(turn, serving, best):
                             serving.uses[best].in_flight += 1
                             return serving, best

@@ -138,6 +138,12 @@ class Executor:
         for inbox in waiting:
             inbox.end(partial(BoardError, f"{self._board}: epoch {epoch} is over"))
 
+    @property
+    def busy(self) -> bool:
+        """Say whether an attempt is under way."""
+        with self._lock:
+            return any(held.active for held in self._held.values())
+
     def epochs(self) -> dict[int, Plan]:
         """Return the plans that this board is ready for."""
         with self._lock:

@@ -42,14 +42,18 @@ class Serving:
         """Return the lanes for a request with these inputs."""
         return lanes_for(self.plan.lanes, sizes_in(self.manifest, inputs))
 
-    def emptiest(self, lanes: Sequence[int], now_s: float) -> int | None:
-        """Return which of `lanes` should finish a new request first; None if none has room."""
+    def free(self, lanes: Sequence[int], meant: int | None, now_s: float) -> int | None:
+        """Return which of `lanes` takes a new request; None if none has room.
+
+        It is `meant`, the one for which its rows were counted, if that has room, else the one that should
+        finish it first.
+        """
         ready = {}
         for index in lanes:
             lane, use = self.plan.lanes[index], self.uses[index]
             if use.in_flight < capacity(lane) and use.barred_until_s <= now_s:
                 ready[index] = (use.in_flight + 1) / lane.weight
-        return min(ready, key=ready.__getitem__, default=None)
+        return meant if meant in ready else min(ready, key=ready.__getitem__, default=None)
 
     def work(self, inputs: Mapping[str, Array]) -> float:
         """Return how many times larger a request is than the sample for which plans are predicted."""
@@ -73,11 +77,12 @@ def capacity(lane: Lane) -> int:
     return len(lane.programs) + 1
 
 
-def shares(rows: int, lanes: Sequence[Lane]) -> list[tuple[int, int]]:
-    """Return ranges of rows, one after the other, as `rows_of` has it; empty ranges are left out."""
-    found, start = [], 0
-    for count in rows_of(rows, [lane.weight for lane in lanes]):
+def shares(rows: int, lanes: Mapping[int, Lane]) -> dict[int, tuple[int, int]]:
+    """Return by lane its range of rows, one after the other, as `rows_of` has it; no empty ones."""
+    found, start = {}, 0
+    counts = rows_of(rows, [lane.weight for lane in lanes.values()])
+    for index, count in zip(lanes, counts, strict=True):
         if count:
-            found.append((start, start + count))
+            found[index] = (start, start + count)
             start += count
     return found

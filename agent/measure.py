@@ -289,8 +289,8 @@ class Measurer:
             self.publish()
 
     def _quiet(self) -> bool:
-        """Say whether nothing has run in service for a while."""
-        return time.monotonic() - self._ran_s > REFINE_PAUSE_S
+        """Say whether nothing has run in service for a while, and nothing waits to."""
+        return time.monotonic() - self._ran_s > REFINE_PAUSE_S and not self._executor.busy
 
     async def watch_speed(self) -> None:
         """Now and then time a segment while the board idles, for ever."""

@@ -123,8 +123,9 @@ def regret(found: dict[str, Any]) -> list[str]:
         "In each cell the planner chooses from what boards measured; then all that it could have chosen is",
         "tried: every strategy, number of boards and codec (f32, f16, i8). *Simulated*: priced by the cost",
         "model on boards as they truly are, the planner having seen each segment 3 % and each link 8 % off:",
-        "what noise, the margin for several boards, and the search cost. *Measured*: agents in the lab, with",
-        "plans in turns, but those that are predicted to take more than twice the best.",
+        "what noise, the margin for several boards, and the search cost. *Measured*: agents in the lab;",
+        "chosen is the plan that the coordinator has stayed with for ten seconds of requests; then all are",
+        "tried, in turns, but those that are predicted to take more than twice the best.",
     )
     body, worst = [], []
     for measured in (False, True):

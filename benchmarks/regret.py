@@ -4,7 +4,8 @@ Each cell is a cluster, its links and a size of request.  In it the planner choo
 noise included, and then all that it could have chosen is tried: every strategy, number of boards and codec.
 Simulated, that is done by the cost model, on boards as they truly are: it tells what noise, the margin and
 the search cost, not how true the model is.  Measured, it is done by agents in the lab, with plans in turns.
-What is there already is kept: a run that was ended goes on where it was; `--fresh` begins anew.
+What is there already is kept: a run that was ended goes on where it was; `--fresh` begins anew, and
+`--cell N` tries one cell again.
 """
 
 import argparse
@@ -109,6 +110,15 @@ class Tried:
     plan: Candidate
     seconds: float
 
+    @property
+    def words(self) -> dict[str, object]:
+        """Return which plan it is, what was predicted of it and what it took."""
+        return {
+            "plan": words(self.plan),
+            "predicted_ms": 1e3 * self.plan.predicted.latency_s,
+            "ms": 1e3 * self.seconds,
+        }
+
 
 def row(cell: Cell, *, measured: bool, chosen: Tried, every: Sequence[Tried]) -> dict[str, object]:
     """Return the row of a cell, in which `every` plan was tried, the chosen one among them."""
@@ -147,6 +157,9 @@ def main() -> None:
     parser.add_argument("--measured", action="store_true", help="the sample, in the lab (as root)")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of the kind that is run")
     parser.add_argument("--only", type=int, metavar="N", help="no more than N cells that are lacking")
+    parser.add_argument(
+        "--cell", type=int, action="append", metavar="N", help="this cell, from 0 in their order, again"
+    )
     said = parser.parse_args()
     rows = known()
     for measured, wanted in ((False, said.simulated), (True, said.measured)):
@@ -155,12 +168,17 @@ def main() -> None:
         if said.fresh:
             rows = [each for each in rows if each["measured"] != measured]
         there = [each["cell"] for each in rows if each["measured"] == measured]
-        lacking = [each for each in (sample() if measured else grid()) if asdict(each) not in there]
+        cells = list(sample() if measured else grid())
+        lacking = [each for each in cells if asdict(each) not in there]
+        if said.cell is not None:
+            lacking = [cells[number] for number in said.cell]
         if measured:
             from benchmarks.regret_measured import tried
         else:
             from benchmarks.regret_simulated import tried
         for found in tried(lacking[: said.only]):
+            which = found["cell"], measured
+            rows = [each for each in rows if (each["cell"], each["measured"]) != which]
             rows.append(found)
             print(json.dumps(found), flush=True)
             write("regret", rows)

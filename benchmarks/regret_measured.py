@@ -1,8 +1,9 @@
 """The cells of `benchmarks.regret` in the lab: agents with a speed each, on a shaped network, plans in turns.
 
-Each cell is a run by itself.  Boards have the bundle on their disks; they profile, a coordinator chooses, and
-some requests are asked, so that it hears what its plan takes as it would in service.  Then plans are put in
-force in its place, in turns, and asked from the lead's own board.
+Each cell is a run by itself.  Boards have the bundle on their disks; they profile, and look more closely
+while they idle.  A coordinator chooses, and requests are asked without pause, so that it hears what its plan
+takes as it would in service.  Chosen is what it has stayed with for some seconds of that.  Then plans are put
+in force in its place, in turns, and asked from the lead's own board.
 """
 
 import asyncio
@@ -43,9 +44,17 @@ CORES = 0.8
 """What all boards of a cell ask of this machine together, and no board for more than `FASTEST`."""
 FASTEST = 0.4
 CALM_S = 6.0
-"""So long after the first plan boards have looked more closely at what they profiled."""
-TRIED_S = 6.0
-"""So long the chosen plan is asked before that: a coordinator leaves one that is slower than it predicted."""
+"""Boards have looked more closely at what they profiled once none has told anything new for so long, ..."""
+LONGEST_CALM_S = 40.0
+"""... or after so long: links may always be a little different."""
+SETTLED_S = 10.0
+"""What a coordinator has chosen is the plan that it has stayed with for so long while requests were asked."""
+WEIGHED_S = 1.0
+"""A coordinator has weighed a new profile after so long."""
+PATIENCE_S = 90.0
+"""So long it is waited for a plan that would be better, but that another switch must not come as soon, and
+for a moment in which no profile is newer than the decision."""
+LONGEST_ASKED_S = 150.0
 WAIT_S = 60.0
 MOST = 8
 """So many plans are tried: those that are predicted to be the best, and the best single board."""
@@ -124,6 +133,8 @@ class Run:
     def __init__(self, cell: Cell, about: Subject, place: InNamespaces, rig: Rig) -> None:
         self._cell, self._about, self._place, self._rig = cell, about, place, rig
         self._operator: client.Operator
+        self._heard_s = 0.0
+        """When a board told a profile last."""
 
     async def play(self) -> dict[str, object]:
         """Have a plan chosen, try all that are worth it in turns, and return the row."""
@@ -144,15 +155,12 @@ class Run:
             await operator.publish(deployment)
             await self._until("a plan", lambda: view.plan is not None)
             await self._until("profiles", self._profiled)
-            await asyncio.sleep(CALM_S)
-            await self._until("a settled plan", self._settled)
-            until_s = time.monotonic() + TRIED_S
-            while self._cell.boards > 1 and time.monotonic() < until_s:
-                assert view.plan is not None
-                await asyncio.to_thread(self._ask, view.plan)
-            await self._until("a settled plan", self._settled)
-            own, profiles = view.plan, self._profiles()
-            assert own is not None
+            until_s = time.monotonic() + LONGEST_CALM_S
+            while time.monotonic() < min(until_s, self._heard_s + CALM_S):
+                await asyncio.sleep(0.1)
+            own = await self._stayed_with()
+            decision, profiles = view.cluster.get(Decision), self._profiles()
+            assert isinstance(decision, Decision)
             self._rig.serve_coordinator(up=False)
             plans = candidates(self._about.manifest, profiles, own)
             births = {board: said[Birth] for board, said in view.boards.items() if Birth in said}
@@ -160,7 +168,31 @@ class Run:
             async with StandIn(self._rig.url, view, partial(self._until, timeout_s=WAIT_S)) as stand:
                 seconds = await self._turns(stand, plans, addresses, own)
         every = [Tried(plan=each, seconds=s) for each, s in zip(plans, seconds, strict=True)]
-        return row(self._cell, measured=True, chosen=every[0], every=every)
+        return {
+            **row(self._cell, measured=True, chosen=every[0], every=every),
+            "reason": decision.reason,
+            "slower": {each.strategy: each.factor for each in decision.slower},
+            "every": [each.words for each in every],
+        }
+
+    async def _stayed_with(self) -> Plan:
+        """Ask requests until the coordinator has stayed with a plan for long enough, and return that."""
+        plan = self._operator.view.plan
+        begun_s = since_s = time.monotonic()
+        while True:
+            newest = self._operator.view.plan
+            assert newest is not None
+            now_s = time.monotonic()
+            patient = now_s - begun_s < PATIENCE_S
+            if plan is None or newest.epoch != plan.epoch or not self._settled(patient=patient):
+                plan, since_s = newest, now_s
+            weighed = now_s - self._heard_s >= WEIGHED_S
+            if now_s - since_s >= SETTLED_S and (weighed or not patient):
+                return newest
+            if now_s - begun_s > LONGEST_ASKED_S:
+                raise ShoalError(f"no plan stayed in force for {SETTLED_S:.0f} s")
+            with contextlib.suppress(ShoalError, OSError):  # of a plan that was left meanwhile
+                await asyncio.to_thread(self._ask, newest)
 
     async def _turns(
         self, stand: StandIn, plans: Sequence[Candidate], addresses: Mapping[BoardId, Address], own: Plan
@@ -186,7 +218,9 @@ class Run:
 
     async def _listen(self, operator: client.Operator) -> None:
         while True:
-            await operator.next(0.1)
+            told = await operator.next(0.1)
+            if told is not None and isinstance(told[1], Profile):
+                self._heard_s = time.monotonic()
 
     def _profiles(self) -> dict[BoardId, Profile]:
         said = self._operator.view.boards
@@ -202,12 +236,13 @@ class Run:
             len(each.links) == others and (others == 0 or bool(each.laws)) for each in known
         )
 
-    def _settled(self) -> bool:
+    def _settled(self, *, patient: bool) -> bool:
+        """Say whether no other plan is on its way; `patient`: nor another one to be once its time comes."""
         plan, decision = self._operator.view.plan, self._operator.view.cluster.get(Decision)
         if plan is None or not isinstance(decision, Decision):
             return False
         hesitates = "the last switch was less than" in decision.reason
-        return not decision.wanted and decision.epoch == plan.epoch and not hesitates
+        return not decision.wanted and decision.epoch == plan.epoch and not (patient and hesitates)
 
     async def _until(self, what: str, holds: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
         until_s = time.monotonic() + timeout_s

@@ -14,7 +14,7 @@ import math
 from dataclasses import replace
 from typing import Final
 
-from shoal.coordinator import ahead, crowd, dwell, experience, fitness, telling
+from shoal.coordinator import ahead, crowd, dwell, experience, fitness, telling, trial
 from shoal.coordinator import fleet as fleets
 from shoal.coordinator.fitness import is_proven, readiness_of, way_is_free, why_broken, why_failed, why_unfit
 from shoal.coordinator.planner import Candidate
@@ -25,12 +25,10 @@ from shoal.coordinator.weigh import (
     Ranking,
     describe,
     fits_beside,
-    price,
     rank,
     reason_to_stay,
     why_not_others,
 )
-from shoal.errors import PlanError
 from shoal.manifest import Manifest
 from shoal.messages import Decision, Deployment, Desired, Telemetry
 from shoal.program import Plan, shape_of
@@ -58,55 +56,16 @@ def heard(state: State, board: BoardId, message: fleets.FromBoard, now_s: float,
         cause = f"{board} turned out to be faster than profiled"
     elif before.profile and after.profile and before.profile.links != after.profile.links:
         cause = f"the links of {board} changed"
-    if before and before.profile and after.profile and experience.is_other(before.profile, after.profile):
-        state = replace(state, trial=_tried_anew(state, board, now_s))
+    if before and before.profile and after.profile:
+        state = trial.changed(state, board, before.profile, after.profile, now_s)
     epochs = [readiness.epoch for readiness in after.reported.epochs] if after.reported else []
     state = replace(state, fleet=fleet, cause=cause, epoch=max(state.epoch, *epochs, 0))
     if isinstance(message, Telemetry):
         plan = state.serving
         if plan is not None and (board, message.epoch) == (plan.lead, plan.epoch):
-            state = _tried(_crowded(state, message, now_s), plan, message, now_s)
+            state = replace(state, crowd=crowd.heard(state.crowd, message, now_s))
+            state = trial.heard(state, plan, message, now_s)
     return state
-
-
-def _crowded(state: State, message: Telemetry, now_s: float) -> State:
-    """Return the state after the lead told how many requests wait."""
-    return replace(state, crowd=crowd.heard(state.crowd, message, now_s))
-
-
-def _tried(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
-    """Return the state after the lead told how long requests took under the plan that is on trial."""
-    if state.switched_s is None:
-        return state
-    trial = experience.begun(state.trial, plan, state.switched_s)
-    if now_s - trial.since_s > experience.TRIAL_S:
-        return state
-    trial = experience.heard(trial, message, now_s)
-    expected_s = _expected_s(state, plan) if trial.changed else plan.predicted.latency_s
-    factor = None if expected_s is None else experience.measured(trial, expected_s)
-    record = experience.shown(state.record, plan, factor, now_s)
-    single = experience.Memory.of(state.experience, record, plan, now_s).single
-    learnt = experience.learnt(state.experience, plan, factor, state.settings.margin, now_s, single)
-    cause = state.cause
-    if learnt != state.experience and plan.strategy in learnt:
-        cause = f"{plan.strategy} turned out {learnt[plan.strategy].factor:.1f} times slower than predicted"
-    return replace(state, trial=trial, record=record, experience=learnt, cause=cause)
-
-
-def _expected_s(state: State, plan: Plan) -> float | None:
-    """Return what a request takes under `plan` by the cost model now; None: it cannot be said."""
-    try:
-        return price(state.ranking.question, plan).latency_s if state.ranking else None
-    except (PlanError, KeyError):
-        return None
-
-
-def _tried_anew(state: State, board: BoardId, now_s: float) -> experience.Trial | None:
-    """Return the trial of the plan in force after something of `board` has changed."""
-    plan = state.serving
-    if plan is None or board not in plan.boards:
-        return state.trial
-    return experience.Trial(epoch=plan.epoch, since_s=now_s, changed=True)
 
 
 def deployed(state: State, deployment: Deployment | None, now_s: float) -> State:
@@ -321,14 +280,28 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
             decision = telling.decision(state, ranking, (old.epoch, 0), old.reason, now_s)
             return replace(state, decision=decision, lost_s=None)
         since_s = now_s - state.switched_s if state.switched_s is not None else now_s
-        known_factors = memory.factor(*experience.who(old)), memory.factor(best.strategy, best.boards)
         state = dwell.noted(state, question, old, now_s)
         if dwell.gathers(state, now_s):
             return state
-        hurry = dwell.may_hurry(state, old, best, now_s)
-        stay = reason_to_stay(
-            state.settings, question, old, best, since_s, state.dwell_s, known_factors, hurry=hurry
-        )
+
+        def why_stay(new: Candidate) -> str:
+            """Return why the plan in force is kept although there is another."""
+            return reason_to_stay(
+                state.settings,
+                question,
+                old,
+                new,
+                since_s,
+                state.dwell_s,
+                (memory.factor(*experience.who(old)), memory.factor(new.strategy, new.boards)),
+                hurry=dwell.may_hurry(state, old, new, now_s),
+                back=memory.is_back(old, new),
+            )
+
+        stay = why_stay(best)
+        single = next((c for _, c in open_to_us if memory.is_back(old, c)), None)
+        if stay and single is not None and not why_stay(single):
+            stay, best = "", single
         if stay:
             reason = old.reason if _shape(state, best) == old.shape() else stay
             return replace(state, decision=telling.decision(state, ranking, (old.epoch, 0), reason, now_s))
@@ -336,7 +309,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         state = replace(state, cause=broken)
     elif serves and (why := crowd.why(state.crowd, state.switched_s)):
         state = replace(state, cause=why)
-    if not broken:
+    if not broken and not (old is not None and memory.is_back(old, best)):
         state = dwell.begun(state, old, now_s)
     return _begin(state, deployment, ranking, best, now_s)
 

@@ -138,6 +138,7 @@ def _apart(
     """Return what becomes of the rows of a batch, each lane's by itself.
 
     All that the lead hands out goes through its one uplink, so the last to get theirs wait for all the rest.
+    What comes back goes through its one downlink, and waits there for what came before.
     """
     if not any(sharding_of(manifest, lane) for lane in lanes):
         manifest = replace(manifest, shardings=())  # which take long to be resized
@@ -153,14 +154,20 @@ def _apart(
                 segments = timings_at(manifest, part, replace(known, segments=ran))
                 timed[board] = replace(known, segments=segments)
             found.append(_played(part, timed, path, cells, lead, lane))
-    uplink = max(
-        (way.goodput_bytes_per_s for board in profiles if board != lead and (way := path(lead, board))),
-        default=math.inf,
+    others = [board for board in profiles if board != lead]
+    uplink, downlink = (
+        max((way.goodput_bytes_per_s for way in ways if way is not None), default=math.inf)
+        for ways in ([path(lead, board) for board in others], [path(board, lead) for board in others])
     )
     sent = [sum(size for (source, _), size in each.carried_bytes.items() if source == lead) for each in found]
     for played, own in zip(found, sent, strict=True):
         if own:
             played.latency_s += (sum(sent) - own) / uplink
+    free_s = 0.0
+    for played in sorted(found, key=lambda each: each.latency_s):
+        back = sum(size for (_, target), size in played.carried_bytes.items() if target == lead)
+        if back:
+            free_s = played.latency_s = max(played.latency_s, free_s + back / downlink)
     return found
 
 

@@ -1,17 +1,19 @@
 """What plans turned out to be worth: those slower than predicted are left again, and remembered.  Pure.
 
-A plan is on trial for some time after it was committed.  What its lead tells of requests that had the
-cluster to themselves is compared with the plan's prediction.  What is measured is compared with what was
-measured: each plan costs what it is predicted to, times the factor by which it was wrong when it ran; one
-that never ran, the factor of the single board that ran last, if that was slower than predicted.  So a plan
-that turns out slower than the one before it is left for that one, though both were predicted alike wrong.
+A plan is on trial for some time after its lead has told of the first requests.  What it tells of those that
+had the cluster to themselves is compared with what the cost model says of the plan just then.  What is
+measured is compared with what was measured: each plan costs what it is predicted to, times the factor by
+which it was wrong when it ran; one
+that never ran, the factor of the best of its kind that did, and no less than that of the single board that
+ran last.  So a plan that turns out slower than the one before it is left for that one, though both were
+predicted alike wrong, and what is wrong with one way to share requests does not have all others tried too.
 A strategy of several boards that is slower by more than the margin than single boards are costs that much
 more from then on, on whichever boards, for a while that doubles each time.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,6 +25,7 @@ from shoal.program import Plan
 from shoal.records import BoardId, Profile
 
 TRIAL_S: Final = 30.0
+"""So long after its first requests a plan is on trial, and until enough have told."""
 CALM_S: Final = 3.0
 """What is told so soon after a change may be of requests before it, and the profiles be half true yet."""
 LEAST: Final = 5
@@ -45,9 +48,22 @@ class Trial:
     since_s: float
     """When the plan came into force, or a board or a link of it changed."""
     changed: bool = False
-    """One has: what was predicted of the plan no longer counts, but what the cost model says of it now."""
+    """One has."""
+    first_s: float | None = None
+    """When its lead told of requests first; None: not yet."""
     alone: int = 0
-    medians_s: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+    """What the lead told, each time, over what the cost model said then."""
+
+    def is_over(self, now_s: float) -> bool:
+        """Say whether the plan has shown itself."""
+        known = self.first_s is not None and now_s - self.first_s > TRIAL_S
+        return known and self.alone >= LEAST
+
+    @property
+    def factor(self) -> float | None:
+        """Return how many times longer than expected a plan takes; None: too little was told yet."""
+        return statistics.median(self.ratios) if self.alone >= LEAST else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,15 @@ Record = Mapping[Who, Shown]
 """Of every plan that was on trial, single boards too."""
 
 
+def kind_of(strategy: str) -> str:
+    """Return what strategies have in common that only exchange other rows, or in other codes.
+
+    >>> kind_of("sequence-hidden i8 in fp16")
+    'sequence'
+    """
+    return strategy.partition(" ")[0].partition("-")[0]
+
+
 def who(plan: Plan) -> Who:
     """Return what a plan is remembered by."""
     return plan.strategy, (plan.lead, *sorted(plan.boards - {plan.lead}))
@@ -91,24 +116,25 @@ def begun(trial: Trial | None, plan: Plan, switched_s: float) -> Trial:
     return trial if trial is not None and known else Trial(epoch=plan.epoch, since_s=switched_s)
 
 
-def heard(trial: Trial, told: Telemetry, now_s: float) -> Trial:
-    """Return the trial of a plan after what its lead told."""
+def heard(trial: Trial, told: Telemetry, expected_s: float, now_s: float) -> Trial:
+    """Return the trial of a plan after what its lead told; a request should have taken `expected_s`."""
     known = trial
     if not told.alone or told.alone_median_s <= 0 or (known.changed and now_s - known.since_s < CALM_S):
         return known
-    return replace(known, alone=known.alone + told.alone, medians_s=(*known.medians_s, told.alone_median_s))
+    return replace(
+        known,
+        first_s=now_s if known.first_s is None else known.first_s,
+        alone=known.alone + told.alone,
+        ratios=(*known.ratios, told.alone_median_s / expected_s),
+    )
 
 
-def is_other(old: Profile, new: Profile) -> bool:
-    """Say whether a board, or a link of it, is another than what a plan was predicted with."""
-    before = {peer: link.goodput_bytes_per_s for peer, link in old.links.items() if peer in new.links}
+def is_other(old: Profile, new: Profile, boards: Container[BoardId]) -> bool:
+    """Say whether a board, or a link of it to one of `boards`, is no more what a plan was predicted with."""
+    known = {peer: link for peer, link in old.links.items() if peer in boards and peer in new.links}
+    before = {peer: link.goodput_bytes_per_s for peer, link in known.items()}
     links = ((rate, new.links[peer].goodput_bytes_per_s) for peer, rate in before.items())
     return any(max(was, now) > OTHER * min(was, now) for was, now in ((old.slowdown, new.slowdown), *links))
-
-
-def measured(trial: Trial, expected_s: float) -> float | None:
-    """Return how many times longer than expected a plan takes; None: its trial does not say enough yet."""
-    return statistics.median(trial.medians_s) / expected_s if trial.alone >= LEAST else None
 
 
 def shown(record: Record, plan: Plan, factor: float | None, now_s: float) -> Record:
@@ -152,6 +178,8 @@ class Memory:
     due: frozenset[str]
     """Strategies that were slower, and are to be tried again."""
     factors: Mapping[Who, float]
+    kinds: Mapping[str, float]
+    """By kind of strategy, the least factor of those of several boards that have shown theirs."""
     single: float
     """How many times longer than predicted single boards take; at least once."""
 
@@ -161,23 +189,37 @@ class Memory:
         in_force = None if plan is None else who(plan)
         recent = {k: e for k, e in record.items() if k == in_force or now_s - e.seen_s < RECALL_S}
         single = [each for (_, boards), each in recent.items() if len(boards) == 1]
+        slower = {s: e for s, e in experience.items() if now_s < e.until_s}
+        kinds: dict[str, float] = {}
+        several = [(s, each.factor) for (s, boards), each in recent.items() if len(boards) > 1]
+        for strategy, factor in (*several, *((s, each.factor) for s, each in slower.items())):
+            kind = kind_of(strategy)
+            kinds[kind] = min(factor, kinds.get(kind, factor))
         return cls(
-            experience={s: e for s, e in experience.items() if now_s < e.until_s},
+            experience=slower,
             due=frozenset(s for s, e in experience.items() if now_s >= e.until_s),
             factors={key: each.factor for key, each in recent.items()},
+            kinds=kinds,
             single=max(1.0, max(single, key=lambda each: each.seen_s).factor) if single else 1.0,
         )
 
     def factor(self, strategy: str, boards: tuple[BoardId, ...]) -> float:
         """Return by how much a strategy on these boards, the lead first, is slower than predicted.
 
-        As it has shown itself; else as the strategy has; else as is usual of single boards.
+        As it has shown itself; else as the strategy has, else as the best of its kind; else, and at least, as
+        is usual of single boards.
         """
         if strategy in self.due:
             return self.single
         given = strategy.partition(" in ")[0]  # other weights do not make up for slow exchanges
         known = self.experience.get(strategy) or self.experience.get(given)
-        return self.factors.get((strategy, boards), self.single if known is None else known.factor)
+        of_kind = self.kinds.get(kind_of(strategy), self.single) if len(boards) > 1 else self.single
+        usual = max(self.single, of_kind) if known is None else known.factor
+        return self.factors.get((strategy, boards), usual)
+
+    def is_back(self, old: Plan, new: Candidate) -> bool:
+        """Say whether it is back to one board from several that have shown what they take."""
+        return len(new.boards) == 1 and len(old.boards) > 1 and who(old) in self.factors
 
 
 def told(experience: Experience, now_s: float, calendar_s: float) -> tuple[TooSlow, ...]:

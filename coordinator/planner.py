@@ -5,7 +5,7 @@ ranking.  Every strategy is only a way to make programs; `cost.predict` prices a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
@@ -21,6 +21,7 @@ from shoal.coordinator.goals import cost, why_unmet
 from shoal.coordinator.grades import named
 from shoal.coordinator.pipelines import ALWAYS_CLOSED, instance_of, pipelines, quickest
 from shoal.coordinator.question import Question
+from shoal.coordinator.rows import Rows
 from shoal.coordinator.sharded import Division
 from shoal.coordinator.work import segment_s
 from shoal.errors import PlanError
@@ -200,7 +201,8 @@ def _replicate(question: Question, *, wide: bool) -> Iterator[Candidate]:
 
     Of very many boards only the quickest are tried as the lead, which hardly matters.  `wide`, and where the
     rows of a batch are divided, which may be few: on few boards and on many; `wide`: on the quickest first,
-    and on those that take the least.
+    and on those that take the least.  By how many rows each board does in a second, and where only the time
+    of a batch counts, by when all would be done.
     """
     manifest, profiles, powers = question.manifest, question.profiles, question.powers
     if not manifest.verified("local"):
@@ -212,13 +214,17 @@ def _replicate(question: Question, *, wide: bool) -> Iterator[Candidate]:
     batched = manifest.batch is not None and manifest.sample_sizes[manifest.batch] > 1
     sizes = _sizes(question.limit) if wide or batched else [question.limit]
     leads = [(order, lead) for order in orders for lead in order[: _FEW_LEADS if wide else _LEADS]]
+    rows = Rows(question) if batched else None
+    by_rate = wide or rows is None or question.objective != "latency"
     for (order, lead), size in product(leads, sizes):
         rates = _rates(question, lead, order, size)
-        if len(rates) > 1:
-            total = sum(rates.values())
+        ways: list[Mapping[BoardId, float]] = [rates] if by_rate else []
+        ways += [rows.weights(lead, list(rates))] if rows is not None and len(rates) > 1 else []
+        for shares in (each for each in ways if len(each) > 1):
+            total = sum(shares.values())
             lanes = tuple(
-                Lane(programs=whole.on(manifest, lead, board), weight=rate / total)
-                for board, rate in rates.items()
+                Lane(programs=whole.on(manifest, lead, board), weight=share / total)
+                for board, share in shares.items()
             )
             yield Candidate(
                 strategy="replicate",

@@ -34,6 +34,8 @@ class Part:
     ask: Ask
     share: float
     turn: Turn
+    meant: tuple[int, int] | None = None
+    """Epoch and lane for which the rows of a share were counted."""
     resort_s: float = math.inf
 
 

@@ -134,11 +134,12 @@ class Dispatcher:
         if not self._workers[lead].alive:
             self._timeline.after(AGAIN_S, lambda: self.submit(ask, serve_s))
             return
-        lanes = [plan.lanes[index] for index in lanes_for(plan.lanes, ask.sizes)] if plan is not None else []
+        lanes = lanes_for(plan.lanes, ask.sizes) if plan is not None else ()
         total = ask.sizes.get(self._manifest.batch, 1) if self._manifest.batch is not None else 1
-        rows = [total]
-        if total > 1 and len(lanes) > 1:
-            rows = [count for count in rows_of(total, [lane.weight for lane in lanes]) if count]
+        rows: list[tuple[tuple[int, int] | None, int]] = [(None, total)]
+        if plan is not None and total > 1 and len(lanes) > 1:
+            counts = rows_of(total, [plan.lanes[index].weight for index in lanes])
+            rows = [((plan.epoch, index), n) for index, n in zip(lanes, counts, strict=True) if n]
         try:
             if plan is not None:
                 waiting.admit(
@@ -150,9 +151,9 @@ class Dispatcher:
             return
         ask.parts = len(rows)
         self._told.came(ask, plan, self._timeline.now_s)
-        for count in rows:
+        for meant, count in rows:
             share = count / total
-            self._wait(Part(ask=ask, share=share, turn=self._turn(ask, share)))
+            self._wait(Part(ask=ask, share=share, turn=self._turn(ask, share), meant=meant))
         self._dispatch()
 
     def _turn(self, ask: Ask, share: float) -> Turn:
@@ -184,18 +185,21 @@ class Dispatcher:
             lanes = lanes_for(plan.lanes, part.ask.sizes)
             if not lanes and self._resort(part):
                 continue
-            lane = self._emptiest(plan, lanes)
+            epoch, meant = part.meant or (0, None)
+            lane = self._free(plan, lanes, meant if epoch == plan.epoch else None)
             if lane is not None:
                 self._leave(part)
                 self._begin(part, plan, lane)
 
-    def _emptiest(self, plan: Plan, lanes: Sequence[int]) -> int | None:
-        """Return which of `lanes` should finish a new request first; None if none has room."""
+    def _free(self, plan: Plan, lanes: Sequence[int], meant: int | None) -> int | None:
+        """Return which of `lanes` takes a new request, as `Serving.free` does; None if none has room."""
         best, best_at = None, math.inf
         now_s = self._timeline.now_s
         for index in lanes:
             lane, use = plan.lanes[index], self._uses[index]
             if use.in_flight <= len(lane.programs) and use.barred_until_s <= now_s:
+                if index == meant:
+                    return index
                 at = (use.in_flight + 1) / lane.weight
                 if at < best_at:
                     best, best_at = index, at

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.errors import BoardError, ModelError
+from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.manifest import STORED_ONLY, Manifest, Precision, Segment
 from shoal.profiler.counts import Counts, counts, first, sample, samples
 from shoal.profiler.fit import CLOSE, Point, fit, known_within, settled
@@ -118,6 +118,10 @@ def _run_s(session: Session, tensors: Mapping[str, Array], alone: AbstractContex
         return time.perf_counter() - begun_s
 
 
+class WantedError(ShoalError):
+    """The board was wanted for something else before a look had told anything."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closer:
     """What a closer look found of the segments of one kind."""
@@ -167,6 +171,7 @@ def refine(
     slowest.  All counts of a segment are timed in turn, round after round, so that whatever else slows the
     board down meanwhile slows all alike; a segment is done when every middle is known well, or its share of
     the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
+    `go_on` is asked before each run: what comes meanwhile is held up by one at most.
     """
     shared = {s.name for sharding in manifest.shardings for s in sharding.segments}
     shared |= {name for name, (given, _) in manifest.swaps.items() if given in shared}
@@ -189,15 +194,18 @@ def refine(
         affordable = share_s / ((LEAST_ROUNDS + 1) * run_s)
         while len(wanted) > 1 and sum(c.growth for c in wanted) > affordable:
             wanted.remove(max(wanted[1:], key=lambda c: c.growth))
-        yield _looked_closer(
-            alike,
-            wanted,
-            open_segment,
-            alone,
-            go_on=go_on,
-            budget_s=share_s,
-            rounds=(LEAST_ROUNDS, MOST_ROUNDS),
-        )
+        try:
+            yield _looked_closer(
+                alike,
+                wanted,
+                open_segment,
+                alone,
+                go_on=go_on,
+                budget_s=share_s,
+                rounds=(LEAST_ROUNDS, MOST_ROUNDS),
+            )
+        except WantedError:
+            return
 
 
 def _flop_s(manifest: Manifest, known: Mapping[str, Timing]) -> float:
@@ -222,7 +230,10 @@ def _looked_closer(
     budget_s: float,
     rounds: tuple[int, int],
 ) -> Closer:
-    """Time the first of the segments, between so many times, as often as there is time and it is worth it."""
+    """Time the first of the segments, between so many times, as often as there is time and it is worth it.
+
+    Raises WantedError if `go_on` says no before all counts have been timed once.
+    """
     names = tuple(each.name for each in alike)
     try:
         readings = _readings(alike[0], wanted, open_segment, alone, go_on, budget_s, rounds)
@@ -255,7 +266,10 @@ def _readings(
     budget_s: float,
     rounds: tuple[int, int],
 ) -> list[tuple[Counts, list[float]]]:
-    """Return what runs at each of the counts took.  Raises ModelError if it does not run at the first."""
+    """Return what runs at each of the counts took, no more once `go_on` says no.
+
+    Raises ModelError if it does not run at the first; WantedError if they have not all run once by then.
+    """
     begun_s = time.perf_counter()
     sessions: dict[tuple[int, ...], Session] = {}
     usable: list[tuple[Counts, Session, Mapping[str, Array], list[float]]] = []
@@ -264,6 +278,8 @@ def _readings(
             sessions[each.part] = open_segment(segment, each.part)
         session = sessions[each.part]
         tensors: Mapping[str, Array] = samples(segment, each.sizes)
+        if not go_on():
+            raise WantedError(segment.name)
         try:
             _run_s(session, tensors, alone)  # the warm-up
         except (BoardError, ModelError) as error:
@@ -276,8 +292,12 @@ def _readings(
     for number in range(most):
         if number >= least and all(known_within(settled(r)) <= CLOSE for *_, r in usable):
             break
-        if number >= 1 and (time.perf_counter() - begun_s > budget_s or not go_on()):
+        if number >= 1 and time.perf_counter() - begun_s > budget_s:
             break
         for _, session, tensors, seconds in usable:
+            if not go_on():
+                if number == 0:
+                    raise WantedError(segment.name)
+                return [(each, seconds) for each, _, _, seconds in usable]
             seconds.append(_run_s(session, tensors, alone))
     return [(each, seconds) for each, _, _, seconds in usable]

@@ -191,9 +191,9 @@ def test_a_meter_that_tells_what_cannot_be_tells_nothing(watts: float) -> None:
 
 def test_telemetry_that_cannot_be_is_none_and_that_which_can_be_teaches_no_nonsense() -> None:
     plan = build.plan(1, A, B)
-    told = experience.Trial(epoch=1, since_s=0.0, alone=experience.LEAST, medians_s=(LONGEST_S,))
-    factor = experience.measured(told, plan.predicted.latency_s)
-    learnt = experience.learnt({}, plan, factor, 0.1, 0.0)
+    told = build.telemetry(alone=experience.LEAST, alone_median_s=LONGEST_S)
+    trial = experience.heard(experience.Trial(epoch=1, since_s=0.0), told, LEAST_S, 1.0)
+    learnt = experience.learnt({}, plan, trial.factor, 0.1, 1.0)
     assert math.isfinite(learnt[plan.strategy].factor)
 
 

@@ -226,6 +226,30 @@ def test_a_batch_is_divided_by_weight_and_put_together_in_order() -> None:
     run(work)
 
 
+def test_each_part_of_a_batch_goes_to_the_lane_for_which_its_rows_were_counted() -> None:
+    """By what is under way alone the fast one would be free again, as it were, for the last part too."""
+
+    async def work(dispatcher: Dispatcher, fake: Fake) -> None:
+        weights = (0.5, 0.25, 0.125, 0.125)
+        unequal = tuple(replace(plan().lanes[0], weight=weight) for weight in weights)
+        await dispatcher.serve(replace(plan(), lanes=unequal), manifest())
+        fake.act = lambda _epoch, _lane: time.sleep(0.02)
+        await dispatcher.infer(question(np.zeros((8, 2), np.float32)))
+        assert sorted(fake.asked) == [(1, 0, 4), (1, 1, 2), (1, 2, 1), (1, 3, 1)]
+        fake.asked.clear()
+
+        def act(_epoch: int, lane: int) -> None:
+            if lane == 1:
+                raise BoardError("gone")
+
+        fake.act = act
+        await dispatcher.infer(question(np.zeros((8, 2), np.float32)))
+        assert [rows for _, lane, rows in fake.asked if lane == 1] == [2]
+        assert sum(rows for _, lane, rows in fake.asked if lane != 1) == 8, "another lane takes what failed"
+
+    run(work)
+
+
 def test_the_rest_of_a_batch_that_has_failed_is_in_nobodys_way() -> None:
     async def work(dispatcher: Dispatcher, fake: Fake) -> None:
         await dispatcher.serve(plan(), manifest())

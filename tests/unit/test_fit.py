@@ -1,8 +1,10 @@
 """The law of a segment is found again from readings of it, and holds at counts that were not read."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from shoal.manifest import Manifest, Segment
 from shoal.profiler import segments
 from shoal.profiler.counts import counts, samples
 from shoal.profiler.fit import Point, fit, known_within, settled
-from shoal.records import TensorSpec
+from shoal.records import Array, TensorSpec
 from shoal.session import Session, open_session
 from tests import build
 from tests.models import Builder
@@ -225,3 +227,29 @@ def test_counts_that_need_more_memory_than_there_is_are_left_out(tmp_path: Path)
 def test_a_board_that_is_wanted_stops_looking(tmp_path: Path) -> None:
     manifest, _, file = divisible(tmp_path)
     assert closer(manifest, open_session(file), runs=0) == []
+
+
+class Counted:
+    """A session that counts its runs."""
+
+    def __init__(self, session: Session) -> None:
+        self.inner, self.runs = session, 0
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        self.runs += 1
+        return self.inner.run(tensors)
+
+
+@pytest.mark.parametrize(
+    ("asked", "runs", "looks"),
+    [(5, 4, 0), (1 + 9 + 3, 12, 0), (1 + 9 + 9 + 3, 21, 1)],
+    ids=["while it warms up", "in the first round", "later"],
+)
+def test_what_comes_while_a_board_looks_waits_for_one_run_at_most(
+    tmp_path: Path, asked: int, runs: int, looks: int
+) -> None:
+    """It asks whether to go on before it begins, and before each run of nine counts."""
+    manifest, _, file = divisible(tmp_path)
+    session = Counted(open_session(file))
+    assert len(closer(manifest, cast(Session, session), runs=asked)) == looks
+    assert session.runs == runs

@@ -62,6 +62,7 @@ class Board:
         self.published: list[Profile] = []
         self.rehearsals = 0
         self.alone = contextlib.nullcontext()
+        self.busy = False
         self.measurer = Measurer(
             1,
             folder,
@@ -240,6 +241,24 @@ def test_a_slower_board_says_so_and_a_faster_one_was_profiled_under_load(
     serve(board, clock, FIRST, before_s / 4)
     assert board.profile.slowdown == 1.0
     assert board.profile.segments["s00"].median_s == pytest.approx(before_s / 4)
+
+
+def test_a_closer_look_ends_as_soon_as_a_request_is_under_way(tmp_path: Path, clock: SimpleNamespace) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    clock.now_s += 10.0
+    board.busy = True
+    board.runs.clear()
+    board.measurer.refine()
+    assert board.runs == []
+    board.busy = False
+
+    def comes(_segment: Segment) -> None:
+        board.busy = True
+
+    board.ran = comes
+    board.measurer.refine()
+    assert len(board.runs) == 1, "it waits for one run at most"
 
 
 def test_all_segments_of_a_board_profiled_under_load_get_a_closer_look(
