@@ -173,15 +173,14 @@ def test_one_of_the_batch_is_no_row() -> None:
 def test_softmax_over_several_axes_needs_all_of_them() -> None:
     """Until opset 13 it took all axes from its own one on together."""
     b = Builder()
-    x = b.input("x", ["batch", 5, HIDDEN])
+    x = b.input("x", ["batch", 3, 5, HIDDEN])
     x = b.node("MatMul", b.node("Softmax", b.node("MatMul", x, b.weight(HIDDEN, 8)), axis=1), b.weight(8, 8))
-    b.node("Gather", x, b.constant(0, np.int64), axis=1, output="y")
-    model, found = known(b.model({"y": ["batch", 8]}, opset=12))
+    b.node("Gather", x, b.constant(0, np.int64), axis=2, output="y")
+    model, found = known(b.model({"y": ["batch", 3, 8]}, opset=12))
     changed = without_needless(model, found)
     assert changed is not None
-    made = products(known(changed)[1])
-    assert made == [5, 1]
-    asked = {"x": np.random.default_rng(1).standard_normal((2, 5, HIDDEN), np.float32)}
+    assert products(known(changed)[1]) == [15, 3]
+    asked = {"x": np.random.default_rng(1).standard_normal((2, 3, 5, HIDDEN), np.float32)}
     assert np.allclose(answer(changed, asked), answer(model, asked), rtol=0, atol=1e-6)
 
 

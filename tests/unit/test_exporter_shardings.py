@@ -316,6 +316,22 @@ def test_few_rows_of_the_last_block_are_made_by_the_lead_alone(name: str, writte
     assert weights[last.segment] >= 4 * 4 * HIDDEN * HIDDEN, "the feed-forward layer is in it"
 
 
+@pytest.mark.parametrize("name", ["last token", "two class tokens, written sizes"])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_any_board_can_lead_where_few_rows_are_needed(name: str, lead: int, written: Written) -> None:
+    """Behind the lead's own last row there are others, which the last token attends to."""
+    folder, manifest = written(name)
+    boards = [BoardId("a"), BoardId("b"), BoardId("c")]
+    asked: dict[str, Array] = {"input_ids": np.random.default_rng(4).integers(0, 50, (2, 14))}
+    want = open_session(folder / "model.onnx").run(asked)["logits"]
+    for found in manifest.shardings:
+        opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
+        for codec in ("f32", "means1.0001") if found.strategy == "sequence" else ("f32",):
+            told = programs(found, boards, boards[lead], (0.4, 0.3, 0.3), codec_of(codec))
+            got = play(told, boards[lead], asked, opened)["logits"]
+            assert np.allclose(got, want, rtol=0, atol=1e-4 * float(np.max(want)))
+
+
 def test_keys_and_values_are_all_that_is_gathered(tmp_path: Path) -> None:
     manifest = exported(Writer(Style(kv_heads=2, causal=True)).model(), tmp_path, sizes={"tokens": 10})
     steps = [step for step in meetings(manifest, "sequence") if step.kind == "gather"]
