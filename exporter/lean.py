@@ -37,7 +37,7 @@ def lean(
     It is `model` itself if it needs all, or if what would be left does not answer `sample` as the original,
     which answered `wanted`.
     """
-    if not any(node.op_type in ("Gather", "Slice") for node in model.graph.node):
+    if not _may_pick(model):
         return model
     try:
         tensors = find_apart(model, folder, uses, sizes)
@@ -72,6 +72,18 @@ def without_needless(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto | 
     found.graph.node.extend(writer.nodes)
     found.graph.initializer.extend(writer.constants)
     return prune(found)
+
+
+def _may_pick(model: onnx.ModelProto) -> bool:
+    """Say whether a node takes a part of what another one makes, other than sizes: at first sight."""
+    maker = {name: node.op_type for node in model.graph.node for name in node.output}
+    given = {tensor.name for tensor in model.graph.initializer}
+    return any(
+        maker.get(node.input[0], "Shape") != "Shape"
+        and (node.op_type == "Slice" or node.input[1] in given or maker.get(node.input[1]) == "Constant")
+        for node in model.graph.node
+        if node.op_type in ("Gather", "Slice")
+    )
 
 
 class _Writer:

@@ -111,6 +111,16 @@ def test_a_model_that_needs_all_rows_is_left_as_it_is(make: Callable[[], onnx.Mo
     assert without_needless(model, found) is None
 
 
+def test_a_model_in_which_nothing_picks_rows_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look at one is to run it a few times."""
+    monkeypatch.setattr(lean_module, "find_apart", None)
+    model = normalise(Writer(Style(sizes="computed")).model())
+    asked = {"input_ids": np.arange(6)[None]}
+    assert lean(model, tmp_path, uses_of(model.graph), FREE, asked, {"logits": np.zeros(1)}) is model
+
+
 def test_nothing_more_is_to_be_won_the_second_time() -> None:
     model, found = known(Writer(STYLES["class token"]).model())
     changed = without_needless(model, found)
