@@ -192,9 +192,11 @@ class Needed:
     def _picked(self, index: int) -> Few | None:
         """Return which rows a node picks of what it reads first, if these are a few known ones of many."""
         node = self._model.nodes[index]
+        if node.op_type not in ("Gather", "Slice") or not self._varies(node.input[0]):
+            return None
         call = self._call(index)
         sizes = call.reads[0]
-        if node.op_type not in ("Gather", "Slice") or not sizes or not self._varies(node.input[0]):
+        if not sizes:
             return None
         found = _gathered(call, len(sizes)) if node.op_type == "Gather" else _sliced(call, sizes)
         if found is None:

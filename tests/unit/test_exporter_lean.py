@@ -174,6 +174,22 @@ def test_rows_cut_out_by_a_slice_are_known_if_they_are_there_for_sure(
         assert np.allclose(answer(changed, asked), answer(model, asked), rtol=0, atol=1e-5)
 
 
+def test_constants_can_be_nodes() -> None:
+    """So the classic exporter of torch writes them."""
+    model = Writer(STYLES["class token"]).model()
+    plain = answer(model, asked := {"input_ids": np.arange(6)[None]})
+    small = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT64]
+    nodes = [onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in small]
+    nodes += model.graph.node
+    for tensor in small:
+        model.graph.initializer.remove(tensor)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    changed = without_needless(*known(model))
+    assert changed is not None
+    assert np.allclose(answer(changed, asked), plain, rtol=0, atol=1e-5)
+
+
 def test_one_of_the_batch_is_no_row() -> None:
     def head(b: Builder, x: str) -> None:
         b.node("Gather", x, b.constant(0, np.int64), axis=0, output="y")
