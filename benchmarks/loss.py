@@ -49,8 +49,11 @@ def awaited(each: dict[BoardId, Program]) -> dict[str, int]:
     """Return how many messages all boards together wait for, by the words of the exchange in a timeline."""
     steps = next(iter(each.values())).steps
     meetings = [s for s in steps if isinstance(s, Collective) and s.kind == "gather"]
-    gathers = [s for s in meetings if s.root is None and not s.rows]
-    return {f"gather {step.tag}": len(each) * (len(each) - 1) for step in gathers}
+    return {
+        f"gather {step.tag}": (len(each) if step.root is None else 1) * (len(each) - 1)
+        for step in meetings
+        if not step.rows
+    }
 
 
 async def measure(boards: Boards, bundle: Path, pictures: Pictures, rows: list[dict[str, object]]) -> None:

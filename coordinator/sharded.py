@@ -201,6 +201,8 @@ def _crossing(manifest: Manifest, sharding: Sharding, codecs: Codecs) -> _Crossi
             own = shares[0 if step.root is None else 1] * sharding.units
             if step.root is not None and by_unit:
                 found.unit_edge_bytes += size_bytes / own
+                if meeting.among_all:
+                    found.unit_coded[step.codec, floats / own, size_bytes / own] += 1
             elif step.root is not None:
                 found.edge_bytes += size_bytes
             elif source == lead and by_unit:

@@ -78,6 +78,32 @@ def follow(call: Call, operand: int, dim: Dim) -> Fate:
     return rule(call, operand, dim)
 
 
+def before(call: Call, operand: int, index: int, dim: Dim) -> Dim | None:
+    """Return the dimension of input `operand` that becomes `dim` of output `index`; None if there is none.
+
+    All axes are tried.  One of size 1 serves all units alike.
+    """
+    for axis, size in enumerate(call.reads[operand] or ()):
+        for times in _outers(call, axis):
+            tried = Dim(axis, dim.outer * times, dim.inner)
+            if size == 1 or size % (tried.outer * tried.inner):
+                continue
+            fate = follow(call, operand, tried)
+            if isinstance(fate, Kept) and len(fate.dims) > index and fate.dims[index] == dim:
+                return tried
+    return None
+
+
+def _outers(call: Call, axis: int) -> tuple[int, ...]:
+    """Return into how many parts an operator may take an axis apart."""
+    if call.operator == "Split":
+        return 1, len(call.makes)
+    read, made = call.reads[0], call.makes[0]
+    if call.operator == "Slice" and read and len(read) == len(made) and made[axis]:
+        return 1, read[axis] // made[axis]
+    return (1,)
+
+
 def partner(call: Call, operand: int, out: Dim) -> int | None:
     """Return the axis of input `operand` that lines up with dimension `out` of the first output.
 
@@ -88,7 +114,7 @@ def partner(call: Call, operand: int, out: Dim) -> int | None:
         return None
     if call.operator == "Gemm" and operand != 2:
         return None
-    if call.operator in _PRODUCTS and out.axis >= len(call.makes[0]) - 2:
+    if call.operator in PRODUCTS and out.axis >= len(call.makes[0]) - 2:
         return None
     axis = out.axis - (len(call.makes[0]) - len(sizes))
     return axis if axis >= 0 and sizes[axis] != 1 else None
@@ -281,7 +307,7 @@ def _table(*lines: tuple[Rule, str]) -> Mapping[str, Rule]:
     return {operator: rule for rule, operators in lines for operator in operators.split()}
 
 
-_PRODUCTS: Final = ("MatMul", "FusedMatMul", "MatMulInteger")
+PRODUCTS: Final = ("MatMul", "FusedMatMul", "MatMulInteger")
 _ELEMENT_WISE: Final = """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BiasGelu BitShift BitwiseAnd BitwiseNot BitwiseOr
     BitwiseXor Cast CastLike Ceil Celu Clip Cos Cosh DequantizeLinear Div Dropout Elu Equal Erf Exp
@@ -312,5 +338,5 @@ RULES: Final = _table(
 )
 """One line per rule: the operators for which it holds."""
 
-LINED_UP: Final = frozenset((*_ELEMENT_WISE.split(), *_PRODUCTS, "Concat", "Gemm", "Expand"))
+LINED_UP: Final = frozenset((*_ELEMENT_WISE.split(), *PRODUCTS, "Concat", "Gemm", "Expand"))
 """Operators whose inputs lie side by side, so that a whole input is cut to the rows of a divided one."""

@@ -149,7 +149,7 @@ class Columns:
         if dtype != "float32":
             to = int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
             counts = division.add("Cast", [LOG_COUNTS], f"{LOG_COUNTS}.{dtype}", to=to)
-        division.add("Add", [plain.input[0], counts], made, divided=True)
+        division.add("Add", [plain.input[0], counts], made, divided=rows is not None)
         division.value(made, node.input[0], rows=rows, columns=columns)
         return made
 

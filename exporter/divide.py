@@ -20,11 +20,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from shoal.exporter.axes import Call, Dim, Fate, Kept, Stopped, Summed, follow
+from shoal.exporter.axes import PRODUCTS, Call, Dim, Fate, Kept, Stopped, Summed, follow
 from shoal.exporter.columns import Columns
 from shoal.exporter.costs import flops
 from shoal.exporter.division import (
-    ALL,
     COUNT,
     GATHERED,
     START,
@@ -37,9 +36,11 @@ from shoal.exporter.division import (
     Value,
     Work,
     call_of,
+    known_rows,
     part_name,
     where,
     without_attributes,
+    without_bias,
 )
 from shoal.exporter.early import gather_point
 from shoal.exporter.resize import Resizer
@@ -178,6 +179,10 @@ class _Divider:
             if (dim := self._slices.get((name, node.output[0]), self._parts.get(name))) is not None
         }
         while operands:
+            if 1 in operands and self._attends(node, call, operands):
+                self._attend(node)
+                del operands[1]
+                continue
             fates = {index: follow(call, index, dim) for index, dim in operands.items()}
             stopped = next(((i, f) for i, f in fates.items() if isinstance(f, Stopped)), None)
             if stopped is not None:
@@ -197,6 +202,19 @@ class _Divider:
             del operands[clash]
         return False
 
+    def _attends(self, node: onnx.NodeProto, call: Call, operands: Mapping[int, Dim]) -> bool:
+        """Say whether a node multiplies a few rows with what is divided."""
+        few = node.input[0] in self.division.picked and 0 not in operands
+        return few and call.operator in PRODUCTS and node.input[1] in self._parts
+
+    def _attend(self, node: onnx.NodeProto) -> None:
+        """Gather what a few rows are multiplied with: it is done once, where these are."""
+        before = len(self.division.items)
+        self._stop(node, "multiplies a few rows with all")
+        self.full(node.input[1])
+        seams = (item for item in self.division.items[before:] if isinstance(item, Seam))
+        self.division.attended.update(seam.full for seam in seams)
+
     def _clash(self, call: Call, operands: Mapping[int, Dim], fates: Mapping[int, Fate]) -> int | None:
         """Return an input that must be whole since the others say something else; None if all agree."""
         first = next(iter(fates))
@@ -215,7 +233,7 @@ class _Divider:
         plain.output[0] = part_name(name)
         bias = ""
         if node.op_type == "Gemm":
-            plain, bias = self._gemm_without_bias(node, plain)
+            plain, bias = without_bias(node, plain)
         elif fate.mean:
             plain.op_type = "ReduceSum"
             self._reduce_axes_as_input(plain, call)
@@ -236,15 +254,6 @@ class _Divider:
             self.division.add("Add", [full, bias], name)
             self.division.value(name, name)
         self._whole[name] = name
-
-    def _gemm_without_bias(self, node: onnx.NodeProto, plain: onnx.NodeProto) -> tuple[onnx.NodeProto, str]:
-        """Return a Gemm without its third input, which must be added once only, and that input."""
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if attributes.get("beta", 1.0) != 1.0:
-            raise NotDivisibleError(f"{where(node)}: scales its bias")
-        bias = node.input[2] if len(node.input) > 2 else ""
-        del plain.input[2:]
-        return plain, bias
 
     def _reduce_axes_as_input(self, plain: onnx.NodeProto, call: Call) -> None:
         """Make the axes of a former ReduceMean an input, as ReduceSum has them in every opset we know."""
@@ -274,6 +283,8 @@ class _Divider:
         if fate and node.output[0] in self._covers:
             plain.output[0] = f"{node.output[0]}.covered"
         self._add(plain, divided=fate is not None)
+        if fate is None and not self.division.picked.isdisjoint(node.input):
+            self.division.picked.update(node.output)
         for index, name in enumerate(node.output):
             if not name:
                 continue
@@ -337,7 +348,7 @@ class _Divider:
             return False
         read, sizes = node.input[0], call.reads[0]
         assert sizes is not None
-        rows = _known_rows(node.op_type, call, dim, sizes[dim.axis])
+        rows = known_rows(node.op_type, call, dim, sizes[dim.axis])
         if rows is None:
             return False
         full = f"{read}.from{rows[0]}to{rows[1]}"
@@ -357,6 +368,7 @@ class _Divider:
         else:
             self.division.add("Identity", [full], node.output[0])
         self.division.value(node.output[0], node.output[0])
+        self.division.picked.add(node.output[0])
         self._whole[node.output[0]] = node.output[0]
         return True
 
@@ -378,20 +390,3 @@ class _Divider:
         name = node.output[0].removesuffix(".part").removesuffix(".covered")
         origin = self._maker.get(name)
         return flops(origin, self._tensors) if origin is not None else 0
-
-
-def _known_rows(operator: str, call: Call, dim: Dim, size: int) -> tuple[int, int] | None:
-    """Return the range of rows that a Gather or Slice takes, if that is a range and known beforehand."""
-    rank = len(call.reads[0] or ())
-    if operator == "Gather" and call.integer("axis", 0) % rank == dim.axis and len(call.ints.get(1, ())) == 1:
-        row = call.ints[1][0]
-        return row, row + 1 if row != -1 else ALL
-    if operator == "Slice":
-        starts = call.ints.get(1) or call.integers("starts")
-        ends = call.ints.get(2) or call.integers("ends")
-        axes = call.ints.get(3) or call.integers("axes") or tuple(range(len(starts or ())))
-        steps = call.ints.get(4, (1,))
-        if starts is None or ends is None or len(axes) != 1 or axes[0] % rank != dim.axis or steps[0] != 1:
-            return None
-        return starts[0], ALL if ends[0] >= size else ends[0]
-    return None

@@ -11,12 +11,16 @@ from typing import Final, Literal
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from shoal.errors import ModelError
 from shoal.exporter.axes import Call, Dim
 from shoal.exporter.graph import Graph
-from shoal.exporter.shapes import Tensor
+from shoal.exporter.load import opset_of
+from shoal.exporter.samples import lead_of
+from shoal.exporter.shapes import Tensor, input_specs
+from shoal.exporter.view import initializers, view
+from shoal.exporter.weights import is_external
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE
 from shoal.records import Array
 
@@ -32,6 +36,8 @@ GIVEN: Final = frozenset({RANGE, LOG_COUNTS, COLUMNS})
 """What a board's graph is given besides tensors of the model."""
 ALL: Final = int(np.iinfo(np.int32).max)
 """The end of rows that go to the end."""
+SMALL: Final = 64
+"""Constants of no more whole numbers can say something about sizes."""
 
 
 class NotDivisibleError(ModelError):
@@ -119,6 +125,10 @@ class Division:
     order: Mapping[str, int] = field(default_factory=dict)
     """and where they stand."""
     roots: frozenset[str] = frozenset()
+    picked: set[str] = field(default_factory=set)
+    """Whole tensors that are made of a few rows of divided ones,"""
+    attended: set[str] = field(default_factory=set)
+    """and what is gathered because a product of these reads it: keys and values of a few queries."""
 
     def value(self, name: str, source: str, rows: Dim | None = None, columns: Dim | None = None) -> None:
         """Know the tensor `name` of the board's graph from now on."""
@@ -175,6 +185,18 @@ class Division:
                 return
 
 
+def model_of(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Model:
+    """Return a normalised model as the sharding part sees it; `tensors` are those of `find_apart`."""
+    return Model(
+        nodes=list(model.graph.node),
+        graph=view(model.graph),
+        tensors=tensors,
+        ints=_small_integers(model.graph),
+        batch=lead_of(input_specs(model.graph)),
+        opset=opset_of(model),
+    )
+
+
 def call_of(node: onnx.NodeProto, tensors: Mapping[str, Tensor], ints: Mapping[str, Array]) -> Call:
     """Return a node as the rules of `axes` see it."""
     return Call(
@@ -189,6 +211,23 @@ def call_of(node: onnx.NodeProto, tensors: Mapping[str, Tensor], ints: Mapping[s
         },
         attributes={a.name: helper.get_attribute_value(a) for a in node.attribute},
     )
+
+
+def known_rows(operator: str, call: Call, dim: Dim, size: int) -> tuple[int, int] | None:
+    """Return the range of rows that a Gather or Slice takes, if that is a range and known beforehand."""
+    rank = len(call.reads[0] or ())
+    if operator == "Gather" and call.integer("axis", 0) % rank == dim.axis and len(call.ints.get(1, ())) == 1:
+        row = call.ints[1][0]
+        return row, row + 1 if row != -1 else ALL
+    if operator == "Slice":
+        starts = call.ints.get(1) or call.integers("starts")
+        ends = call.ints.get(2) or call.integers("ends")
+        axes = call.ints.get(3) or call.integers("axes") or tuple(range(len(starts or ())))
+        steps = call.ints.get(4, (1,))
+        if starts is None or ends is None or len(axes) != 1 or axes[0] % rank != dim.axis or steps[0] != 1:
+            return None
+        return starts[0], ALL if ends[0] >= size else ends[0]
+    return None
 
 
 def part_name(name: str) -> str:
@@ -206,3 +245,27 @@ def without_attributes(node: onnx.NodeProto, *names: str) -> None:
     kept = [attribute for attribute in node.attribute if attribute.name not in names]
     node.ClearField("attribute")
     node.attribute.extend(kept)
+
+
+def without_bias(node: onnx.NodeProto, plain: onnx.NodeProto) -> tuple[onnx.NodeProto, str]:
+    """Return a Gemm without its third input, which must be added once only, and that input."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if attributes.get("beta", 1.0) != 1.0:
+        raise NotDivisibleError(f"{where(node)}: scales its bias")
+    bias = node.input[2] if len(node.input) > 2 else ""
+    del plain.input[2:]
+    return plain, bias
+
+
+def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:
+    """Return the constant whole numbers of a graph that may say something about sizes."""
+    tensors = {n: t for n, t in initializers(graph).items() if not is_external(t)}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    return {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in tensors.items()
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        and np.prod(tensor.dims) <= SMALL
+    }

@@ -18,6 +18,7 @@ from shoal.exporter.costs import costs_of
 from shoal.exporter.cuts import MAX_SEGMENTS, choose_cuts, pieces
 from shoal.exporter.data import read_data
 from shoal.exporter.graph import Graph, Nodes, each
+from shoal.exporter.lean import lean
 from shoal.exporter.load import Source, load
 from shoal.exporter.normalise import normalise
 from shoal.exporter.precision import check_precisions, make_variant
@@ -125,6 +126,7 @@ class _Export:
         self._report(STEPS[1])
         samples, wanted = self._questions()
         self._report(STEPS[2])
+        self._model = lean(self._model, self._folder, self._uses, self._sizes, samples[0], wanted[0])
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
         nodes, graph = self._model.graph.node, view(self._model.graph)
         graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))

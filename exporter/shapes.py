@@ -16,12 +16,14 @@ import onnx
 from shoal.errors import ModelError
 from shoal.exporter.look import Look, Sizes, dtype_word
 from shoal.exporter.normalise import rename_size
-from shoal.exporter.samples import Sample, Use, choose_sizes, make_sample
+from shoal.exporter.samples import Sample, Use, choose_sizes, lead_of, make_sample
 from shoal.exporter.view import initializers
 from shoal.records import ITEM_BYTES, Dim, TensorSpec
 
 FEW: Final = 4
 """A size that any model should take."""
+LENGTH: Final = 13
+"""Tokens at which a model is looked at, where it leaves that open: a number that no other size has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,26 @@ def find_tensors(
         fixed = tuple(int(size) for size in weight.dims)
         found[name] = Tensor(dtype=dtype_word(weight.data_type), sizes=fixed, dims=fixed)
     return found
+
+
+def find_apart(
+    model: onnx.ModelProto, folder: Path, uses: Mapping[str, Use], sizes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Return what `find_tensors` does, at sizes that tell batch and tokens apart from all others.
+
+    Raises ModelError if the model cannot have these.
+    """
+    inputs = input_specs(model.graph)
+    lead = lead_of(inputs)
+
+    def at(batch: int) -> dict[str, Tensor]:
+        chosen = {name: batch if name == lead else LENGTH for name in sizes}
+        return find_tensors(model, folder, uses, chosen, make_sample(inputs, uses, chosen, 0))
+
+    try:
+        return at(2)
+    except ModelError:
+        return at(1)
 
 
 def unify_sizes(model: onnx.ModelProto, folder: Path, uses: Mapping[str, Use]) -> None:

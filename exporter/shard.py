@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from shoal.exporter.axes import Dim
 from shoal.exporter.bundle import BLOBS, store
 from shoal.exporter.costs import flops, work_bytes
-from shoal.exporter.division import ALL, Division, NotDivisibleError, Seam, Value, Work
+from shoal.exporter.division import ALL, STOP, Division, NotDivisibleError, Seam, Value, Work
 from shoal.exporter.graph import Graph, each
 from shoal.exporter.kinds import kind_of
 from shoal.exporter.segments import PRODUCER, check_file
@@ -114,10 +114,7 @@ class ShardWriter:
             collected = [division.items[i] for i in one.collected]
             steps += self._meetings(division, collected, to_lead=True)
         tail = [i for i in stages.tail if isinstance(division.items[i], Work)]
-        for step in self._segment("tail", division, tail, wanted):
-            assert isinstance(step, ShardRun)
-            steps.append(replace(step, lead_only=True))
-        return steps
+        return [*steps, *self._segment("tail", division, tail, wanted, lead_only=True)]
 
     def for_means(
         self, steps: Sequence[ShardStep], division: Division, stages: Stages, outputs: Sequence[str]
@@ -129,22 +126,25 @@ class ShardWriter:
         """
         wanted = _Wanted(division, stages, outputs)
         written: dict[str, str] = {}
-        for number, one in enumerate(stages.stages):
-            for word, works in (("a", one.before), ("b", one.beside)):
-                items = [division.items[i] for i in works]
-                if not any(_reads_columns(item, division) for item in items):
-                    continue
-                made = (division.values[name].source for item in items for name in _outputs(item))
-                for name in made:
-                    if name in division.against_means:
-                        raise NotDivisibleError(division.against_means[name])
-                plain = f"{number:03}{word}"
-                self._segment(f"{plain}-means", division, works, wanted)
-                if not any(spec.name == LOG_COUNTS for spec in self.segments[-1].inputs):
-                    raise NotDivisibleError(
-                        f"segment {plain}: has no Softmax along the rows that it gathered"
-                    )
-                written[f"{self._prefix}-{plain}"] = self.segments[-1].name
+        runs = [
+            (f"{number:03}{word}", works)
+            for number, one in enumerate(stages.stages)
+            for word, works in (("a", one.before), ("b", one.beside))
+        ]
+        if any(seam in stages.tail for one in stages.stages for seam in one.meeting):
+            runs.append(("tail", tuple(i for i in stages.tail if isinstance(division.items[i], Work))))
+        for plain, works in runs:
+            items = [division.items[i] for i in works]
+            if not any(_reads_columns(item, division) for item in items):
+                continue
+            made = (division.values[name].source for item in items for name in _outputs(item))
+            for name in made:
+                if name in division.against_means:
+                    raise NotDivisibleError(division.against_means[name])
+            self._segment(f"{plain}-means", division, works, wanted, lead_only=plain == "tail")
+            if not any(spec.name == LOG_COUNTS for spec in self.segments[-1].inputs):
+                raise NotDivisibleError(f"segment {plain}: has no Softmax along the rows that it gathered")
+            written[f"{self._prefix}-{plain}"] = self.segments[-1].name
         if not written:
             raise NotDivisibleError("boards work with none of the rows that they gather")
         return [
@@ -176,13 +176,21 @@ class ShardWriter:
         return found
 
     def _segment(
-        self, name: str, division: Division, works: Sequence[int], wanted: "_Wanted"
+        self,
+        name: str,
+        division: Division,
+        works: Sequence[int],
+        wanted: "_Wanted",
+        *,
+        lead_only: bool = False,
     ) -> list[ShardStep]:
         """Write the works as one segment, if there are any."""
         if not works:
             return []
         items = [division.items[i] for i in (*wanted.copies_for(works), *works)]
         protos = [item.node for item in items if isinstance(item, Work)]
+        if lead_only:
+            protos = [_of_all(proto, division) for proto in protos]
         made = {name for proto in protos for name in proto.output}
         handed_on = [n for i in works for n in _outputs(division.items[i]) if wanted.outside(n, works)]
         protos = [*self._copies(protos, made), *protos]
@@ -194,7 +202,7 @@ class ShardWriter:
             if n and not (n in made or n in self._weights or n in division.constants or n in division.slices)
         )
         self._write(name, protos, list(taken), handed_on, division)
-        return [ShardRun(segment=self.segments[-1].name, lead_only=False)]
+        return [ShardRun(segment=self.segments[-1].name, lead_only=lead_only)]
 
     def _copies(self, protos: Sequence[onnx.NodeProto], made: set[str]) -> list[onnx.NodeProto]:
         """Return the nodes, constant or of constants, that these need and nobody else has made."""
@@ -369,6 +377,19 @@ def _reads_columns(item: Work | Seam, division: Division) -> bool:
     """Say whether it is a node that reads rows that the board has gathered."""
     values = (division.values.get(name) for name in _inputs(item)) if isinstance(item, Work) else ()
     return any(value is not None and value.columns is not None for value in values)
+
+
+def _of_all(proto: onnx.NodeProto, division: Division) -> onnx.NodeProto:
+    """Return the node as the lead runs it on what it gathered of all: its last unit is the last of all.
+
+    Boards of a causal division count with their own last one.
+    """
+    if STOP not in proto.output:
+        return proto
+    behind = onnx.NodeProto()
+    behind.CopyFrom(proto)
+    behind.input[1:] = [division.numbers(2), division.numbers(3)]
+    return behind
 
 
 def _port(name: str, tensor: Tensor) -> onnx.ValueInfoProto:

@@ -10,11 +10,9 @@ What is found has to answer as the original does (`prove`).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from shoal.errors import ModelError, PlanError
 from shoal.exporter.annotate import Layout, layout_of
@@ -22,26 +20,19 @@ from shoal.exporter.axes import Dim
 from shoal.exporter.costs import flops
 from shoal.exporter.decompose import decompose
 from shoal.exporter.divide import divide
-from shoal.exporter.division import Division, Model, NotDivisibleError, Seam, Work
-from shoal.exporter.load import opset_of
+from shoal.exporter.division import Division, NotDivisibleError, Seam, Work, model_of
+from shoal.exporter.lean import lean
 from shoal.exporter.prove import Proof
-from shoal.exporter.samples import Sample, Use, lead_of, make_sample
+from shoal.exporter.samples import Sample, Use
 from shoal.exporter.seek import LEAST, Root, find_root, whole_roots
-from shoal.exporter.shapes import Tensor, find_tensors, input_specs
+from shoal.exporter.shapes import find_apart, find_tensors
 from shoal.exporter.shard import MixedUnitsError, ShardWriter
 from shoal.exporter.slices import Slices, find_slices
 from shoal.exporter.stages import stage
 from shoal.exporter.verify import Answer, refused
-from shoal.exporter.view import initializers, view
-from shoal.exporter.weights import is_external
+from shoal.exporter.view import initializers
 from shoal.manifest import Sharding, Verification
 from shoal.memory import give_back
-from shoal.records import Array
-
-LENGTH: Final = 13
-"""Tokens at which a model is looked at, where it leaves that open: a number that no other size has."""
-SMALL: Final = 64
-"""Constants of no more whole numbers can say something about sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +67,15 @@ class ShardingSearch:
         self._plain = onnx.ModelProto()
         self._plain.CopyFrom(model)
         decompose(self._plain, find_tensors(model, folder, uses, sizes, sample))
-        self._graph = view(self._plain.graph)
+        if _operators(model) - _operators(self._plain) - {"Identity"}:  # rows can be followed through more
+            self._plain = lean(self._plain, folder, uses, sizes, questions[0], wanted[0])
         self._tensors = find_tensors(self._plain, folder, uses, sizes, sample)
-        self._model = Model(
-            nodes=list(self._plain.graph.node),
-            graph=self._graph,
-            tensors=self._look(uses, sizes),
-            ints=_small_integers(self._plain.graph),
-            batch=lead_of(input_specs(self._plain.graph)),
-            opset=opset_of(self._plain),
-        )
+        try:
+            apart = find_apart(self._plain, folder, uses, sizes)
+        except ModelError:
+            apart = self._tensors
+        self._model = model_of(self._plain, apart)
+        self._graph = self._model.graph
         self._proof = Proof(folder, self._model.outputs, questions, wanted)
         self._shardings: list[Sharding] = []
         self._verification: list[Verification] = []
@@ -106,20 +96,6 @@ class ShardingSearch:
             verification=tuple(self._verification),
             layouts={sharding.name: self._layouts[sharding.name] for sharding in self._shardings},
         )
-
-    def _look(self, uses: Mapping[str, Use], sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
-        """Return the tensors at sizes that tell batch and tokens apart, if the model can have these."""
-        inputs = input_specs(self._plain.graph)
-        lead = lead_of(inputs)
-        for batch in (2, 1):
-            chosen = {name: batch if name == lead else LENGTH for name in sizes}
-            try:
-                return find_tensors(
-                    self._plain, self._folder, uses, chosen, make_sample(inputs, uses, chosen, 0)
-                )
-            except ModelError:
-                continue
-        return self._tensors
 
     def _sequence(self, root: Root) -> None:
         """Try to divide the tokens, causally if the model is that, and gather earlier where that is less."""
@@ -299,15 +275,5 @@ class ShardingSearch:
         )
 
 
-def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:
-    """Return the constant whole numbers of a graph that may say something about sizes."""
-    tensors = {n: t for n, t in initializers(graph).items() if not is_external(t)}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensors[node.output[0]] = node.attribute[0].t
-    return {
-        name: numpy_helper.to_array(tensor)
-        for name, tensor in tensors.items()
-        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-        and np.prod(tensor.dims) <= SMALL
-    }
+def _operators(model: onnx.ModelProto) -> frozenset[str]:
+    return frozenset(node.op_type for node in model.graph.node)

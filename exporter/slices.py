@@ -13,7 +13,7 @@ from typing import Final
 
 import onnx
 
-from shoal.exporter.axes import LINED_UP, Call, Dim, Kept, follow, moved_by_reshape, partner
+from shoal.exporter.axes import LINED_UP, Call, Dim, before, moved_by_reshape, partner
 from shoal.exporter.costs import flops
 from shoal.exporter.division import Model, NotDivisibleError, call_of
 
@@ -185,7 +185,7 @@ class _Demand:
             if node.op_type in LINED_UP:
                 asked += self._beside(node, operand, dim)
                 continue
-            wanted = _before(call, operand, list(node.output).index(name), dim)
+            wanted = before(call, operand, list(node.output).index(name), dim)
             if wanted is None:
                 raise _RefusedError(f"node {node.name}, operator {node.op_type}: makes no range of {name}")
             self.follow(node, operand, wanted)
@@ -200,7 +200,7 @@ class _Demand:
         call = self._ways.call(node)
         axis: int | None
         if node.op_type in _PRODUCTS and operand < 2:
-            wanted = _before(call, operand, 0, dim)
+            wanted = before(call, operand, 0, dim)
             axis = wanted.axis if wanted else None
         else:
             axis = partner(call, operand, dim)
@@ -211,9 +211,9 @@ class _Demand:
 
     def _reshape(self, node: onnx.NodeProto, dim: Dim) -> None:
         call = self._ways.call(node)
-        before, after = call.reads[0], call.makes[0]
-        assert before is not None
-        moved = moved_by_reshape(after, before, dim)
+        read, after = call.reads[0], call.makes[0]
+        assert read is not None
+        moved = moved_by_reshape(after, read, dim)
         if moved is not None:
             self.follow(node, 0, moved)
             return
@@ -221,32 +221,9 @@ class _Demand:
         source = self._ways.maker.get(node.input[0])
         repeated = source is not None and source.op_type == "Expand" and dim.outer == 1
         for times in (t for t in range(2, units) if units % t == 0 and repeated):
-            coarse = moved_by_reshape(after, before, dim._replace(inner=dim.inner * times))
+            coarse = moved_by_reshape(after, read, dim._replace(inner=dim.inner * times))
             if coarse is not None:
                 self.covers[node.output[0]] = times
                 self.follow(node, 0, coarse)
                 return
         raise _RefusedError(f"node {node.name}, operator {node.op_type}: tears {node.output[0]} apart")
-
-
-def _outers(call: Call, axis: int) -> tuple[int, ...]:
-    """Return into how many parts an operator may take an axis apart."""
-    if call.operator == "Split":
-        return 1, len(call.makes)
-    before, after = call.reads[0], call.makes[0]
-    if call.operator == "Slice" and before and len(before) == len(after) and after[axis]:
-        return 1, before[axis] // after[axis]
-    return (1,)
-
-
-def _before(call: Call, operand: int, index: int, dim: Dim) -> Dim | None:
-    """Return the range of an input that becomes range `dim` of output `index`, by trying all axes."""
-    for axis, size in enumerate(call.reads[operand] or ()):
-        for times in _outers(call, axis):
-            tried = Dim(axis, dim.outer * times, dim.inner)
-            if size == 1 or size % (tried.outer * tried.inner):
-                continue
-            fate = follow(call, operand, tried)
-            if isinstance(fate, Kept) and len(fate.dims) > index and fate.dims[index] == dim:
-                return tried
-    return None

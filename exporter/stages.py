@@ -3,7 +3,9 @@
 Seams that can be entered at the same time are one meeting.  In the stage before a meeting the nodes that
 make what is handed over come first, so that it travels as early as can be; the others of that stage run
 while it travels, if they are worth a run of their own.  Nodes behind which nothing is divided any more
-are the tail: the lead alone runs them, and what only they need is gathered at the lead only.
+are the tail: the lead alone runs them, and what only they need is gathered at the lead only.  Of that, keys
+and values of a few queries (`Division.attended`) are a meeting like those of the blocks before; what else the
+answer is made of comes as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,7 @@ class Stage:
 
     before: tuple[int, ...]
     meeting: tuple[int, ...]
-    """Seams that all boards need."""
+    """Seams that all boards need, or the lead to attend to what all of them have."""
     collected: tuple[int, ...]
     """Seams that only the lead needs, entered at the same time."""
     beside: tuple[int, ...]
@@ -44,8 +46,8 @@ def stage(division: Division, outputs: Sequence[str]) -> Stages:
     count = 1 + max((order.stage_of[i] for i in order.needed), default=0)
     found = []
     for number in range(count):
-        here = [i for i in order.needed if order.stage_of[i] == number and i not in order.tail]
-        found.append(_stage(order, division.items, here, last=number == count - 1))
+        here = [i for i in order.needed if order.stage_of[i] == number and order.shared(i)]
+        found.append(_stage(order, division.items, here, number, last=number == count - 1))
     stages = _without_crumbs(division.items, found)
     return Stages(
         stages=tuple(s for s in stages if s.before or s.meeting or s.collected or s.beside),
@@ -66,10 +68,15 @@ class _Order:
         self.users = self._users()
         self.ranged = self._ranged(items)
         self.tail = self._tail(items)
+        self.attended = frozenset(self.maker[name] for name in division.attended) & self.tail
         self.stage_of = self._stages(items)
 
     def sources(self, item: int) -> list[int]:
         return [self.maker[name] for name in self.reads[item] if name in self.maker]
+
+    def shared(self, item: int) -> bool:
+        """Say whether all boards take part in it."""
+        return item not in self.tail or item in self.attended
 
     def _needed(self, outputs: Sequence[str]) -> list[int]:
         found: set[int] = set()
@@ -120,7 +127,7 @@ class _Order:
         for item in self.needed:
             if isinstance(items[item], Seam) or not behind.isdisjoint(self.sources(item)):
                 behind.add(item)
-        return frozenset(found & behind)
+        return frozenset(found & (behind | self.ranged))
 
     def _stages(self, items: Sequence[Work | Seam]) -> Mapping[int, int]:
         found: dict[int, int] = {}
@@ -132,14 +139,15 @@ class _Order:
         return found
 
 
-def _stage(order: _Order, items: Sequence[Work | Seam], here: Sequence[int], *, last: bool) -> Stage:
+def _stage(
+    order: _Order, items: Sequence[Work | Seam], here: Sequence[int], number: int, *, last: bool
+) -> Stage:
     works = [i for i in here if isinstance(items[i], Work) and i not in order.copied]
     meeting = [i for i in here if isinstance(items[i], Seam)]
-    number = order.stage_of[here[0]] if here else -1
     collected = [
         i
         for i in order.needed
-        if i in order.tail and isinstance(items[i], Seam) and order.stage_of[i] == number
+        if not order.shared(i) and isinstance(items[i], Seam) and order.stage_of[i] == number
     ]
     ahead: set[int] = set()
     left = [s for seam in (meeting or collected) for s in order.sources(seam)]

@@ -42,7 +42,7 @@ class Manner:
     watch: Callable[[Collective, Mapping[str, Array]], None] = _unwatched
     """Is told of each collective and of the tensors at hand when a board begins it."""
     alone: bool = False
-    """Where all would gather from all, each board goes on with its own rows only."""
+    """Where rows would be gathered as means, each board goes on with its own only."""
     late: Callable[[Collective, BoardId, BoardId], bool] = _in_time
     """Says of an exchange with a deadline whether what a board hands another does not come in time."""
 
@@ -98,7 +98,7 @@ def _play(
             tensors |= opened(step).run(tensors)
         elif isinstance(step, Collective):
             manner.watch(step, tensors)
-            if manner.alone and step.kind == "gather" and step.root is None and not step.rows:
+            if manner.alone and step.counted:
                 tensors |= _own_rows(step, tensors)
                 continue
             books = manner.books.get(step.tag, NO_BOOKS)

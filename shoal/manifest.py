@@ -80,7 +80,10 @@ class ShardCollective:
 
     @property
     def among_all(self) -> bool:
-        """Say whether all boards hand one another all they have."""
+        """Say whether all boards hand one another all they have.
+
+        Where only the lead reads what is made of that, it goes to the lead alone (`shoal.sharding`).
+        """
         return self.kind in ("gather", "reduce") and not self.to_lead and not self.rows
 
 
@@ -107,7 +110,7 @@ class Sharding:
 
     @property
     def exchanges(self) -> int:
-        """Return how many times all boards wait for one another in one request."""
+        """Return how many times boards wait for one another in one request, or at last the lead for them."""
         return sum(isinstance(step, ShardCollective) and step.among_all for step in self.steps)
 
 

@@ -112,11 +112,14 @@ class Collective:
             raise ValueError(f"{what}: expected shares that add up to 1, got {self.shares}")
         if self.rows and len(self.rows) != 2:
             raise ValueError(f"{what}: expected rows (start, stop), got {self.rows}")
-        among_all = self.root is None and not self.rows
-        if not self.codec.exact and not (self.kind in ("gather", "reduce") and among_all):
-            raise ValueError(f"{what}: expected a codec of gather or reduce among all, got {self.codec}")
-        if self.chunks != 1 and not (self.chunks > 1 and self.kind == "gather" and among_all):
-            raise ValueError(f"{what}: expected chunks of a gather among all, got {self.chunks}")
+        of_all = self.kind == "gather" and not self.rows
+        summed = self.kind == "reduce" and self.root is None and not self.rows
+        if not self.codec.exact and not (of_all or summed):
+            raise ValueError(
+                f"{what}: expected a codec of a gather of all rows or a reduce among all, got {self.codec}"
+            )
+        if self.chunks != 1 and not (self.chunks > 1 and of_all):
+            raise ValueError(f"{what}: expected chunks of a gather of all rows, got {self.chunks}")
         if (self.codec.rate > 1 or self.codec.number == "vq" or self.codec.keeps) and self.kind != "gather":
             raise ValueError(
                 f"{what}: expected means, codes or rows to keep in a gather only, got {self.codec}"
@@ -127,8 +130,8 @@ class Collective:
             raise ValueError(f"{what}: expected a deadline of 0 s or more, got {self.deadline_s}")
         if not 0 < self.late_rows <= 1:
             raise ValueError(f"{what}: expected late_rows above 0 and up to 1, got {self.late_rows}")
-        if self.deadline_s and not (self.kind == "gather" and among_all and self.chunks == 1):
-            raise ValueError(f"{what}: expected a deadline of a gather among all in one chunk, got {self}")
+        if self.deadline_s and not (of_all and self.chunks == 1):
+            raise ValueError(f"{what}: expected a deadline of a gather of all rows in one chunk, got {self}")
 
     @property
     def counted(self) -> bool:

@@ -42,6 +42,7 @@ def programs(
     reads = {segment.name: {spec.name for spec in segment.inputs} for segment in sharding.segments}
     means: set[str] = set()
     codecs = _by_tag(sharding, each)
+    attended = _attended(sharding, reads)
     steps: dict[BoardId, list[Step]] = {board: [] for board in boards}
     for tag, step in enumerate(sharding.steps):
         if isinstance(step, ShardRun):
@@ -60,8 +61,9 @@ def programs(
             chosen = codecs[tag]
             many = _chunks(sharding, tag - 1, whole_rows, chunks, codecs) if tag else 1
             hurried = step.kind == "gather" and step.among_all and _floats(step)
+            rooted = step.to_lead or tag in attended or step.kind in ("broadcast", "scatter")
             meeting = replace(
-                _collective(sharding, step, tag, boards, lead, shares, chosen),
+                _collective(sharding, step, tag, boards, lead if rooted else None, shares, chosen),
                 chunks=many,
                 deadline_s=deadline_s if hurried else 0.0,
                 late_rows=late_rows if hurried else 1.0,
@@ -71,6 +73,25 @@ def programs(
             for board in boards:
                 steps[board].append(meeting)
     return {board: Program(steps=tuple(found)) for board, found in steps.items()}
+
+
+def _attended(sharding: Sharding, reads: Mapping[str, Collection[str]]) -> frozenset[int]:
+    """Return the gathers among all, by their places, of which the lead alone reads what is made.
+
+    So it is where the answer needs a few rows of the last block only: the lead computes these.
+    """
+    elsewhere: set[str] = set()
+    for step in sharding.steps:
+        if isinstance(step, ShardCollective):
+            elsewhere |= {spec.name for spec in step.tensors}
+        elif not step.lead_only:
+            elsewhere |= set(reads[step.segment])
+    return frozenset(
+        tag
+        for tag, step in enumerate(sharding.steps)
+        if isinstance(step, ShardCollective) and step.among_all and step.kind == "gather"
+        if elsewhere.isdisjoint(spec.name for spec in step.made)
+    )
 
 
 def _by_tag(sharding: Sharding, each: Sequence[Codec]) -> dict[int, Codec]:
@@ -116,11 +137,10 @@ def _collective(
     step: ShardCollective,
     tag: int,
     boards: Sequence[BoardId],
-    lead: BoardId,
+    root: BoardId | None,
     shares: Sequence[float],
     codec: Codec,
 ) -> Collective:
-    rooted = step.to_lead or step.kind in ("broadcast", "scatter")
     return Collective(
         kind=step.kind,
         tag=tag,
@@ -128,9 +148,9 @@ def _collective(
         made=tuple(spec.name for spec in step.made),
         axes=step.axes,
         boards=tuple(boards),
-        root=lead if rooted else None,
+        root=root,
         shares=tuple(shares) if step.kind == "scatter" else (),
-        causal=sharding.causal and step.kind == "gather" and not step.to_lead and not step.rows,
+        causal=sharding.causal and step.kind == "gather" and root is None and not step.rows,
         rows=step.rows,
         codec=codec,
     )

@@ -573,12 +573,12 @@ def _collectives(draw: st.DrawFn) -> Collective:
     rooted = kind in ("broadcast", "scatter") or draw(st.booleans())
     tensors = draw(st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple))
     rows = draw(st.sampled_from([(), (0, 1), (-1, 9)]))
-    among_all = kind in ("gather", "reduce") and not rooted and not rows
-    codec = draw(codecs()) if among_all and kind == "gather" else PLAIN
-    if among_all and kind == "reduce":
+    of_all = kind == "gather" and not rows
+    codec = draw(codecs()) if of_all else PLAIN
+    if kind == "reduce" and not rooted and not rows:
         codec = Codec(number=draw(st.sampled_from(["f32", "f16", "i8", "i4"])))
-    chunks = draw(st.integers(1, 3)) if among_all and kind == "gather" and not codec.keeps else 1
-    hurried = among_all and kind == "gather" and chunks == 1
+    chunks = draw(st.integers(1, 3)) if of_all and not codec.keeps else 1
+    hurried = of_all and chunks == 1
     return Collective(
         kind=kind,
         tag=draw(st.integers(0, 65535)),

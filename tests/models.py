@@ -103,12 +103,13 @@ def tiny_transformer(
     vocabulary: int = 0,
     *,
     hardcoded_batch: bool = False,
+    class_token: bool = False,
     seed: int = 0,
 ) -> onnx.ModelProto:
     """Return a pre-norm Transformer: `x` [batch, tokens, hidden] or `input_ids` in, `logits` out.
 
     `hardcoded_batch` leaves the batch free on paper and writes 1 into the shapes, as exporters do that
-    were shown one sample.
+    were shown one sample.  Its head reads the mean of all rows, or the first one as a `class_token`.
     """
     b = Builder(seed)
     if vocabulary:
@@ -120,7 +121,10 @@ def tiny_transformer(
         attention = b.attention(b.norm(x, hidden), hidden, heads, batch=1 if hardcoded_batch else 0)
         x = b.node("Add", x, attention)
         x = b.node("Add", x, b.feed_forward(b.norm(x, hidden), hidden))
-    pooled = b.node("ReduceMean", b.norm(x, hidden), axes=[1], keepdims=0)
+    if class_token:
+        pooled = b.node("Gather", b.norm(x, hidden), b.constant(0, np.int64), axis=1)
+    else:
+        pooled = b.node("ReduceMean", b.norm(x, hidden), axes=[1], keepdims=0)
     b.node("Add", b.linear(pooled, hidden, 10), b.weight(10), output="logits")
     return b.model({"logits": [batch, 10]})
 

@@ -68,7 +68,8 @@ class Together:
                     crossed = crosses(codec, step.tag, name, held[name], step.axes[index], edges)
                     held[made] = torch.cat([held[name], crossed], step.axes[index])
             if step.counted:
-                held[LOG_COUNTS], held[COLUMNS] = _seen(codec, edges, step.causal)
+                seen, held[COLUMNS] = _seen(codec, edges, step.causal)
+                held[LOG_COUNTS] = seen if step.root is None else seen[:1]  # the lead's rows are the first
         return held
 
     def _wanted(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+import onnx
 import pytest
 from aiohttp import web
 
@@ -35,6 +36,7 @@ from shoal.records import Address, Array, BoardId, Sha256
 from shoal.session import open_session
 from shoal.sharding import programs
 from shoal.store import Store
+from tests import models
 from tests.contract.conftest import TOKENS
 
 
@@ -194,6 +196,53 @@ def test_rows_are_divided_in_chunks_where_no_segment_reads_their_range(name: str
         }
         want = open_session(model).run(asked)["y"]
         assert np.allclose(cluster.ask(asked, ["y"])["y"], want, atol=1e-4)
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Manifest]:
+    """Return a model whose head reads one row, the depot of its bundle, and the manifest."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model, depot = folder / "model.onnx", folder / "depot"
+    onnx.save(models.tiny_transformer(tokens="tokens", vocabulary=100, class_token=True), model)
+    manifest = export(model, folder / "bundle", sizes={"batch": 1, "tokens": TOKENS})
+    store = Store(depot)
+    for path in (*(folder / "bundle").glob("*.onnx"), *(folder / "bundle" / "blobs").iterdir()):
+        store.put(path.read_bytes())
+    return model, depot, manifest
+
+
+@pytest.mark.parametrize(
+    ("words", "chunks", "deadline_s", "within"),
+    [("f32", 2, 0.0, 1e-5), ("i8", 1, 0.0, 2e-2), ("means1.0001", 2, 0.0, 1e-5), ("f32", 1, 20.0, 1e-5)],
+)
+@pytest.mark.parametrize("lead", [0, 2])
+def test_keys_and_values_for_one_row_go_to_the_lead_alone(
+    lead: int,
+    words: str,
+    chunks: int,
+    deadline_s: float,
+    within: float,
+    classifier: tuple[Path, Path, Manifest],
+    tmp_path: Path,
+) -> None:
+    model, depot, manifest = classifier
+    sharding = next(s for s in manifest.shardings if s.name == "sequence")
+    boards = [BoardId(name) for name in ("a", "b", "c")]
+    told = programs(sharding, boards, boards[lead], (0.5, 0.25, 0.25), codec_of(words), chunks, deadline_s)
+    told = {boards[lead]: told[boards[lead]], **told}  # the cluster's lead is its first
+    cluster = Cluster(tmp_path, depot, manifest, told)
+    try:
+        for batch, tokens in ((1, 23), (3, 17)):
+            ids = np.random.default_rng(tokens).integers(0, 100, (batch, tokens))
+            want = open_session(model).run({"input_ids": ids})["logits"]
+            got = cluster.ask({"input_ids": ids}, ["logits"])["logits"]
+            assert np.abs(np.subtract(got, want)).max() <= within * np.abs(want).max()
+        until_s = time.monotonic() + 3
+        while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
+            time.sleep(0.005)
+        assert not any(board.peers.inboxes for board in cluster.boards.values()), "nobody waits for the lead"
     finally:
         cluster.stop()
 

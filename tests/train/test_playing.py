@@ -42,6 +42,7 @@ INPUTS: Mapping[str, Mapping[str, Array]] = {
     "bert": {"input_ids": IDS, "attention_mask": MASK},
     "causal": {"input_ids": IDS},
     "llama": {"input_ids": IDS},
+    "last token": {"input_ids": IDS},
 }
 
 
@@ -75,7 +76,7 @@ class Bundle:
         return {spec.name: found[spec.name] for spec in self.manifest.outputs}
 
 
-@pytest.fixture(scope="module", params=["vit", "bert", "causal", "llama"])
+@pytest.fixture(scope="module", params=["vit", "bert", "causal", "llama", "last token"])
 def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
     """Return models of several kinds, cut."""
     name = str(request.param)
@@ -90,7 +91,8 @@ def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             Writer(Style(causal=True, gemm=True, sizes="computed")).model().SerializeToString()
         )
     else:
-        style = Style(causal=True, kv_heads=2, rotary=True, norm="rms", bias=False)
+        picks: int | tuple[int, ...] = -1 if name == "last token" else ()
+        style = Style(causal=True, kv_heads=2, rotary=True, norm="rms", bias=False, picks=picks)
         source.write_bytes(Writer(style).model().SerializeToString())
     manifest = export(source, folder / "bundle")
     return name, Bundle(folder / "bundle", manifest, "sequence")

@@ -329,9 +329,9 @@ def test_rows_that_did_not_come_are_left_out(
         assert made[LOG_COUNTS].tolist() == [0] * len(rows)
 
 
-def test_only_a_gather_among_all_has_a_deadline() -> None:
-    for kind, more in (("reduce", {}), ("gather", {"root": BOARDS[0]}), ("gather", {"chunks": 2})):
-        with pytest.raises(ValueError, match="expected a deadline of a gather among all in one chunk"):
+def test_only_a_gather_of_all_rows_has_a_deadline() -> None:
+    for kind, more in (("reduce", {}), ("gather", {"rows": (0, 1)}), ("gather", {"chunks": 2})):
+        with pytest.raises(ValueError, match="expected a deadline of a gather of all rows in one chunk"):
             collective(kind, BOARDS, deadline_s=0.1, **more)
     with pytest.raises(ValueError, match="expected a deadline of 0 s or more"):
         collective("gather", BOARDS, deadline_s=-1.0)

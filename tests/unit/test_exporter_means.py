@@ -50,6 +50,7 @@ CASES: Mapping[str, tuple[Callable[[], onnx.ModelProto], dict[str, Array]]] = {
     "encoder": (Writer(Style()).model, {"input_ids": IDS}),
     "computed sizes": (Writer(Style(sizes="computed")).model, {"input_ids": IDS}),
     "padding": (models.tiny_bert, {"input_ids": IDS, "attention_mask": MASK.astype(np.int64)}),
+    "class token": (Writer(Style(picks=0, sizes="computed")).model, {"input_ids": IDS}),
     "boolean mask": (padded, {"input_ids": IDS, "seen": MASK}),
     # Behind the first layer tokens of a pair differ: only the second has seen both.
     "causal": (lambda: Writer(Style(causal=True)).model(layers=1), {"input_ids": IDS}),

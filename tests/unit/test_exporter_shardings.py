@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from shoal.codec import codec_of
 from shoal.exporter import shardings
 from shoal.exporter.divide import divide
 from shoal.exporter.division import Division, NotDivisibleError
@@ -20,6 +21,7 @@ from shoal.exporter.export import export
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
 from shoal.manifest import Manifest, ShardCollective, Sharding, Verification
+from shoal.program import Collective, Exchange, Run
 from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
@@ -50,6 +52,8 @@ class Style:
     window: int = 0
     sizes: str = "copied"
     """How Reshape is told of sizes that vary: copied (0), written or computed."""
+    picks: int | tuple[int, ...] = ()
+    """The rows that the head reads; none: all of them."""
 
 
 class Writer:
@@ -189,8 +193,12 @@ class Writer:
             else:
                 x = b.node("Add", x, mixed)
                 x = b.node("Add", x, self.feed_forward(self.norm(x)))
-        b.node("MatMul", self.norm(x), b.weight(HIDDEN, 11), output="logits")
-        model = b.model({"logits": [style.batch, style.tokens, 11]}, opset=style.opset)
+        x, rows = self.norm(x), [style.tokens]
+        if style.picks != ():
+            x = b.node("Gather", x, b.constant(style.picks, np.int64), axis=1)
+            rows = [] if isinstance(style.picks, int) else [len(style.picks)]
+        b.node("MatMul", x, b.weight(HIDDEN, 11), output="logits")
+        model = b.model({"logits": [style.batch, *rows, 11]}, opset=style.opset)
         if style.opset > 20:
             model.ir_version = 10
         if style.attention == "multi-head":
@@ -217,6 +225,12 @@ STYLES: Mapping[str, Style] = {
     "contributed attention": Style(attention="multi-head"),
     "never seen": Style(parallel=True, norm="rms", bias=False, window=4),
     "never seen, causal": Style(parallel=True, norm="rms", bias=False, window=4, causal=True, kv_heads=2),
+    "class token": Style(picks=0),
+    "class token, gemm, fused qkv": Style(gemm=True, fused_qkv=True, sizes="computed", picks=0),
+    "class token, contributed attention": Style(attention="multi-head", picks=0),
+    "two class tokens, written sizes": Style(tokens=14, sizes="written", picks=(0, 1)),
+    "last token": Style(rotary=True, causal=True, kv_heads=2, norm="rms", bias=False, picks=-1),
+    "last token, never seen": Style(parallel=True, norm="rms", window=4, causal=True, picks=-1),
 }
 
 
@@ -262,6 +276,60 @@ def test_every_style_is_divided_by_tokens_and_by_heads(name: str, written: Writt
     heads = sharding(manifest, "tensor")
     assert heads.units == HEADS, "not limited by the heads that keys have"
     assert heads.exchanges == (1 if style.parallel else 3), "two for each layer, the last at the lead only"
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_no_board_runs_a_segment_for_nobody(name: str, written: Written) -> None:
+    _, manifest = written(name)
+    boards = [BoardId("a"), BoardId("b"), BoardId("c")]
+    outputs = {spec.name for spec in manifest.outputs}
+    for found in manifest.shardings:
+        makes = {segment.name: {spec.name for spec in segment.outputs} for segment in found.segments}
+        reads = {segment.name: {spec.name for spec in segment.inputs} for segment in found.segments}
+        for board, program in programs(found, boards, boards[1], (0.4, 0.3, 0.3)).items():
+            wanted = set(outputs) if board == boards[1] else set[str]()
+            for step in reversed(program.steps):
+                assert not isinstance(step, Exchange)
+                if isinstance(step, Run):
+                    assert not wanted.isdisjoint(makes[step.segment]), (found.name, board, step)
+                    wanted |= reads[step.segment]
+                else:
+                    wanted |= set(step.tensors)
+
+
+@pytest.mark.parametrize("name", [name for name, style in STYLES.items() if style.picks != ()])
+def test_few_rows_of_the_last_block_are_made_by_the_lead_alone(name: str, written: Written) -> None:
+    """The others end when they have handed over its keys and values, in the codec of the blocks before."""
+    _, manifest = written(name)
+    boards = [BoardId("a"), BoardId("b"), BoardId("c")]
+    found = sharding(manifest, "sequence")
+    told = programs(found, boards, boards[0], (0.4, 0.3, 0.3), codec_of("means2-i8"))
+    gathers = [
+        s for s in told[boards[1]].steps if isinstance(s, Collective) and s.kind == "gather" and not s.rows
+    ]
+    assert [(s.root, s.codec.rate) for s in gathers] == [(None, 2), (boards[0], 2)]
+    behind = told[boards[1]].steps.index(gathers[-1])
+    assert not any(isinstance(step, Run) for step in told[boards[1]].steps[behind:])
+    last = told[boards[0]].steps[-1]
+    assert isinstance(last, Run)
+    weights = {s.name: sum(blob.size_bytes for blob in s.weights) for s in found.segments}
+    assert weights[last.segment] >= 4 * 4 * HIDDEN * HIDDEN, "the feed-forward layer is in it"
+
+
+@pytest.mark.parametrize("name", ["last token", "two class tokens, written sizes"])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_any_board_can_lead_where_few_rows_are_needed(name: str, lead: int, written: Written) -> None:
+    """Behind the lead's own last row there are others, which the last token attends to."""
+    folder, manifest = written(name)
+    boards = [BoardId("a"), BoardId("b"), BoardId("c")]
+    asked: dict[str, Array] = {"input_ids": np.random.default_rng(4).integers(0, 50, (2, 14))}
+    want = open_session(folder / "model.onnx").run(asked)["logits"]
+    for found in manifest.shardings:
+        opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
+        for codec in ("f32", "means1.0001") if found.strategy == "sequence" else ("f32",):
+            told = programs(found, boards, boards[lead], (0.4, 0.3, 0.3), codec_of(codec))
+            got = play(told, boards[lead], asked, opened)["logits"]
+            assert np.allclose(got, want, rtol=0, atol=1e-4 * float(np.max(want)))
 
 
 def test_keys_and_values_are_all_that_is_gathered(tmp_path: Path) -> None:
