@@ -47,6 +47,7 @@ REFINED_PAUSE_S: Final = 5.0
 UNSURE_S: Final = 3.0
 """So long after profiling, and while in doubt, the board looks `UNSURE` times as often."""
 UNSURE: Final = 4
+PATIENCE: Final = 3
 
 
 class Measurer:
@@ -84,6 +85,8 @@ class Measurer:
         self._due: Sha256 | None = None
         """The bundle that is to be measured, or was."""
         self._unsure: frozenset[str] = frozenset()
+        self._fruitless = 0
+        """Closer looks one after the other that requests ended before they told anything."""
         """Segments that have had no closer look."""
         self._looking = threading.Lock()
         """Held while segments are timed: only one at a time is loaded for that."""
@@ -248,12 +251,16 @@ class Measurer:
                 await asyncio.to_thread(self.refine)
 
     def refine(self) -> None:
-        """Look more closely at what is not known well yet, as long as nothing else runs."""
+        """Look more closely at what is not known well yet, as long as nothing else runs.
+
+        Where requests have ended `PATIENCE` looks before they told anything, the next tells something.
+        """
         with self._lock:
             manifest, bundle = self._manifest, self._bundle
             known, due = self._timings, self._unsure
         if manifest is None or bundle is None:
             return
+        fruitful = False
         with self._looking:
             for found in segments.refine(
                 manifest,
@@ -263,8 +270,11 @@ class Measurer:
                 due,
                 go_on=lambda: self._quiet() and self._due == bundle,
                 room_bytes=self._sessions.room_bytes,
+                persist=self._fruitless >= PATIENCE,
             ):
+                fruitful = True
                 self._take(bundle, found)
+        self._fruitless = 0 if fruitful else self._fruitless + 1
 
     def _take(self, bundle: Sha256, found: segments.Closer) -> None:
         """Take over what a closer look found, and tell it if it makes a difference."""

@@ -164,6 +164,7 @@ def refine(
     go_on: Callable[[], bool],
     room_bytes: int,
     budget_s: float = REFINE_BUDGET_S,
+    persist: bool = False,
 ) -> Iterator[Closer]:
     """Look more closely at one segment of each kind in `due`, while `go_on` says so.
 
@@ -171,7 +172,8 @@ def refine(
     slowest.  All counts of a segment are timed in turn, round after round, so that whatever else slows the
     board down meanwhile slows all alike; a segment is done when every middle is known well, or its share of
     the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
-    `go_on` is asked before each run: what comes meanwhile is held up by one at most.
+    `go_on` is asked before each run: what comes meanwhile is held up by one at most.  With `persist` the first
+    of the segments is timed once at all its counts whatever it says.
     """
     shared = {s.name for sharding in manifest.shardings for s in sharding.segments}
     shared |= {name for name, (given, _) in manifest.swaps.items() if given in shared}
@@ -203,6 +205,7 @@ def refine(
                 go_on=go_on,
                 budget_s=share_s,
                 rounds=(LEAST_ROUNDS, MOST_ROUNDS),
+                persist=persist and index == 0,
             )
         except WantedError:
             return
@@ -229,14 +232,15 @@ def _looked_closer(
     go_on: Callable[[], bool] = lambda: True,
     budget_s: float,
     rounds: tuple[int, int],
+    persist: bool = False,
 ) -> Closer:
     """Time the first of the segments, between so many times, as often as there is time and it is worth it.
 
-    Raises WantedError if `go_on` says no before all counts have been timed once.
+    Raises WantedError if `go_on` says no before all counts have been timed once, unless it is to `persist`.
     """
     names = tuple(each.name for each in alike)
     try:
-        readings = _readings(alike[0], wanted, open_segment, alone, go_on, budget_s, rounds)
+        readings = _readings(alike[0], wanted, open_segment, alone, go_on, budget_s, rounds, persist)
     except (BoardError, ModelError) as error:
         log.info("not profiled: %s", error)
         return Closer(segments=names, timing=None, law=None)
@@ -265,10 +269,12 @@ def _readings(
     go_on: Callable[[], bool],
     budget_s: float,
     rounds: tuple[int, int],
+    persist: bool,
 ) -> list[tuple[Counts, list[float]]]:
     """Return what runs at each of the counts took, no more once `go_on` says no.
 
-    Raises ModelError if it does not run at the first; WantedError if they have not all run once by then.
+    Raises ModelError if it does not run at the first; WantedError if they have not all run once by then, unless
+    they are to all the same (`persist`).
     """
     begun_s = time.perf_counter()
     sessions: dict[tuple[int, ...], Session] = {}
@@ -278,7 +284,7 @@ def _readings(
             sessions[each.part] = open_segment(segment, each.part)
         session = sessions[each.part]
         tensors: Mapping[str, Array] = samples(segment, each.sizes)
-        if not go_on():
+        if not persist and not go_on():
             raise WantedError(segment.name)
         try:
             _run_s(session, tensors, alone)  # the warm-up
@@ -295,7 +301,7 @@ def _readings(
         if number >= 1 and time.perf_counter() - begun_s > budget_s:
             break
         for _, session, tensors, seconds in usable:
-            if not go_on():
+            if not (persist and number == 0) and not go_on():
                 if number == 0:
                     raise WantedError(segment.name)
                 return [(each, seconds) for each, _, _, seconds in usable]

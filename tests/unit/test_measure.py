@@ -261,6 +261,32 @@ def test_a_closer_look_ends_as_soon_as_a_request_is_under_way(tmp_path: Path, cl
     assert len(board.runs) == 1, "it waits for one run at most"
 
 
+def test_a_board_that_is_asked_again_and_again_comes_to_know_its_segments(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    board = Board(tmp_path)
+    board.measurer.measure(BUNDLE, MODEL)
+    clock.now_s += 10.0
+
+    def comes(_segment: Segment) -> None:
+        board.busy = True
+
+    board.ran = comes
+    for _ in range(measure.PATIENCE):
+        board.busy = False
+        board.runs.clear()
+        board.measurer.refine()
+        assert len(board.runs) == 1
+    unsure = board.measurer._unsure
+    board.busy = False
+    board.measurer.refine()
+    assert board.measurer._unsure < unsure, "one segment was timed to the end of a round"
+    board.busy = False
+    board.runs.clear()
+    board.measurer.refine()
+    assert len(board.runs) == 1, "then requests come first again"
+
+
 def test_all_segments_of_a_board_profiled_under_load_get_a_closer_look(
     tmp_path: Path, clock: SimpleNamespace
 ) -> None:
