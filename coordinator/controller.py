@@ -295,11 +295,11 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
                 state.dwell_s,
                 (memory.factor(*experience.who(old)), memory.factor(new.strategy, new.boards)),
                 hurry=dwell.may_hurry(state, old, new, now_s),
-                back=memory.is_back(old, new),
+                back=memory.is_back(old, new, state.trial),
             )
 
         stay = why_stay(best)
-        single = next((c for _, c in open_to_us if memory.is_back(old, c)), None)
+        single = next((c for _, c in open_to_us if memory.is_back(old, c, state.trial)), None)
         if stay and single is not None and not why_stay(single):
             stay, best = "", single
         if stay:
@@ -309,7 +309,7 @@ def _choose(state: State, deployment: Deployment, manifest: Manifest, now_s: flo
         state = replace(state, cause=broken)
     elif serves and (why := crowd.why(state.crowd, state.switched_s)):
         state = replace(state, cause=why)
-    if not broken and not (old is not None and memory.is_back(old, best)):
+    if not broken and not (old is not None and memory.is_back(old, best, state.trial)):
         state = dwell.begun(state, old, now_s)
     return _begin(state, deployment, ranking, best, now_s)
 

@@ -3,10 +3,10 @@
 A plan is on trial for some time after its lead has told of the first requests.  What it tells of those that
 had the cluster to themselves is compared with what the cost model says of the plan just then.  What is
 measured is compared with what was measured: each plan costs what it is predicted to, times the factor by
-which it was wrong when it ran; one
-that never ran, the factor of the best of its kind that did, and no less than that of the single board that
-ran last.  So a plan that turns out slower than the one before it is left for that one, though both were
-predicted alike wrong, and what is wrong with one way to share requests does not have all others tried too.
+which it was wrong when it ran; one that never ran, the factor of the best of its kind that did, and no less
+than that of the single board that ran last.  So a plan that turns out slower than the one before it is left
+for that one, though both were predicted alike wrong, and what is wrong with one way to share requests does
+not have all others tried too.
 A strategy of several boards that is slower by more than the margin than single boards are costs that much
 more from then on, on whichever boards, for a while that doubles each time.
 """
@@ -30,6 +30,10 @@ CALM_S: Final = 3.0
 """What is told so soon after a change may be of requests before it, and the profiles be half true yet."""
 LEAST: Final = 5
 """So many requests tell."""
+REPORTS: Final = 3
+"""Before so many reports a plan is not left at once: its first seconds are its worst."""
+HARDLY: Final = 0.02
+"""What is off by no more is about the same."""
 RECALL_S: Final = 600.0
 LONGEST_RECALL_S: Final = 14_400.0
 
@@ -217,9 +221,16 @@ class Memory:
         usual = max(self.single, of_kind) if known is None else known.factor
         return self.factors.get((strategy, boards), usual)
 
-    def is_back(self, old: Plan, new: Candidate) -> bool:
-        """Say whether it is back to one board from several that have shown what they take."""
-        return len(new.boards) == 1 and len(old.boards) > 1 and who(old) in self.factors
+    def is_back(self, old: Plan, new: Candidate, trial: Trial | None) -> bool:
+        """Say whether it is back to one board from several that `trial` has shown to be slower than promised.
+
+        In weights as given, or in those of the old plan.
+        """
+        if trial is None or trial.epoch != old.epoch or len(trial.ratios) < REPORTS:
+            return False
+        slower = self.factors.get(who(old), 0.0) > (1 + HARDLY) * self.single
+        alike = new.precision is None or old.strategy.endswith(f" in {new.precision}")
+        return slower and alike and len(new.boards) == 1 < len(old.boards)
 
 
 def told(experience: Experience, now_s: float, calendar_s: float) -> tuple[TooSlow, ...]:

@@ -104,15 +104,18 @@ class History:
 
     def close(self) -> None:
         """Have all that was written in the file itself, with nothing beside it."""
-        if self._base is not None:
-            self._base.close()
-            self._base = None
+        base, self._base = self._base, None
+        if base is not None:
+            with suppress(sqlite3.Error):  # what could not be written is lost, and the others go on
+                base.close()
 
     def _open(self) -> sqlite3.Connection:
         """Return the file, open; anew if another has taken its place."""
         if self._base is not None and self._which == _which(self.file):
             return self._base
-        self.close()
+        if self._base is not None:
+            self.close()
+            self._forget_log()  # of the file that was there
         base = self._base = sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)
         (version,) = base.execute("PRAGMA user_version").fetchone()
         if version not in (0, VERSION):
@@ -122,6 +125,7 @@ class History:
         if not version:
             base.executescript(_TABLE)
             base.execute(f"PRAGMA user_version={VERSION}")
+            base.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that a copy of the file alone can be read
         self._which = _which(self.file)
         return base
 
@@ -137,6 +141,8 @@ class History:
             for measured, most in self._most.items() if due or not self._written else ():
                 base.execute(_PRUNE, (measured, measured, most))
             base.execute("COMMIT")
+            if due:
+                base.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except BaseException:
             self.close()  # which takes back what was begun
             raise
@@ -147,9 +153,13 @@ class History:
         aside = self.file.with_suffix(".spoilt")
         log.warning("history: %s: %s; it is put aside as %s", self.file, why, aside.name)
         self.file.replace(aside)
+        self._forget_log()
+        self._written = 0
+
+    def _forget_log(self) -> None:
+        """Remove what SQLite keeps beside the file."""
         for end in ("-wal", "-shm"):
             self.file.with_name(self.file.name + end).unlink(missing_ok=True)
-        self._written = 0
 
     def _complain(self, why: str) -> None:
         if not self._troubled:

@@ -14,7 +14,10 @@ from shoal.records import BoardId, Profile
 
 def heard(state: State, plan: Plan, message: Telemetry, now_s: float) -> State:
     """Return the state after the lead of `plan`, which is in force, told how long requests took."""
-    if state.switched_s is None:
+    if state.switched_s is None or state.bundle not in (
+        None,
+        plan.bundle,
+    ):  # another model's figures say nothing
         return state
     trial = experience.begun(state.trial, plan, state.switched_s)
     expected_s = _expected_s(state, plan)

@@ -7,6 +7,7 @@ from typing import Final
 
 from shoal.coordinator.accuracy import lost_by
 from shoal.coordinator.cost import needed_bytes
+from shoal.coordinator.experience import HARDLY
 from shoal.coordinator.gentle import PART, loss, noticed, within_reach
 from shoal.coordinator.goals import Goal, energy_j
 from shoal.coordinator.hurry import patience_s
@@ -21,8 +22,6 @@ from shoal.records import BoardId
 
 TOLD: Final = 12
 """So many alternatives are told."""
-HARDLY: Final = 0.02
-"""Several boards that have shown that they win no more than this share over one are left for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +106,12 @@ def reason_to_stay(
 
     `known` is by how much the strategies of both have turned out slower than predicted.  `since_s` is the
     time since the last switch; `hurry` says that `old` is not what it was (see `dwell`); `back` that it has
-    shown what it takes on several boards, and `new` is one.  Gain is measured in seconds of service won over
-    the time that things should stay as they are, loss in seconds of service that the switch costs.  A plan
-    that loses less accuracy than the old one need not be quicker, only not slower by more than half of the
-    margin.  One board, to which it is gone back at once, need not be quicker either, only hardly slower:
-    several had to promise the whole margin, and will have to do so by what they showed.
+    turned out slower than promised on several boards, and `new` is one.  Gain is measured in seconds of
+    service won over the time that things should stay as they are, loss in seconds of service that the switch
+    costs.  A plan that loses less accuracy than the old one need not be quicker, only not slower by more than
+    half of the margin.  One board, to which it is gone back at once, need not be quicker either, only hardly
+    slower, if no request has to wait for it: several had to promise the whole margin, and will have to do so
+    by what they showed.
     """
     try:
         kept = price(question, old)
@@ -131,10 +131,11 @@ def reason_to_stay(
     if since_s < max(settings.dwell_s, dwell_s) and not fewer and not (hurry and gain >= settings.much):
         return f"kept: {better}, but the last switch was less than {max(settings.dwell_s, dwell_s):.0f} s ago"
     lost_s = settings.barrier_s
-    if not fits_beside(question, new.lanes, old):
+    beside = fits_beside(question, new.lanes, old)
+    if not beside:
         lost_s += load_bytes(question.manifest, new.lanes) / settings.load_bytes_per_s
     won_s = gain * max(settings.horizon_s, since_s)
-    if won_s < 2 * lost_s and not gentler and not fewer:
+    if won_s < 2 * lost_s and not gentler and not (fewer and beside):
         return f"kept: {better}, but the switch costs {lost_s:.1f} s of service and wins {won_s:.1f} s"
     return ""
 

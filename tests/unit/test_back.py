@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from shoal.coordinator.experience import RECALL_S
+from shoal.coordinator.experience import RECALL_S, REPORTS, Memory, Shown, Trial, who
 from shoal.coordinator.weigh import reason_to_stay
 from shoal.manifest import Manifest, ShardRun
 from shoal.messages import Decision
@@ -12,6 +12,8 @@ from tests import build
 from tests.build import A, B
 from tests.unit.test_controller import SETTINGS, World
 from tests.unit.test_dwell import AT_ONCE_S
+from tests.unit.test_experience import candidate as experienced
+from tests.unit.test_experience import plan
 from tests.unit.test_sharded import TOKENS, board, verified
 from tests.unit.test_weigh import OLD, ROOMY, candidate, question
 
@@ -33,11 +35,13 @@ def sharing(max_error: float = 0.0, goodput: float = 1e6, manifest: Manifest = T
     return world
 
 
-def asked(world: World, median_s: float) -> None:
-    """Have the lead tell of requests under the plan in force."""
+def asked(world: World, *medians_s: float) -> None:
+    """Have the lead tell of requests under the plan in force, REPORTS times of the last."""
     plan = world.serving
     assert plan is not None
-    world.say(plan.lead, build.telemetry(epoch=plan.epoch, alone=9, alone_median_s=median_s))
+    for median_s in (*medians_s, *medians_s[-1:] * (REPORTS - 1)):
+        world.say(plan.lead, build.telemetry(epoch=plan.epoch, alone=9, alone_median_s=median_s))
+        world.run(AT_ONCE_S / REPORTS)
     world.run(AT_ONCE_S)
 
 
@@ -57,6 +61,25 @@ def test_two_boards_that_are_a_little_faster_than_one_stay() -> None:
     asked(world, 0.97 * ALONE_S)
     world.run(60)
     assert world.switches == 0
+
+
+def test_a_plan_is_not_left_for_its_first_second() -> None:
+    world = sharing()
+    assert world.serving is not None
+    asked(world, 1.5 * ALONE_S, world.serving.predicted.latency_s)
+    world.run(60)
+    assert world.switches == 0
+
+
+def test_a_plan_that_keeps_what_it_promised_is_not_left_for_one_board_that_is_as_fast() -> None:
+    """Such as one for a crowd, which comes again."""
+    old, one = plan(), experienced("local", 0.1)
+    trial = Trial(epoch=old.epoch, since_s=0.0, alone=9, ratios=(1.0,) * REPORTS)
+    for factor, back in ((1.0, False), (1.1, True)):
+        memory = Memory.of({}, {who(old): Shown(factor=factor, seen_s=0.0)}, old, 1.0)
+        assert memory.is_back(old, one, trial) is back
+        assert not memory.is_back(old, one, replace(trial, epoch=old.epoch + 1))
+        assert not memory.is_back(old, replace(one, precision="int8"), trial)
 
 
 def test_it_is_said_why() -> None:
