@@ -192,6 +192,21 @@ def test_a_file_that_somebody_removes_is_begun_anew(tmp_path: Path) -> None:
     kept.close()
 
 
+def test_a_file_that_is_open_can_be_copied_and_put_back(tmp_path: Path) -> None:
+    kept = History(tmp_path / NAME)
+    kept.keep([entry(1)])
+    kept.write()
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(kept.file.read_bytes())
+    assert numbers(copy) in ([], [1]), "the newest entries may stand beside it"
+    (tmp_path / "older").mkdir()
+    written(tmp_path / "older", entry(7)).replace(kept.file)
+    kept.keep([entry(8)])
+    kept.write()
+    assert numbers(kept.file) == [7, 8], "of the file that was there before nothing is left"
+    kept.close()
+
+
 def test_of_very_many_clusters_not_all_files_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
