@@ -56,6 +56,8 @@ PATIENCE_S = 90.0
 for a moment in which no profile is newer than the decision."""
 LONGEST_ASKED_S = 150.0
 WAIT_S = 60.0
+AGAIN_S = 0.1
+"""Where nothing answers it is asked again after so long."""
 MOST = 8
 """So many plans are tried: those that are predicted to be the best, and the best single board."""
 WORTH = 2.0
@@ -180,19 +182,23 @@ class Run:
         plan = self._operator.view.plan
         begun_s = since_s = time.monotonic()
         while True:
-            newest = self._operator.view.plan
-            assert newest is not None
-            now_s = time.monotonic()
+            now_s, newest = time.monotonic(), self._operator.view.plan
+            if now_s - begun_s > LONGEST_ASKED_S:
+                raise ShoalError(f"no plan stayed in force for {SETTLED_S:.0f} s")
+            if newest is None:  # the old one is put down before the new one comes
+                plan, since_s = None, now_s
+                await asyncio.sleep(AGAIN_S)
+                continue
             patient = now_s - begun_s < PATIENCE_S
             if plan is None or newest.epoch != plan.epoch or not self._settled(patient=patient):
                 plan, since_s = newest, now_s
             weighed = now_s - self._heard_s >= WEIGHED_S
             if now_s - since_s >= SETTLED_S and (weighed or not patient):
                 return newest
-            if now_s - begun_s > LONGEST_ASKED_S:
-                raise ShoalError(f"no plan stayed in force for {SETTLED_S:.0f} s")
-            with contextlib.suppress(ShoalError, OSError):  # of a plan that was left meanwhile
+            try:
                 await asyncio.to_thread(self._ask, newest)
+            except (ShoalError, OSError):  # the plan was left meanwhile
+                await asyncio.sleep(AGAIN_S)
 
     async def _turns(
         self, stand: StandIn, plans: Sequence[Candidate], addresses: Mapping[BoardId, Address], own: Plan

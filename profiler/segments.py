@@ -172,8 +172,8 @@ def refine(
     slowest.  All counts of a segment are timed in turn, round after round, so that whatever else slows the
     board down meanwhile slows all alike; a segment is done when every middle is known well, or its share of
     the time is up.  Counts for which a segment would need more memory than `room_bytes` are left out.
-    `go_on` is asked before each run: what comes meanwhile is held up by one at most.  With `persist` the first
-    of the segments is timed once at all its counts whatever it says.
+    `go_on` is asked before each run: what comes meanwhile is held up by one at most.  With `persist` the
+    first of the segments is timed once at all its counts whatever it says.
     """
     shared = {s.name for sharding in manifest.shardings for s in sharding.segments}
     shared |= {name for name, (given, _) in manifest.swaps.items() if given in shared}
@@ -273,8 +273,8 @@ def _readings(
 ) -> list[tuple[Counts, list[float]]]:
     """Return what runs at each of the counts took, no more once `go_on` says no.
 
-    Raises ModelError if it does not run at the first; WantedError if they have not all run once by then, unless
-    they are to all the same (`persist`).
+    Raises ModelError if it does not run at the first; WantedError if they have not all run once by then,
+    unless they are to all the same (`persist`).
     """
     begun_s = time.perf_counter()
     sessions: dict[tuple[int, ...], Session] = {}
