@@ -9,7 +9,8 @@ did not come in time, and what the answers are worth.  Rows go to benchmarks/res
 import asyncio
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ from shoal.exporter.bundle import read_manifest
 from shoal.lab import namespaces
 from shoal.manifest import WHOLE, Sharding
 from shoal.program import Collective, Program
-from shoal.records import BoardId
+from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
 
@@ -56,10 +57,26 @@ def awaited(each: dict[BoardId, Program]) -> dict[str, int]:
     }
 
 
+def played(bundle: Path, boards: Sequence[BoardId], inputs: Mapping[str, Array]) -> Stretched:
+    """Return how all are played: of boards that may go on without rows, other segments run."""
+    waits, hurries = (
+        stretched(bundle, told(sharding_of(bundle), boards, deadline_s), inputs, ALONE_S)
+        for deadline_s in DEADLINES_S[:2]
+    )
+    return replace(
+        waits, seconds={**hurries.seconds, **waits.seconds}, sizes={**hurries.sizes, **waits.sizes}
+    )
+
+
+def sharding_of(bundle: Path) -> Sharding:
+    """Return what is tried of the bundle."""
+    return next(s for s in read_manifest(bundle).shardings if s.name == "sequence")
+
+
 async def measure(boards: Boards, bundle: Path, pictures: Pictures, rows: list[dict[str, object]]) -> None:
     """Add the rows that there are not yet."""
     manifest = read_manifest(bundle)
-    sharding = next(s for s in manifest.shardings if s.name == "sequence")
+    sharding = sharding_of(bundle)
     (output,) = manifest.outputs
     session = open_session(bundle / f"{WHOLE}.onnx")
     asked = [{"pixel_values": pictures.pixels[at : at + 1]} for at in range(ASKED)]
@@ -70,8 +87,8 @@ async def measure(boards: Boards, bundle: Path, pictures: Pictures, rows: list[d
             if any((row["loss"], row["deadline_s"]) == (loss, deadline_s) for row in rows):
                 continue
             each = told(sharding, boards.names, deadline_s)
-            if play is None:  # the same for all: what boards run has nothing to do with how long they wait
-                play = stretched(bundle, each, asked[0], ALONE_S)
+            if play is None:
+                play = played(bundle, boards.names, asked[0])
             boards.lose(0.0)
             boards.slow(RATE, play)
             await boards.run("sequence", each)
