@@ -55,8 +55,16 @@ def sample(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
 
 
 def samples(segment: Segment, sizes: Mapping[str, int]) -> dict[str, Array]:
-    """Return a tensor for each input of a segment, by name."""
-    return {spec.name: sample(spec, sizes) for spec in segment.inputs}
+    """Return a tensor for each input of a segment, by name.
+
+    Where it attends to what was gathered its rows are the last of that: so boards that attend to no more than
+    what lies before their own last row (causal ones) attend to all.
+    """
+    found = {spec.name: sample(spec, sizes) for spec in segment.inputs}
+    if RANGE in found and any(str(dim).startswith(COLUMNS) for spec in segment.inputs for dim in spec.shape):
+        total = max(sizes[ROWS], sizes[COLUMNS])
+        found[RANGE] = np.array((total - sizes[ROWS], total, total), np.int64)
+    return found
 
 
 def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
@@ -77,8 +85,10 @@ def counts(manifest: Manifest, segment: Segment) -> list[Counts]:
         growth = rows / counts_of(manifest, segment, manifest.sizes)[0]
         return Counts(rows=rows, attended=attended, batch=batch_rows, sizes=sizes, growth=growth)
 
+    # What it makes of all tokens, it makes of as many as it has gathered.
+    bound = any(n.startswith(COLUMNS) for n in gathered) and any(not n.startswith(ROWS) for n in local)
     found = [at(1, 1, None)]
-    if local:
+    if local and not bound:
         found += [at(share, 1 if gathered else share, None) for share in shares]
     if gathered:
         found += [at(share, min(1.0, share), None) for share in shares if share <= 1]

@@ -21,6 +21,7 @@ from shoal.exporter.export import export
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
 from shoal.manifest import Manifest, ShardCollective, Sharding, Verification
+from shoal.profiler.counts import counts, samples
 from shoal.program import Collective, Exchange, Run
 from shoal.records import Array, BoardId
 from shoal.session import open_session
@@ -433,6 +434,16 @@ def test_any_split_answers_like_the_model(
         opened = Segments(folder / "bundle", {segment.name: segment for segment in found.segments})
         got = play(told, first, asked, opened)["logits"]
         assert np.allclose(got, want, rtol=0, atol=1e-4 * float(np.max(want)))
+
+
+@pytest.mark.parametrize("name", ["causal", "rotary", "last token", "last token, never seen"])
+def test_segments_run_at_the_counts_at_which_they_are_timed(name: str, written: Written) -> None:
+    """Also those of which a board attends to no more than its own last row; else no plan would divide it."""
+    folder, manifest = written(name)
+    for segment in (each for sharding in manifest.shardings for each in sharding.segments if not each.units):
+        session = open_session(folder / "bundle" / f"{segment.name}.onnx")
+        for each in counts(manifest, segment):
+            session.run(samples(segment, each.sizes))
 
 
 def test_a_causal_board_needs_nothing_from_those_behind_it(causal: tuple[Path, Manifest]) -> None:
