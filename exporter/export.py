@@ -126,7 +126,7 @@ class _Export:
         self._report(STEPS[1])
         samples, wanted = self._questions()
         self._report(STEPS[2])
-        self._model = lean(self._model, self._folder, self._uses, self._sizes, samples[0], wanted[0])
+        self._model = lean(self._model, self._folder, self._uses, self._sizes, samples, wanted)
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
         nodes, graph = self._model.graph.node, view(self._model.graph)
         graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))

@@ -29,13 +29,13 @@ def lean(
     folder: Path,
     uses: Mapping[str, Use],
     sizes: Mapping[str, int],
-    sample: Sample,
-    wanted: Answer,
+    samples: Sequence[Sample],
+    wanted: Sequence[Answer],
 ) -> onnx.ModelProto:
     """Return a normalised model, whose weights lie in `folder`, without rows that its answer does not need.
 
-    It is `model` itself if it needs all, or if what would be left does not answer `sample` as the original,
-    which answered `wanted`.
+    It is `model` itself if it needs all, or if what would be left does not answer all `samples` as the
+    original, which answered `wanted`.
     """
     if not _may_pick(model):
         return model
@@ -49,7 +49,7 @@ def lean(
         return model
     path.write_bytes(found.SerializeToString())
     try:
-        same = compare_runs("lean", run_file(path), [sample], [wanted]).verified
+        same = compare_runs("lean", run_file(path), samples, wanted).verified
     finally:
         path.unlink()
     return found if same else model

@@ -35,7 +35,10 @@ class Proof:
         self._questions, self._wanted = questions, wanted
 
     def of(self, name: str, sharding: Sharding) -> Verification:
-        """Play a sharding as two boards and more, each with another question, and compare."""
+        """Play a sharding as two boards and more, each with another question, and compare.
+
+        The first board leads and the last one in turns.
+        """
         tried = [shares for shares in SHARES if len(shares) <= sharding.units]
         if not tried:
             return refused(name, f"has {sharding.units} units, too few to divide")
@@ -47,7 +50,8 @@ class Proof:
         def run(samples: Sequence[Sample]) -> list[Answer]:
             answers = []
             for index, sample in enumerate(samples):
-                answers.append(self._played(sharding, tried[index % len(tried)], sample, opened))
+                shares, lead = tried[index % len(tried)], -(index % 2)
+                answers.append(self._played(sharding, shares, lead, sample, opened))
                 opened.close_parts()
             return answers
 
@@ -65,16 +69,18 @@ class Proof:
         opened = _AsMeans(self._opened(sharding), names, causal=sharding.causal)
 
         def run(samples: Sequence[Sample]) -> list[Answer]:
-            return [self._played(swapped, FOR_MEANS, sample, opened) for sample in samples]
+            return [self._played(swapped, FOR_MEANS, -1, sample, opened) for sample in samples]
 
         return compare_runs(name, run, self._questions[-1:], self._wanted[-1:])
 
     def _opened(self, sharding: Sharding) -> "Segments":
         return Segments(self._folder, {segment.name: segment for segment in sharding.segments})
 
-    def _played(self, sharding: Sharding, shares: Sequence[float], sample: Sample, opened: Opened) -> Answer:
+    def _played(
+        self, sharding: Sharding, shares: Sequence[float], lead: int, sample: Sample, opened: Opened
+    ) -> Answer:
         boards = [BoardId(f"board-{index}") for index in range(len(shares))]
-        tensors = play(programs(sharding, boards, boards[-1], shares), boards[-1], sample, opened)
+        tensors = play(programs(sharding, boards, boards[lead], shares), boards[lead], sample, opened)
         return {name: tensors[name] for name in self._outputs}
 
 

@@ -68,7 +68,7 @@ class ShardingSearch:
         self._plain.CopyFrom(model)
         decompose(self._plain, find_tensors(model, folder, uses, sizes, sample))
         if _operators(model) - _operators(self._plain) - {"Identity"}:  # rows can be followed through more
-            self._plain = lean(self._plain, folder, uses, sizes, questions[0], wanted[0])
+            self._plain = lean(self._plain, folder, uses, sizes, questions, wanted)
         self._tensors = find_tensors(self._plain, folder, uses, sizes, sample)
         try:
             apart = find_apart(self._plain, folder, uses, sizes)

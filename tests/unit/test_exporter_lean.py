@@ -120,7 +120,7 @@ def test_a_model_in_which_nothing_picks_rows_is_not_looked_at(
     monkeypatch.setattr(lean_module, "find_apart", None)
     model = normalise(Writer(Style(sizes="computed")).model())
     asked = {"input_ids": np.arange(6)[None]}
-    assert lean(model, tmp_path, uses_of(model.graph), FREE, asked, {"logits": np.zeros(1)}) is model
+    assert lean(model, tmp_path, uses_of(model.graph), FREE, [asked], [{"logits": np.zeros(1)}]) is model
 
 
 def test_nothing_more_is_to_be_won_the_second_time() -> None:
@@ -234,7 +234,7 @@ def test_a_rewritten_model_that_answers_otherwise_is_not_taken(
     model = normalise(Writer(STYLES["class token"]).model())
     asked = {"input_ids": np.arange(6)[None]}
     wanted = {"logits": answer(model, asked)}
-    whole = lean(model, tmp_path, uses_of(model.graph), FREE, asked, wanted)
+    whole = lean(model, tmp_path, uses_of(model.graph), FREE, [asked], [wanted])
     assert len(whole.graph.node) != len(model.graph.node)
 
     def spoilt(proto: onnx.ModelProto, known: Model) -> onnx.ModelProto | None:
@@ -244,7 +244,7 @@ def test_a_rewritten_model_that_answers_otherwise_is_not_taken(
         return found
 
     monkeypatch.setattr(lean_module, "without_needless", spoilt)
-    assert lean(model, tmp_path, uses_of(model.graph), FREE, asked, wanted) is model
+    assert lean(model, tmp_path, uses_of(model.graph), FREE, [asked], [wanted]) is model
     assert not list(tmp_path.iterdir())
 
 
