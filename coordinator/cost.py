@@ -212,14 +212,17 @@ def _staging_s(manifest: Manifest, profile: Profile, lead: BoardId, lane: Lane) 
     if not profile.staging_s:
         return 0.0
     sharding = sharding_of(manifest, lane)
-    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)(PLAIN)[lead]
+    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)(PLAIN, False)[lead]
     segments = (manifest.by_name[s.segment] for s in lane.programs[lead].steps if isinstance(s, Run))
     specs = (spec for segment in segments for spec in (*segment.inputs, *segment.outputs))
     return profile.staging_s * sum(spec.size_bytes(sizes) for spec in specs)
 
 
-_Sizes = Callable[[Codec], Mapping[BoardId, Mapping[str, int]]]
-"""What each named dimension is at each board where it runs what was gathered by a codec."""
+_Sizes = Callable[[Codec, bool], Mapping[BoardId, Mapping[str, int]]]
+"""What each named dimension is at each board where it runs what was gathered by a codec.
+
+Or (True) where it runs, as the lead, what it alone has gathered of all.
+"""
 
 
 def _sizes_of(manifest: Manifest, sharding: Sharding, lane: Lane) -> _Sizes:
@@ -232,15 +235,16 @@ def _sizes_of(manifest: Manifest, sharding: Sharding, lane: Lane) -> _Sizes:
     chunks = max(step.chunks for step in meetings)
 
     @cache
-    def sizes(codec: Codec) -> Mapping[BoardId, Mapping[str, int]]:
-        return dict(zip(boards, sizes_at(manifest, sharding, shares, codec, chunks), strict=True))
+    def sizes(codec: Codec, of_lead: bool) -> Mapping[BoardId, Mapping[str, int]]:
+        known = replace(sharding, causal=sharding.causal and not of_lead)
+        return dict(zip(boards, sizes_at(manifest, known, shares, codec, chunks), strict=True))
 
     return sizes
 
 
 def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: Lane) -> Words:
     """Return what steps mean where the boards have ranges of the units, as the lane's programs say."""
-    sizes = _sizes_of(manifest, sharding, lane)
+    sizes, of_lead = _sizes_of(manifest, sharding, lane), sharding.of_lead
     gathered = gathered_by(manifest, max(lane.programs.values(), key=lambda program: len(program.steps)))
     by_tag: dict[int, _Crossing] = {}
     alike: dict[object, _Crossing] = {}
@@ -253,7 +257,7 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
             specs = tuple(replace(spec, name=name) for spec, name in zip(told.tensors, names, strict=True))
             nameless = replace(step, tag=0, tensors=names, made=names)
             if (nameless, specs) not in alike:
-                each = [sizes(PLAIN)[board] for board in step.boards]
+                each = [sizes(PLAIN, False)[board] for board in step.boards]
                 alike[nameless, specs] = _Crossing(
                     [flows(nameless, specs, each, n) for n in range(step.chunks)],
                     flows(replace(nameless, codec=PLAIN), specs, each),
@@ -263,7 +267,7 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
 
     @cache
     def seconds(board: BoardId, run: Run) -> list[float]:
-        each = sizes(gathered.get(run.segment, PLAIN))[board]
+        each = sizes(gathered.get(run.segment, PLAIN), run.segment in of_lead)[board]
         return [run_s(manifest, profiles[board], run, one) for one in in_chunks(each, run.chunks)]
 
     return Words(

@@ -106,7 +106,7 @@ def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, cod
     crossing = _crossing(manifest, sharding, codecs)
     parts = _parts(manifest, sharding)
     loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
-    sizes = sizes_at(manifest, sharding, _halves(sharding))[0]
+    sizes = sizes_at(manifest, replace(sharding, causal=False), _halves(sharding))[0]
     costs = [profiles[board].exchanges for board in boards]
     joining_s = [
         crossing.board_encode_s(each)

@@ -68,10 +68,12 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
     sharding = _sharding_of(manifest, steps)
     boards = next(iter(meetings.values())).boards
     shares_of = _shares(manifest, lane, boards, meetings)
-    sizes = {
-        codec: sizes_at(manifest, sharding, shares_of, codec, lane.chunks)
-        for codec in {PLAIN, *(step.codec for step in meetings.values())}
-    }
+    codecs = {PLAIN, *(step.codec for step in meetings.values())}
+    sizes, of_all = (
+        {codec: sizes_at(manifest, each, shares_of, codec, lane.chunks) for codec in codecs}
+        for each in (sharding, replace(sharding, causal=False))
+    )
+    of_lead = sharding.of_lead
     crossing = {
         tag: [flows(step, _tensors(sharding, tag), sizes[PLAIN], chunk) for chunk in range(step.chunks)]
         for tag, step in meetings.items()
@@ -86,14 +88,11 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
     for index, board in enumerate(boards):
         program = lane.programs[board]
         gathered = gathered_by(manifest, program)
-        work = {
-            run: [
-                _share(manifest, calibration, run, chunk)
-                for chunk in in_chunks(sizes[gathered.get(run.segment, PLAIN)][index], run.chunks)
-            ]
-            for run in program.steps
-            if isinstance(run, Run)
-        }
+        work = {}
+        for run in (step for step in program.steps if isinstance(step, Run)):
+            codec = gathered.get(run.segment, PLAIN)
+            own = (of_all if run.segment in of_lead else sizes)[codec][index]
+            work[run] = [_share(manifest, calibration, run, chunk) for chunk in in_chunks(own, run.chunks)]
         found[board] = _moves(manifest, board, program, work, crossing, floats, calibration.exchanges)
     return found
 

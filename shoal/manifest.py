@@ -113,6 +113,12 @@ class Sharding:
         """Return how many times boards wait for one another in one request, or at last the lead for them."""
         return sum(isinstance(step, ShardCollective) and step.among_all for step in self.steps)
 
+    @property
+    def of_lead(self) -> frozenset[str]:
+        """Return the names of the segments that the lead alone runs."""
+        runs = (step for step in self.steps if isinstance(step, ShardRun) and step.lead_only)
+        return frozenset(name for step in runs for name in (step.segment, step.for_means) if name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:

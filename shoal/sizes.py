@@ -27,6 +27,7 @@ def sizes_at(
 
     All others are as in the sample.  `codec` is that of the gathers: the rows of others that came as means
     are as many as there are means, of each of the `chunks` in which they were sent, and those kept beside.
+    What the lead alone runs attends to all: of it they are those of a sharding that is not causal.
     """
     found: list[dict[str, int]] = [{**manifest.sample_sizes, **sharding.sizes} for _ in shares]
     for word in sharding.sizes:

@@ -103,6 +103,24 @@ def test_bytes_travel_while_boards_compute() -> None:
     assert found.waits == 0
 
 
+def test_what_the_lead_alone_runs_attends_to_all_rows() -> None:
+    """Also where boards attend to earlier ones only."""
+    found = {}
+    for causal in (False, True):
+        (sharding,) = build.sharded(causal=causal).shardings
+        x, q0, gather, q1, _ = sharding.steps
+        assert isinstance(q1, ShardRun)
+        steps = (x, q0, gather, replace(q1, lead_only=True))
+        assert replace(sharding, steps=steps).of_lead == {"q1"}
+        manifest = replace(TOKENS, shardings=(replace(sharding, steps=steps),))
+        profiles = {
+            name: replace(each, laws={**each.laws, "q1": law(0.0, 0.1)})
+            for name, each in fleet(A, B, manifest=manifest).items()
+        }
+        found[causal] = together(profiles, (0.6, 0.4), manifest=manifest).compute_s
+    assert found[True] == found[False]
+
+
 def test_a_chunk_travels_while_the_next_is_computed() -> None:
     profiles = {
         name: replace(each, laws={**each.laws, "q0": law(0.1, base_s=0.05)})
