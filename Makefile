@@ -74,7 +74,7 @@ lint: $(VENV)/.test
 
 # These start real processes, and wait more than they compute: three files at once.
 WAITING := tests/contract
-WAITING += $(addprefix tests/real/test_,agent.py commands.py demo.py precision.py supervised.py survival.py trouble.py)
+WAITING += $(addprefix tests/real/test_,agent.py commands.py demo.py divided.py precision.py supervised.py survival.py trouble.py)
 # These go by the real clock: nothing beside them.
 TIMED := $(addprefix tests/unit/test_,dispatch.py emulation.py loopback.py narrow.py quota.py session.py)
 TIMED += $(addprefix tests/real/test_,lab.py network.py)

@@ -45,7 +45,7 @@ CODECS = (
     NONE, "f32", "f16", "i8", "i4",
     "means2", "means3", "means4", "means8", "means10", "means32",
     "vq4x256", "vq8x256", "vq16x256", "means3-i8", "vq8x256-keep1.0", "vq32x16", "vq16x16",
-    "means3-keep1.0", "means10-keep1.0",
+    "means3-keep1.0", "means10-keep1.0", "means4-vq8x256", "means10-vq8x256",
 )  # fmt: skip
 FIRST = (NONE, "means3", "means10", "vq8x256", "i8", "i4", "vq16x256")
 """Measured before the others."""

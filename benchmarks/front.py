@@ -60,6 +60,7 @@ REGIME_CODECS: Final = (
     "sequence vq8x256",
     "sequence vq4x256",
     "sequence means4-vq8x256",
+    "sequence means10-vq8x256",
     "sequence-hidden vq32x1024",
 )
 """With the sharding.  The last is ASTRA's accurate setting: 32 codes of 1024 for a row of hidden state."""
