@@ -12,7 +12,9 @@ PAGE = PLOTS.parent / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
 """What a person found out about the figures of the lab ..."""
 CODING_NOTES = NOTES.with_name("coding.md")
-"""... and of codecs."""
+"""... of codecs ..."""
+SPEEDUP_NOTES = NOTES.with_name("speedup.md")
+"""... and of requests on several boards."""
 
 
 def scenarios(found: dict[str, Any]) -> list[str]:
@@ -210,6 +212,8 @@ def speedup(found: dict[str, Any]) -> list[str]:
     lines += [
         "What four boards did in one request: [request.trace.json](plots/request.trace.json), to be opened",
         "in ui.perfetto.dev.",
+        "",
+        SPEEDUP_NOTES.read_text().strip(),
         "",
     ]
     return lines
