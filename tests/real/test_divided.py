@@ -14,7 +14,11 @@ WHOLE_S = 0.4
 
 def shares(plan: Plan) -> bool:
     """Say whether boards hand one another what they need for each request."""
-    return len(plan.boards) > 1 and plan.strategy.partition(" ")[0] in ("sequence", "sequence-hidden", "tensor")
+    return len(plan.boards) > 1 and plan.strategy.partition(" ")[0] in (
+        "sequence",
+        "sequence-hidden",
+        "tensor",
+    )
 
 
 def test_a_board_that_is_killed_amid_its_exchanges_costs_no_request(
