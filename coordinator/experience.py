@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shoal.coordinator.gentle import gentlest
+from shoal.coordinator.gentle import HARDLY, gentlest
 from shoal.coordinator.goals import Goal
 from shoal.coordinator.planner import Candidate
 from shoal.messages import Telemetry, TooSlow
@@ -32,8 +32,6 @@ LEAST: Final = 5
 """So many requests tell."""
 REPORTS: Final = 3
 """Before so many reports a plan is not left at once: its first seconds are its worst."""
-HARDLY: Final = 0.02
-"""What is off by no more is about the same."""
 RECALL_S: Final = 600.0
 LONGEST_RECALL_S: Final = 14_400.0
 

@@ -13,6 +13,9 @@ PART: Final = 0.5
 """Plans cost about the same that differ by so much of the margin.  To leave one for another that loses more
 takes all of it, so where a link goes up and down a little, nothing is switched to and fro."""
 
+HARDLY: Final = 0.02
+"""What a plan turns out to take is what was promised if it is off by no more."""
+
 LEAST: Final = 5e-4
 """What loses less than that loses nothing: measured on some hundred inputs it is chance, and no reason to
 change a plan."""

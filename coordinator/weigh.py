@@ -7,8 +7,7 @@ from typing import Final
 
 from shoal.coordinator.accuracy import lost_by
 from shoal.coordinator.cost import needed_bytes
-from shoal.coordinator.experience import HARDLY
-from shoal.coordinator.gentle import PART, loss, noticed, within_reach
+from shoal.coordinator.gentle import HARDLY, PART, loss, noticed, within_reach
 from shoal.coordinator.goals import Goal, energy_j
 from shoal.coordinator.hurry import patience_s
 from shoal.coordinator.planner import Candidate, UnmetError, propose

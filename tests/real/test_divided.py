@@ -9,7 +9,7 @@ from tests.real.client import MODEL, Pictures, Trial, Watch, slow_board
 from tests.real.conftest import BOARDS, DATA
 
 WHOLE_S = 0.4
-"""What a board takes for a request alone: so long that exchanges hardly count, however busy the machine is."""
+"""What a board takes for a request alone: so long that exchanges hardly count, however busy it is."""
 
 
 def shares(plan: Plan) -> bool:
