@@ -20,8 +20,9 @@ def books(stages: int = 1, groups: int = 3, codes: int = 8) -> NDArray[np.float3
     return np.random.default_rng(2).standard_normal((stages, groups, codes, 12 // groups)).astype(np.float32)
 
 
-@pytest.mark.parametrize("word", ["vq3x8", "vq2x16x2"])
+@pytest.mark.parametrize("word", ["vq3x64", "vq2x16x2"])
 def test_codes_are_those_that_cross_the_wire(word: str) -> None:
+    """Where each is compared; one that is looked up in a grid may be the second nearest (`shoal.search`)."""
     codec = codec_of(word)
     table = books(codec.stages, codec.groups, codec.codes)
     want = np.empty_like(ROWS)
