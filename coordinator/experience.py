@@ -222,9 +222,12 @@ class Memory:
     def is_back(self, old: Plan, new: Candidate, trial: Trial | None) -> bool:
         """Say whether it is back to one board from several that `trial` has shown to be slower than promised.
 
-        In weights as given, or in those of the old plan.
+        In weights as given, or in those of the old plan.  What was taken for a crowd promised nothing: it is
+        as fast as one board, and the crowd may come again.
         """
         if trial is None or trial.epoch != old.epoch or len(trial.ratios) < REPORTS:
+            return False
+        if (1 + HARDLY) * old.predicted.latency_s > new.predicted.latency_s:
             return False
         slower = self.factors.get(who(old), 0.0) > (1 + HARDLY) * self.single
         alike = new.precision is None or old.strategy.endswith(f" in {new.precision}")

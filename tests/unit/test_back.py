@@ -71,15 +71,16 @@ def test_a_plan_is_not_left_for_its_first_second() -> None:
     assert world.switches == 0
 
 
-def test_a_plan_that_keeps_what_it_promised_is_not_left_for_one_board_that_is_as_fast() -> None:
-    """Such as one for a crowd, which comes again."""
-    old, one = plan(), experienced("local", 0.1)
+def test_what_keeps_its_promise_or_promised_nothing_is_not_left_for_one_board_that_is_as_fast() -> None:
+    """Such as a plan for a crowd, which comes again."""
+    old, one = plan(), experienced("local", 0.15)
     trial = Trial(epoch=old.epoch, since_s=0.0, alone=9, ratios=(1.0,) * REPORTS)
     for factor, back in ((1.0, False), (1.1, True)):
         memory = Memory.of({}, {who(old): Shown(factor=factor, seen_s=0.0)}, old, 1.0)
         assert memory.is_back(old, one, trial) is back
         assert not memory.is_back(old, one, replace(trial, epoch=old.epoch + 1))
         assert not memory.is_back(old, replace(one, precision="int8"), trial)
+        assert not memory.is_back(old, experienced("local", 0.1), trial), "it promised no more"
 
 
 def test_it_is_said_why() -> None:
