@@ -37,12 +37,26 @@ def start(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
-    needs_namespaces()
-    process = start(tmp_path)
+def ran(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the scenario, and return what came of it and what the simulator says of it."""
+    folder.mkdir()
+    process = start(folder)
     out, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     found: dict[str, Any] = json.loads(out)["summary"]
+    scenario = parse(SCENARIO, "check.toml")
+    about = subject.prepare(scenario, folder)
+    file = folder / "out.json"
+    file.write_text(out)
+    calibration = subject.read_calibration(file)
+    whole_ms = 1e3 * calibration.seconds[WHOLE] / 0.05
+    assert found["single_p50_ms"] > 1.8 * whole_ms, "two clients of a board of a twentieth of a core"
+    return found, {**summary(simulate(scenario, subject.setting(scenario, about, calibration)))}
+
+
+def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
+    needs_namespaces()
+    found, simulated = ran(tmp_path / "first")
     assert "without root" in found["how"]
     assert (found["failed"], found["wrong"]) == (0, 0)
     assert found["requests"] > 20
@@ -53,19 +67,15 @@ def test_a_scenario_in_namespaces_without_root(tmp_path: Path) -> None:
     links = found["bytes_per_inference"]
     assert 12_288 < links.get("desk -> a", 0) + links.get("desk -> b", 0) < 10 * 12_288
     assert found["up_s"] < 3 * 5
-    # The simulator, told only how fast this machine is, finds about the same.
-    scenario = parse(SCENARIO, "check.toml")
-    about = subject.prepare(scenario, tmp_path)
-    file = tmp_path / "out.json"
-    file.write_text(out)
-    calibration = subject.read_calibration(file)
-    whole_ms = 1e3 * calibration.seconds[WHOLE] / 0.05
-    assert found["single_p50_ms"] > 1.8 * whole_ms, "two clients of a board of a twentieth of a core"
-    simulated = summary(simulate(scenario, subject.setting(scenario, about, calibration)))
-    for what in ("single_p50_ms", "calm_p50_ms"):
-        figure = simulated[what]
-        assert isinstance(figure, float)
-        assert found[what] / 10 < figure < 3 * found[what], what  # a busy machine is slower, and no quicker
+    # The simulator, told only how fast this machine is, finds about the same, unless that is very busy.
+    if not alike(found, simulated):
+        found, simulated = ran(tmp_path / "again")
+    assert alike(found, simulated), (found, simulated)
+
+
+def alike(found: dict[str, Any], simulated: dict[str, Any]) -> bool:
+    whats = ("single_p50_ms", "calm_p50_ms")
+    return all(found[what] / 3 < simulated[what] < 3 * found[what] for what in whats)
 
 
 def test_nothing_is_left_of_a_lab_that_is_killed(tmp_path: Path) -> None:

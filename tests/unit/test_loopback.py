@@ -59,42 +59,59 @@ def test_no_two_limits_share_a_slot() -> None:
     assert max(found) < slots(wiring)
 
 
+TRIES = 12
+Look = Callable[[OnLoopback], list[str]]
+
+
 @pytest.fixture
-def readings(monkeypatch: pytest.MonkeyPatch) -> list[Reading]:
-    """What is measured.  A machine with other work makes ways much slower than asked, but never quicker."""
-    found: list[Reading] = []
-    judge = meter.judge
+def look(monkeypatch: pytest.MonkeyPatch) -> Look:
+    """Have a place measured, and return what it says.
+
+    A machine with other work makes ways slower than asked, but never quicker, and not each time: of some
+    looks one finds every way as it should be.
+    """
+    judge, found = meter.judge, list[Reading]()
 
     def judged(measured: Sequence[Reading], say: Callable[[str], None]) -> None:
         judge(measured, say)
-        found.extend(measured)
-        for reading in measured:
-            slower = reading.got / reading.asked if reading.what == "rtt" else reading.asked / reading.got
-            assert 0.9 < slower < 20, reading.describe()
+        found[:] = measured
+
+    def slower(reading: Reading) -> float:
+        return reading.got / reading.asked if reading.what == "rtt" else reading.asked / reading.got
+
+    def looked(place: OnLoopback) -> list[str]:
+        least: dict[str, float] = {}
+        for _ in range(TRIES):
+            said: list[str] = []
+            place.check(said.append)
+            assert len(found) == len(said)
+            for reading, line in zip(found, said, strict=True):
+                assert slower(reading) > 0.9, line
+                way = line.split(": ")[0].strip()
+                least[way] = min(slower(reading), least.get(way, slower(reading)))
+            if all(each < 1.1 for each in least.values()):
+                return said
+        raise AssertionError(f"slower than asked: {least}")
 
     monkeypatch.setattr(meter, "TOLERANCE", 20.0)
     monkeypatch.setattr(meter, "judge", judged)
-    return found
+    return looked
 
 
-def test_it_measures_what_it_plays_and_tells(tmp_path: Path, readings: list[Reading]) -> None:
-    said: list[str] = []
+def test_it_measures_what_it_plays_and_tells(tmp_path: Path, look: Look) -> None:
     with OnLoopback(parse(TEXT, "x.toml"), "a test", tmp_path) as place:
-        place.check(said.append)
+        said = look(place)
     asked = 8 * PAYLOAD_SHARE
     assert [line.split(": ")[0].strip() for line in said] == ["a -> b rate", "b -> a rate", "a -> b rtt"]
     assert all(f"asked {asked:.2f} Mbit/s" in line for line in said[:2])
     assert "asked 8.00 ms" in said[2]
-    assert len(readings) == len(said)
 
 
-def test_the_cell_is_measured_too(tmp_path: Path, readings: list[Reading]) -> None:
-    said: list[str] = []
+def test_the_cell_is_measured_too(tmp_path: Path, look: Look) -> None:
     scenario = parse('network.air = "10mbit"\n[[board]]\nname = "a"\n[[board]]\nname = "b"\n', "x.toml")
     with OnLoopback(scenario, "a test", tmp_path) as place:
-        place.check(said.append)
+        said = look(place)
     assert [line.split(": ")[0].strip() for line in said] == ["a -> b rate", "b -> a rate"]
-    assert len(readings) == len(said)
 
 
 def test_it_does_not_report_where_shaping_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
