@@ -29,6 +29,7 @@ from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.profiling import Profiling, quick
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.resort import LastResort
+from shoal.agent.rest import Rest
 from shoal.agent.room import Room
 from shoal.agent.serve import Server
 from shoal.agent.sessions import Sessions
@@ -123,6 +124,7 @@ class Agent:
         self._store = Store(settings.state_dir)
         self._room = Room(self._store, settings.disk_bytes)
         self._executor = Executor(self._board, self._ran, self._alarm, self._crossed)
+        self._rest = Rest()
         self._hardware: Hardware = facts(settings.config)
         runtime = replace(settings.config.runtime, threads=settings.threads)
         played, offered = settings.emulation, (self._store, runtime, settings.memory_bytes)
@@ -226,6 +228,7 @@ class Agent:
                 self._beat,
                 self._reconciler.run,
                 self._profiling.run,
+                self._rest.run,
                 *(looking if self._settings.looking else ()),
             )
         ]
@@ -341,6 +344,7 @@ class Agent:
 
     def _ran(self, run: Run, shapes: Shapes, took_s: float) -> None:
         self._progress.ran()
+        self._rest.ran()
         self._watch.ran(took_s)
         self._measurer.ran(run, shapes, took_s)
 

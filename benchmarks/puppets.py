@@ -201,14 +201,13 @@ class Puppets:
         return {board: float(each.user + each.system) for board, each in times.items()}
 
     def beyond_bytes(self) -> dict[BoardId, int]:
-        """Return what is resident of each board's agent beside its plan's weights and activations."""
+        """Return what is resident of each board's agent beside its plan's weights."""
         found = {}
         (lane,) = self.plan.lanes
         for board, program in lane.programs.items():
             segments = {run: self.manifest.by_name[run.segment] for run in program.runs}
             weights = sum(segment.held_bytes(run.part) for run, segment in segments.items())
-            work = max(segment.work_bytes for segment in segments.values())
-            found[board] = psutil.Process(self.processes[board].pid).memory_info().rss - weights - work
+            found[board] = psutil.Process(self.processes[board].pid).memory_info().rss - weights
         return found
 
     async def _tell(self, plan: Plan, *, committed: int) -> None:

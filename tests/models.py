@@ -60,7 +60,8 @@ class Builder:
         return self.node("LayerNormalization", x, scale, shift, axis=-1)
 
     def gelu(self, x: str) -> str:
-        error = self.node("Erf", self.node("Mul", x, self.constant(1 / math.sqrt(2))))
+        """Add what PyTorch exports, which onnxruntime makes one operator of."""
+        error = self.node("Erf", self.node("Div", x, self.constant(math.sqrt(2))))
         half = self.node("Mul", x, self.constant(0.5))
         return self.node("Mul", half, self.node("Add", error, self.constant(1.0)))
 
@@ -105,13 +106,14 @@ def tiny_transformer(
     hardcoded_batch: bool = False,
     class_token: bool = False,
     seed: int = 0,
+    builder: type[Builder] = Builder,
 ) -> onnx.ModelProto:
     """Return a pre-norm Transformer: `x` [batch, tokens, hidden] or `input_ids` in, `logits` out.
 
     `hardcoded_batch` leaves the batch free on paper and writes 1 into the shapes, as exporters do that
     were shown one sample.  Its head reads the mean of all rows, or the first one as a `class_token`.
     """
-    b = Builder(seed)
+    b = builder(seed)
     if vocabulary:
         ids = b.input("input_ids", [batch, tokens], TensorProto.INT64)
         x = b.node("Gather", b.weight(vocabulary, hidden, scale=1.0), ids)
