@@ -33,7 +33,7 @@ ALLOWED = 0.03
 """Of the block's compute."""
 CASES = ((2, 197), (4, 197), (4, 1024))
 WORDS = (
-    *("f32", "f16", "i8", "i4", "i4-keep1.4", "means4", "means10-i8", "means4-i4"),
+    *("f32", "f16", "i8", "i4", "i4-keep1.4", "means4", "means4-f16", "means10-i8", "means4-i4"),
     *("vq384x16", "vq192x16", "vq32x16", "vq32x256", "vq192x256", "vq32x1024", "vq1x1024", "vq96x256x2"),
     *("means4-vq384x16", "means4-vq192x16", "means4-vq192x256"),
 )
