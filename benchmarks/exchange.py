@@ -159,7 +159,7 @@ class Counted(Connection):
 
 def sent(codec: str, requests: int = 10) -> dict[str, object]:
     """Return the row of a codec: what two boards send in a request, and what was promised."""
-    case = Case(boards=(A, B), rows=ROWS, codec=codec)
+    case = Case(boards=(A, B), rows=ROWS, codec=codec, block=False)
     counts: list[int] = []
     with Network(wiring(1e9, 0.0)) as network:
         executors = {board: Executor(board, lambda *_run: None, lambda *_failure: None) for board in (A, B)}
@@ -170,7 +170,7 @@ def sent(codec: str, requests: int = 10) -> dict[str, object]:
             port = network.hosts[board].inside(partial(executor.peers.listen, host, 0))
             addresses[board] = Address(host=host, data_port=port, http_port=1)
         for executor in executors.values():
-            hold(executor, case, addresses)
+            hold(executor, case, addresses, None)
         x = np.random.default_rng(0).standard_normal((1, 2 * ROWS, 12, 64), np.float32)
         network.hosts[A].inside(lambda: lead(executors[A], x, 1))
         counts.clear()
