@@ -364,7 +364,7 @@ def parse(text: bytes, where: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}: expected a manifest in JSON, got {text[:40]!r}") from error
     found = (body.get("format"), body.get("version")) if isinstance(body, dict) else (None, None)
-    if found not in ((FORMAT, version) for version in range(OLDEST, VERSION + 1)):
+    if found[0] != FORMAT or found[1] not in range(OLDEST, VERSION + 1):
         got = f"{found[0]!s:.40} version {found[1]!s:.40}{_what_helps(*found)}"
         raise ModelError(f"{where}: expected {FORMAT} version {OLDEST} to {VERSION}, got {got}")
     try:
