@@ -121,6 +121,17 @@ def test_what_the_lead_alone_runs_attends_to_all_rows() -> None:
     assert found[True] == found[False]
 
 
+def test_the_lead_copies_the_rows_of_all_to_its_device_where_it_alone_reads_them() -> None:
+    """2 rows of x in, h and k out, then all 10 of k in and one out, whether or not boards see later rows."""
+    for causal in (False, True):
+        manifest = build.headed(causal=causal)
+        profiles = {
+            name: replace(each, staging_s=0.5) for name, each in fleet(A, B, manifest=manifest).items()
+        }
+        found = together(profiles, (0.2, 0.8), manifest=manifest)
+        assert found.staging_s == pytest.approx(0.5 * (2 + 2 * 2 + 10 + 1) * ROW)
+
+
 def test_what_the_lead_alone_reads_comes_to_it_alone() -> None:
     """b and c hand over their k, of 3 and 2 rows, and are done; a takes it in and makes the answer."""
     profiles = fleet(A, B, C, manifest=build.headed())
