@@ -6,9 +6,10 @@ Only one computes at a time, since one run already uses all the threads that the
 """
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ MAX_ATTEMPTS: Final = 32
 """So many attempts that others lead may be under way on this board."""
 BACKSTOP_S: Final = 60.0
 """An attempt that another board leads ends after so long, should nobody end it before."""
+GRACE_S: Final = 5.0
+"""Attempts under a plan that is no longer wanted get so long to end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,8 +57,8 @@ class Held:
     """By lane and tag: the codebooks of exchanges."""
     active: int = 0
     """Attempts under way."""
-    closing: bool = False
-    """No new attempt is taken."""
+    closing_s: float = math.inf
+    """Since then, by time.monotonic, no new attempt is taken."""
     inboxes: set[Inbox] = field(default_factory=set)
 
 
@@ -112,31 +115,32 @@ class Executor:
         with self._lock:
             self._held[plan.epoch] = Held(plan=plan, sessions=sessions, turns=turns, books=books)
 
-    def drop(self, epoch: int) -> bool:
-        """Take no new attempt under `epoch`; return True once none is under way and it is dropped."""
+    def drop(self, epoch: int, gone: Collection[BoardId] = ()) -> bool:
+        """Take no new attempt under `epoch`; return True once none is under way and it is dropped.
+
+        Until then ask again: attempts that a board has part in which is `gone` are ended at once, since
+        nobody answers them, and all others `GRACE_S` after this was asked first.
+        """
+        now_s = time.monotonic()
         with self._lock:
             held = self._held.get(epoch)
             if held is None:
                 return True
-            held.closing = True
-            if held.active:
-                return False
-            del self._held[epoch]
-            return True
+            held.closing_s = min(held.closing_s, now_s)
+            if not held.active:
+                del self._held[epoch]
+                return True
+            late = now_s - held.closing_s >= GRACE_S
+            ended = [inbox for inbox in held.inboxes if late or not inbox.peers.isdisjoint(gone)]
+        for inbox in ended:
+            inbox.end(partial(BoardError, f"{self._board}: epoch {epoch} is over"))
+        return False
 
     def keep(self, epoch: int) -> None:
         """Take attempts under `epoch` again, should it have been on its way out."""
         with self._lock:
             if epoch in self._held:
-                self._held[epoch].closing = False
-
-    def give_up(self, epoch: int) -> None:
-        """End the attempts that are still under way under `epoch`."""
-        with self._lock:
-            held = self._held.get(epoch)
-            waiting = list(held.inboxes) if held else []
-        for inbox in waiting:
-            inbox.end(partial(BoardError, f"{self._board}: epoch {epoch} is over"))
+                self._held[epoch].closing_s = math.inf
 
     @property
     def busy(self) -> bool:
@@ -285,7 +289,7 @@ class Executor:
     def _enter(self, epoch: int) -> Held:
         with self._lock:
             held = self._held.get(epoch)
-            if held is None or held.closing:
+            if held is None or held.closing_s < math.inf:
                 raise BoardError(f"{self._board}: not ready for epoch {epoch}, but for {sorted(self._held)}")
             held.active += 1
             return held

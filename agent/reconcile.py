@@ -9,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Final, TypeVar
 
 from shoal.agent.dispatch import Dispatcher
@@ -35,8 +35,6 @@ from shoal.store import Store
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.02
-GRACE_S: Final = 5.0
-"""Requests of a plan that is no longer wanted get so long to end."""
 PROOF_S: Final = 3.0
 PROOF_TIMES: Final = 8.0
 """The golden request may take so many times what is predicted, and so much more, ..."""
@@ -138,7 +136,7 @@ class Reconciler:
         elif committed.lead != self._board or committed == self._executor.epochs().get(committed.epoch):
             with contextlib.suppress(BoardError, ModelError):  # tried again below
                 await self._serve(committed, desired.bundle)
-        await self._drop_all_but(wanted)
+        await self._drop_all_but(wanted, desired.peers.keys() | {self._board})
         for plan in desired.plans:
             if self._board in plan.boards and plan.epoch not in self._executor.epochs():
                 await self._prepare(plan, desired.bundle)
@@ -234,16 +232,13 @@ class Reconciler:
             await self.manifest(source)
         await self._dispatcher.serve(plan, self._store.manifest(plan.bundle))
 
-    async def _drop_all_but(self, wanted: dict[int, Plan]) -> None:
+    async def _drop_all_but(self, wanted: Mapping[int, Plan], living: Set[BoardId]) -> None:
         """Drop every other plan once its requests are through, and unload what none needs."""
         for epoch, plan in self._executor.epochs().items():
             if wanted.get(epoch) == plan:
                 self._executor.keep(epoch)
                 continue
-            given_up_s = time.monotonic() + GRACE_S
-            while not self._executor.drop(epoch):
-                if time.monotonic() >= given_up_s:
-                    self._executor.give_up(epoch)
+            while not self._executor.drop(epoch, plan.boards - living):
                 await asyncio.sleep(POLL_S)
         await _in_thread(self._unload)
         gone = self._epochs.keys() - wanted.keys()

@@ -212,10 +212,14 @@ def _staging_s(manifest: Manifest, profile: Profile, lead: BoardId, lane: Lane) 
     if not profile.staging_s:
         return 0.0
     sharding = sharding_of(manifest, lane)
-    sizes = manifest.sizes if sharding is None else _sizes_of(manifest, sharding, lane)(PLAIN, False)[lead]
-    segments = (manifest.by_name[s.segment] for s in lane.programs[lead].steps if isinstance(s, Run))
-    specs = (spec for segment in segments for spec in (*segment.inputs, *segment.outputs))
-    return profile.staging_s * sum(spec.size_bytes(sizes) for spec in specs)
+    sizes = None if sharding is None else _sizes_of(manifest, sharding, lane)
+    of_lead = frozenset[str]() if sharding is None else sharding.of_lead
+    total_bytes = 0
+    for name in (step.segment for step in lane.programs[lead].steps if isinstance(step, Run)):
+        own = manifest.sizes if sizes is None else sizes(PLAIN, name in of_lead)[lead]
+        segment = manifest.by_name[name]
+        total_bytes += sum(spec.size_bytes(own) for spec in (*segment.inputs, *segment.outputs))
+    return profile.staging_s * total_bytes
 
 
 _Sizes = Callable[[Codec, bool], Mapping[BoardId, Mapping[str, int]]]

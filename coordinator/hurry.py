@@ -6,12 +6,13 @@ is left out than is accepted (`shoal.agent.spare`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import permutations
 from typing import Final
 
 from shoal.coordinator.question import Question
 from shoal.coordinator.sharded import Division
+from shoal.manifest import ShardCollective
 from shoal.program import Collective, Lane, Prediction
 from shoal.records import LinkProfile
 
@@ -33,14 +34,15 @@ def trip_s(link: LinkProfile, share: float) -> float:
 
 
 def deadline_s(
-    links: Iterable[LinkProfile], predicted: Prediction, exchanges: int, boards: int, share: float
+    links: Iterable[LinkProfile], predicted: Prediction, takers: Sequence[int], share: float
 ) -> float:
     """Return how long to wait in each exchange of a plan that is predicted so, to two digits.
 
-    `share` is what part of the messages may be left out, above 0.
+    `takers` is how many boards take in the rows of all others, of each exchange: all of them, or at last the
+    lead alone.  `share` is what part of the messages may be left out, above 0.
     """
-    known = list(links)
-    carried_bytes = predicted.carried_bytes / max(1, exchanges * boards)
+    known, exchanges = list(links), len(takers)
+    carried_bytes = predicted.carried_bytes / max(1, sum(takers))
     transfer_s = carried_bytes / min(link.goodput_bytes_per_s for link in known)
     skew_s = SKEW * predicted.latency_s / max(1, exchanges)
     return float(f"{max(trip_s(link, share) for link in known) + transfer_s + skew_s:.2g}")
@@ -53,9 +55,17 @@ def lane_of(division: Division, predicted: Prediction, question: Question, share
     """
     ways = (question.link(*pair) for pair in permutations(division.boards, 2))
     known = [way for way in ways if way is not None]
-    exchanges = division.sharding.exchanges
-    after_s = deadline_s(known, predicted, exchanges, len(division.boards), share)
+    after_s = deadline_s(known, predicted, takers_of(division), share)
     return division.lane(1, after_s, share)
+
+
+def takers_of(division: Division) -> list[int]:
+    """Return how many boards take in the rows of all others, of each exchange of a division."""
+    steps = division.sharding.steps
+    among_all = {tag for tag, s in enumerate(steps) if isinstance(s, ShardCollective) and s.among_all}
+    told = division.lane().programs[division.boards[0]].steps
+    meetings = (step for step in told if isinstance(step, Collective) and step.tag in among_all)
+    return [len(step.boards) if step.root is None else 1 for step in meetings]
 
 
 def patience_s(lanes: Iterable[Lane]) -> float:

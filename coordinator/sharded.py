@@ -102,19 +102,23 @@ def _quickest(profiles: Profiles) -> list[BoardId]:
 
 def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, codecs: Codecs) -> Task:
     manifest, profiles = question.manifest, question.profiles
-    units, exchanges = sharding.units, sharding.exchanges
+    units = sharding.units
     crossing = _crossing(manifest, sharding, codecs)
     parts = _parts(manifest, sharding)
     loads = [_load(manifest, profiles[board], sharding, parts) for board in boards]
     sizes = sizes_at(manifest, replace(sharding, causal=False), _halves(sharding))[0]
     costs = [profiles[board].exchanges for board in boards]
     joining_s = [
-        crossing.board_encode_s(each)
-        + crossing.unit_decode_s(each) * units
-        + 2 * (exchanges + 1) * each.step_s
+        _encode_s(each, crossing.board_coded)
+        + _decode_s(each, crossing.unit_coded) * units
+        + (2 * crossing.exchanges + crossing.edges) * each.step_s
         for each in costs
     ]
-    encoding_s = [crossing.unit_encode_s(each) for each in costs]
+    encoding_s = [_encode_s(each, crossing.unit_coded) for each in costs]
+    leading_s = [
+        _lead_s(manifest, profiles[board], sharding, sizes) + _decode_s(each, crossing.handed_coded) * units
+        for board, each in zip(boards, costs, strict=True)
+    ]
     rate = np.zeros((len(boards), len(boards)))
     half_rtt_s = np.zeros_like(rate)
     for i, source in enumerate(boards):
@@ -133,13 +137,17 @@ def _task(question: Question, boards: Sequence[BoardId], sharding: Sharding, cod
         column_s=np.array([load.column_s for load in loads]),
         unit_s=np.array([load.unit_s for load in loads]) + np.array(encoding_s),
         pair_s=np.array([load.pair_s for load in loads]),
+        unit_handed_s=np.array([_encode_s(each, crossing.handed_coded) for each in costs]),
         most=np.array([load.most for load in loads], np.int64),
-        lead_s=np.array([_lead_s(manifest, profiles[board], sharding, sizes) for board in boards]),
-        edge_bytes=crossing.edge_bytes,
-        unit_edge_bytes=crossing.unit_edge_bytes,
+        lead_s=np.array(leading_s),
+        out_bytes=crossing.out_bytes,
+        unit_out_bytes=crossing.unit_out_bytes,
+        back_bytes=crossing.back_bytes,
+        unit_back_bytes=crossing.unit_back_bytes,
         unit_bytes=crossing.unit_bytes,
         board_bytes=crossing.board_bytes,
-        exchanges=exchanges,
+        exchanges=crossing.exchanges,
+        edges=crossing.edges,
         message_s=np.array([each.message_s for each in costs]),
         rate=rate,
         half_rtt_s=half_rtt_s,
@@ -155,26 +163,30 @@ _Coded = tuple[Codec, float, float]
 class _Crossing:
     """Bytes from one board to another, see `Task`, and what is coded."""
 
-    edge_bytes: float = 0.0
-    unit_edge_bytes: float = 0.0
+    exchanges: int = 0
+    edges: int = 0
+    out_bytes: float = 0.0
+    unit_out_bytes: float = 0.0
+    back_bytes: float = 0.0
+    unit_back_bytes: float = 0.0
     unit_bytes: float = 0.0
     board_bytes: float = 0.0
     unit_coded: Counter[_Coded] = field(default_factory=Counter)
-    """Of each unit, and in how many exchanges."""
+    """Of each unit, and in how many exchanges: all others decode it."""
+    handed_coded: Counter[_Coded] = field(default_factory=Counter)
+    """Of each unit that is handed to the lead alone, which decodes it."""
     board_coded: Counter[_Coded] = field(default_factory=Counter)
     """Of each board, whatever its units are."""
 
-    def unit_encode_s(self, costs: ExchangeCosts) -> float:
-        """Return what a board takes to encode a unit, in all exchanges."""
-        return sum(many * encode_s(costs, *each) for each, many in self.unit_coded.items())
 
-    def unit_decode_s(self, costs: ExchangeCosts) -> float:
-        """Return what a board takes to decode a unit, in all exchanges."""
-        return sum(many * decode_s(costs, *each[:2]) for each, many in self.unit_coded.items())
+def _encode_s(costs: ExchangeCosts, coded: Mapping[_Coded, int]) -> float:
+    """Return what a board takes to encode all this."""
+    return sum(many * encode_s(costs, *each) for each, many in coded.items())
 
-    def board_encode_s(self, costs: ExchangeCosts) -> float:
-        """Return what a board takes to encode what does not go by units, in all exchanges."""
-        return sum(many * encode_s(costs, *each) for each, many in self.board_coded.items())
+
+def _decode_s(costs: ExchangeCosts, coded: Mapping[_Coded, int]) -> float:
+    """Return what a board takes to decode all this."""
+    return sum(many * decode_s(costs, *each[:2]) for each, many in coded.items())
 
 
 def _halves(sharding: Sharding) -> tuple[float, float]:
@@ -195,16 +207,21 @@ def _crossing(manifest: Manifest, sharding: Sharding, codecs: Codecs) -> _Crossi
         meeting = sharding.steps[step.tag]
         assert isinstance(meeting, ShardCollective)
         by_unit = step.kind in ("scatter", "gather") and not step.rows
+        found.edges += step.root is not None
+        found.exchanges += step.root is None
         plain = flows(replace(step, codec=PLAIN), meeting.tensors, sizes)
         sent = flows(step, meeting.tensors, sizes)
         for (source, _, size_bytes), (_, _, floats) in zip(sent, plain, strict=True):
             own = shares[0 if step.root is None else 1] * sharding.units
-            if step.root is not None and by_unit:
-                found.unit_edge_bytes += size_bytes / own
-                if meeting.among_all:
-                    found.unit_coded[step.codec, floats / own, size_bytes / own] += 1
+            if step.kind == "scatter":
+                found.unit_out_bytes += size_bytes / own
+            elif step.kind == "broadcast":
+                found.out_bytes += size_bytes
+            elif step.root is not None and by_unit:
+                found.unit_back_bytes += size_bytes / own
+                found.handed_coded[step.codec, floats / own, size_bytes / own] += 1
             elif step.root is not None:
-                found.edge_bytes += size_bytes
+                found.back_bytes += size_bytes
             elif source == lead and by_unit:
                 found.unit_bytes += size_bytes / own
                 found.unit_coded[step.codec, floats / own, size_bytes / own] += 1

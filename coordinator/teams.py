@@ -45,18 +45,27 @@ class Task:
     unit_s: Floats
     pair_s: Floats
     """As in `Load`: what each board does for its units, coding included, sending not."""
+    unit_handed_s: Floats
+    """What a board that does not lead does besides for each unit, to hand it to the lead alone."""
     most: NDArray[np.int64]
     lead_s: Floats
-    """What a board does besides as the lead."""
-    edge_bytes: float
-    """Between the lead and each other board, in the beginning and in the end, for all its units ..."""
-    unit_edge_bytes: float
+    """What a board does besides as the lead, when all are done."""
+    out_bytes: float
+    """From the lead to each other board, in the beginning, for all its units ..."""
+    unit_out_bytes: float
+    """... and so many more for each of its units."""
+    back_bytes: float
+    """From each other board to the lead alone, in the end, for all its units ..."""
+    unit_back_bytes: float
     """... and so many more for each of its units."""
     unit_bytes: float
     """From each board to each other for each of its units, in all exchanges together."""
     board_bytes: float
     """The same, whatever its units are."""
     exchanges: int
+    """In which each board hands to each other."""
+    edges: int
+    """In which only the lead hands out, or only the lead is handed something."""
     rate: Floats
     """Bytes per second from one board to another; 0: there is no link, or it is the same board."""
     half_rtt_s: Floats
@@ -151,16 +160,28 @@ class _Known:
         if self._latency:
             pairs = sets[:, :, None] & sets[:, None, :]
             far_s = np.where(pairs, task.half_rtt_s, 0).max(axis=(1, 2))
-            return np.asarray(task.lead_s[leads] + level_s + (task.exchanges + 2) * far_s)
+            return np.asarray(task.lead_s[leads] + level_s + (task.exchanges + task.edges) * far_s)
         with np.errstate(invalid="ignore", divide="ignore"):
             units = (level_s[:, None] - fixed_s) / np.maximum(price_s, LEAST_S)
             counts = np.where(sets, np.clip(units, 1, task.most), 0)
-            sent_s = np.where(sets, (counts * task.unit_bytes + task.board_bytes) * out_s, 0)
-            edge_s = (counts * task.unit_edge_bytes + task.edge_bytes) / task.rate[leads]
-            edge_s = np.where(sets & (np.arange(task.boards) != leads[:, None]), edge_s, 0).sum(axis=1)
-            sent_s[np.arange(len(teams)), leads] += edge_s
-            sent_s = np.maximum(sent_s.max(axis=1), self._air_s(sets))
-        return np.where(np.isfinite(level_s), np.maximum(level_s, sent_s), np.inf)
+            carried_s = self._carried_s(sets, leads, counts, out_s)
+        possible = np.isfinite(level_s) & np.isfinite(carried_s)
+        return np.where(possible, np.maximum(level_s, carried_s), np.inf)
+
+    def _carried_s(self, sets: Sets, leads: NDArray[np.intp], counts: Floats, out_s: Floats) -> Floats:
+        """Return for how long the busiest uplink, the lead's downlink, or the air of each set is taken."""
+        task = self._task
+        others = sets & (np.arange(task.boards) != leads[:, None])
+        to_s, from_s = 1 / task.rate[leads], 1 / task.rate[:, leads].T  # each byte from and to the lead
+        each_bytes = counts * task.unit_bytes + task.board_bytes
+        given_s = np.where(others, (counts * task.unit_out_bytes + task.out_bytes) * to_s, 0)
+        back_s = np.where(others, (counts * task.unit_back_bytes + task.back_bytes) * from_s, 0)
+        up_s = np.where(sets, each_bytes * out_s, 0) + back_s
+        up_s[np.arange(len(sets)), leads] += given_s.sum(axis=1)
+        down_s = np.where(others, each_bytes * from_s, 0) + back_s
+        on_air_s = np.where(task.on_air[leads], given_s + back_s, 0).sum(axis=1)
+        taken_s = (up_s.max(axis=1), down_s.sum(axis=1), self._air_s(sets) + on_air_s)
+        return np.asarray(np.maximum.reduce(taken_s))
 
     def _terms(self, sets: Sets, leads: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
         """Return, [sets, D]: fixed costs, price of a unit, and seconds for a byte to all others."""
@@ -170,21 +191,26 @@ class _Known:
         fastest = np.where(pairs, task.rate, 0).max(axis=2)
         slowest = np.where(pairs, task.rate, np.inf).min(axis=2)
         attended = _attended(task)
-        messages_s = 2 * task.exchanges * (others - 1) * task.message_s
-        fixed_s = task.fixed_s + task.column_s * attended + messages_s
-        price_s = task.unit_s + task.pair_s * attended
         leading = np.zeros_like(sets)
         leading[np.arange(len(sets)), leads] = True
+        many = 2 * task.exchanges + np.where(leading, task.edges, 0)  # times with a message for each other
+        fixed_s = task.fixed_s + task.column_s * attended + many * (others - 1) * task.message_s
+        price_s = task.unit_s + task.pair_s * attended + np.where(leading, 0, task.unit_handed_s)
         with np.errstate(divide="ignore", invalid="ignore"):  # what is impossible becomes infinity or NaN
             out_s = np.where(sets, np.maximum(others / fastest, 1 / slowest), 0)
-            # The lead's interface has the edges of all others.
-            edge_s = np.where(sets & ~leading, others / task.rate[leads], 0)
+            # The lead's interface has what goes between it and all others.
+            to_s, from_s = (
+                np.where(sets & ~leading, others / rate, 0)
+                for rate in (task.rate[leads], task.rate[:, leads].T)
+            )
             if self._latency:
                 air_s = self._air_s(sets)[:, None]
                 own_s = np.where(air_s > 0, 0, out_s)  # on the air, all wait for what all send
-                fixed_s = fixed_s + air_s + task.board_bytes * own_s + task.edge_bytes * edge_s
-                return fixed_s, price_s + task.unit_bytes * own_s + task.unit_edge_bytes * edge_s, out_s
-        return fixed_s + np.where(leading, task.lead_s, 0), np.broadcast_to(price_s, sets.shape), out_s
+                edge_s = task.out_bytes * to_s + task.back_bytes * from_s
+                unit_edge_s = task.unit_out_bytes * to_s + task.unit_back_bytes * from_s
+                fixed_s = fixed_s + air_s + task.board_bytes * own_s + edge_s
+                return fixed_s, price_s + task.unit_bytes * own_s + unit_edge_s, out_s
+        return fixed_s + np.where(leading, task.lead_s, 0), price_s, out_s
 
     def _air_s(self, sets: Sets) -> Floats:
         """Return, for each set, how long a medium that it shares is taken in all exchanges together."""

@@ -184,9 +184,9 @@ class _Calibrating:
         """Measure answers without a part of the messages; None if the model cannot do without any."""
         asked = self._hurried
         chance = np.random.default_rng([SEED, parts, round(1000 * share)])
-        messages = len(asked.batches) * len(trial.coded) * parts * (parts - 1)
-        times = min(LATE_MOST, ceil(LATE_LEAST / (share * messages)))
         try:
+            messages = max(1, len(asked.batches) * trial.awaited(parts))
+            times = min(LATE_MOST, ceil(LATE_LEAST / (share * messages)))
             found = [
                 asked.judge.of(trial.hurried(parts, asked.batches, lambda *_: chance.random() < share))
                 for _ in range(times)

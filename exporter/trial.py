@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shoal.book import Book
 from shoal.codec import PLAIN, Codec
-from shoal.collective import BOUNDS
+from shoal.collective import BOUNDS, waited_for
 from shoal.errors import ModelError, PlanError
 from shoal.exporter.prove import Segments
 from shoal.exporter.samples import Sample
@@ -94,6 +94,19 @@ class Trial:
         """
         told = self._told(parts, PLAIN, deadline_s=1.0)
         return self._played(told, batches, Manner(late=late))
+
+    def awaited(self, parts: Parts) -> int:
+        """Return how many messages boards wait for in one request of which some may be late.
+
+        Raises PlanError if the model cannot do without them.
+        """
+        told = self._told(parts, PLAIN, deadline_s=1.0)
+        return sum(
+            len(waited_for(step, board, {}))
+            for board, program in told.items()
+            for step in program.steps
+            if isinstance(step, Collective) and step.deadline_s
+        )
 
     def handed(self, batches: Sequence[Sample], most: int, seed: int) -> tuple[list[Rows], int]:
         """Return rows of each tensor that boards gather, about `most` of each, and how many tokens there are.

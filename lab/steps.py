@@ -116,6 +116,7 @@ def _moves(
     """
     moves: list[Move] = []
     coming: list[tuple[tuple[Move, ...], frozenset[str]]] = []
+    last = {step.tag: chunk for step, chunk in program.pieces() if isinstance(step, Collective)}
     for step, chunk in program.pieces():
         needed = _needs(manifest, step)
         moves += [move for awaited, made in coming if made & needed for move in awaited]
@@ -137,7 +138,7 @@ def _moves(
                     first=chunk == 0,
                 )
                 moves += [*_coding(given_s), Hand(step.tag, mine)]
-            if chunk == step.chunks - 1:
+            if chunk == last[step.tag]:
                 came = [(source, size) for each in sent for source, target, size in each if target == board]
                 awaited: tuple[Move, ...] = (Await(step.tag, tuple(source for source, _ in came)),)
                 if came:

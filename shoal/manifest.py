@@ -39,7 +39,11 @@ from shoal.segment import memory_bytes as memory_bytes
 from shoal.segment import swapped, swapped_name
 
 FORMAT = "shoal-bundle"
-VERSION = 3
+VERSION = 4
+"""What is written.  From 4 on, what boards gather can be for the lead alone, which then has it of all boards,
+also where they attend to earlier ones only: who does not know that makes programs of it that fail."""
+OLDEST = 3
+"""Read as it is: in none of it the lead alone reads what is gathered among all."""
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
 
@@ -344,19 +348,25 @@ def file_of(segment: str, precision: Precision | None = None) -> str:
     return f"{swapped_name(segment, precision)}.onnx" if precision else f"{segment}.onnx"
 
 
+def _what_helps(found_format: object, version: object) -> str:
+    if found_format != FORMAT or not isinstance(version, int):
+        return ""
+    return "; update shoal here" if version > VERSION else "; export the model again"
+
+
 def parse(text: bytes, where: str) -> Manifest:
     """Return the manifest in `text`, the content of a `manifest.json`.
 
-    Raises ModelError, which names `where`, if it is none or of another version than `VERSION`.
+    Raises ModelError, which names `where`, if it is none or of a version other than `OLDEST` to `VERSION`.
     """
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}: expected a manifest in JSON, got {text[:40]!r}") from error
     found = (body.get("format"), body.get("version")) if isinstance(body, dict) else (None, None)
-    if found != (FORMAT, VERSION):
-        got = f"{found[0]!s:.40} version {found[1]!s:.40}"
-        raise ModelError(f"{where}: expected {FORMAT} version {VERSION}, got {got}")
+    if found[0] != FORMAT or found[1] not in range(OLDEST, VERSION + 1):
+        got = f"{found[0]!s:.40} version {found[1]!s:.40}{_what_helps(*found)}"
+        raise ModelError(f"{where}: expected {FORMAT} version {OLDEST} to {VERSION}, got {got}")
     try:
         return build(Manifest, body, where)
     except WireError as error:

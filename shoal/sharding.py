@@ -24,10 +24,10 @@ def programs(
 
     The lead is one of the boards.  `codec` is how rows cross the wire where all boards wait for one
     another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
-    `chunks`, so that the rows of one travel while those of the next are computed.  With a
-    `deadline_s` boards go on without rows that do not come in time, of no more than the part `late_rows` of
-    the messages.  Raises PlanError if a board would have
-    none of a segment's units, or if the model does not take means, or fewer rows, there.
+    `chunks`, so that the rows of one travel while those of the next are computed; a board whose rows go to
+    nobody computes them at once.  With a `deadline_s` boards go on without rows that do not come in time,
+    of no more than the part `late_rows` of the messages.  Raises PlanError if a board would have none of a
+    segment's units, or if the model does not take means, or fewer rows, there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():
@@ -51,12 +51,13 @@ def programs(
                 segment = step.for_means
             if not segment:
                 raise PlanError(f"{sharding.name}: segment {step.segment} does not take means of rows")
+            many = _chunks(sharding, tag, whole_rows, chunks, codecs)
             for index, board in enumerate(boards):
                 if board == lead or not step.lead_only:
                     edges = parts.get(segment, ())
                     part = edges[index : index + 2] if edges else ()
-                    many = _chunks(sharding, tag, whole_rows, chunks, codecs)
-                    steps[board].append(Run(segment=segment, part=part, chunks=many))
+                    alone = board == lead and tag + 1 in attended  # nobody waits for its rows
+                    steps[board].append(Run(segment=segment, part=part, chunks=1 if alone else many))
         else:
             chosen = codecs[tag]
             many = _chunks(sharding, tag - 1, whole_rows, chunks, codecs) if tag else 1

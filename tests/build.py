@@ -333,6 +333,27 @@ def sharded(*, causal: bool = False) -> Manifest:
     )
 
 
+def headed(*, causal: bool = False) -> Manifest:
+    """Return `sharded` with an answer of one row: of the k of all boards the lead alone makes it (q1)."""
+    plain = sharded(causal=causal)
+    (sharding,) = plain.shardings
+    scatter, q0, gather, q1, _ = sharding.steps
+    assert isinstance(gather, ShardCollective)
+    assert isinstance(q1, ShardRun)
+    first, last = sharding.segments
+    answer = TensorSpec(name="y", dtype="float32", shape=("batch", 1, 8))
+    head = dataclasses.replace(last, inputs=gather.made, outputs=(answer,))
+    one = dataclasses.replace(
+        sharding,
+        steps=(scatter, q0, gather, dataclasses.replace(q1, lead_only=True)),
+        segments=(first, head),
+    )
+    whole, piece = (
+        dataclasses.replace(segment, outputs=(answer,)) for segment in (plain.whole, plain.segments[0])
+    )
+    return dataclasses.replace(plain, outputs=(answer,), whole=whole, segments=(piece,), shardings=(one,))
+
+
 def codebook(manifest: Manifest, codec: Codec, number: int = 9000) -> Codebook:
     """Return the record of a codebook for what the boards of `sharded` gather."""
     return Codebook(

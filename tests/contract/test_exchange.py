@@ -220,7 +220,7 @@ def test_a_dropped_epoch_takes_no_new_attempt_and_ends(boards: tuple[Board, Boar
     assert not boards[0].executor.drop(1)
     with pytest.raises(BoardError, match="not ready for epoch 1"):
         ask(boards[0])
-    boards[0].executor.give_up(1)
+    assert not boards[0].executor.drop(1, gone={B})
     thread.join(3)
     assert results == ["a: epoch 1 is over"]
     assert boards[0].executor.drop(1)

@@ -121,6 +121,33 @@ def test_what_the_lead_alone_runs_attends_to_all_rows() -> None:
     assert found[True] == found[False]
 
 
+def test_the_lead_copies_the_rows_of_all_to_its_device_where_it_alone_reads_them() -> None:
+    """2 rows of x in, h and k out, then all 10 of k in and one out, whether or not boards see later rows."""
+    for causal in (False, True):
+        manifest = build.headed(causal=causal)
+        profiles = {
+            name: replace(each, staging_s=0.5) for name, each in fleet(A, B, manifest=manifest).items()
+        }
+        found = together(profiles, (0.2, 0.8), manifest=manifest)
+        assert found.staging_s == pytest.approx(0.5 * (2 + 2 * 2 + 10 + 1) * ROW)
+
+
+def test_what_the_lead_alone_reads_comes_to_it_alone() -> None:
+    """b and c hand over their k, of 3 and 2 rows, and are done; a takes it in and makes the answer."""
+    profiles = fleet(A, B, C, manifest=build.headed())
+    costs = replace(build.COSTS, message_s=0.0, decode_s={**build.COSTS.decode_s, "f32": 0.5 / ROW})
+    profiles = {name: replace(each, exchanges=costs) for name, each in profiles.items()}
+    found = together(profiles, (0.5, 0.3, 0.2), manifest=build.headed())
+    scattered = (3 + 2) * ROW + 2 * (24 + 32)
+    assert found.carried_bytes == scattered + (3 + 2) * ROW
+    # b and c begin when all of x has left a; b's k begins when c's two rows have come
+    begin_s = scattered / 1000 + 0.1
+    k_at_a_s = max(begin_s + 0.2 + 0.064, begin_s + 0.3) + 0.096 + 0.1
+    assert found.exchange_s == pytest.approx(5 * 0.5), "nobody else takes anything in"
+    assert found.latency_s == pytest.approx(k_at_a_s + 5 * 0.5 + found.compute_s - 0.5, abs=TINY)
+    assert found.throughput_per_s == pytest.approx(1 / (found.compute_s + found.exchange_s), rel=TINY)
+
+
 def test_a_chunk_travels_while_the_next_is_computed() -> None:
     profiles = {
         name: replace(each, laws={**each.laws, "q0": law(0.1, base_s=0.05)})

@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.agent.spare import Spare
+from shoal.codec import PLAIN
 from shoal.coordinator.accuracy import asked_for, lost_by
 from shoal.coordinator.client import check_calibrated
-from shoal.coordinator.hurry import deadline_s, patience_s, trip_s
+from shoal.coordinator.hurry import deadline_s, patience_s, takers_of, trip_s
 from shoal.coordinator.planner import Candidate
+from shoal.coordinator.sharded import Division
 from shoal.coordinator.weigh import describe
 from shoal.encoding import to_json
 from shoal.errors import ConfigError
+from shoal.exporter.trial import Trial
 from shoal.manifest import COLUMNS, Manifest, ShardRun
 from shoal.measured import Calibration, late_words
 from shoal.messages import Deployment
@@ -133,6 +136,16 @@ def test_the_deadline_follows_the_jitter_of_the_links() -> None:
     assert patience_s(rough.lanes) > 0.5 > patience_s(calm.lanes)
 
 
+def test_the_lead_alone_awaits_the_rows_that_it_alone_reads(tmp_path: Path) -> None:
+    for plain, awaited in ((build.sharded(), 12), (build.sharded(causal=True), 6), (build.headed(), 3)):
+        manifest = with_means(plain)
+        (sharding,) = manifest.shardings
+        assert Trial(manifest, tmp_path, sharding).awaited(4) == awaited
+    divided = Division(sharding=build.headed().shardings[0], codecs=PLAIN, boards=(A, B), shares=(0.5, 0.5))
+    assert takers_of(divided) == [1]
+    assert takers_of(replace(divided, sharding=build.sharded().shardings[0])) == [2]
+
+
 def test_the_deadline_by_hand() -> None:
     link = LinkProfile(rtt_s=0.002, goodput_bytes_per_s=1e5, rtt_p95_s=0.005)
     assert trip_s(link, 0.05) == pytest.approx(0.005)
@@ -141,7 +154,11 @@ def test_the_deadline_by_hand() -> None:
     assert trip_s(replace(link, rtt_p95_s=None), 0.01) == 0.002
     predicted = Prediction(latency_s=0.4, throughput_per_s=1.0, carried_bytes=8000.0)
     # 4 exchanges among 2 boards: 1000 bytes each, 10 ms; a quarter of 100 ms; 8 ms of the link
-    assert deadline_s([link], predicted, 4, 2, 0.0025) == pytest.approx(0.043)
+    assert deadline_s([link], predicted, [2, 2, 2, 2], 0.0025) == pytest.approx(0.043)
+    # 5 times 1600 bytes, 16 ms: the lead takes in as much at last as each of both did before
+    assert deadline_s([link], predicted, [2, 2, 1], 0.0025) == pytest.approx(
+        0.008 + 0.016 + 0.4 / 12, rel=0.02
+    )
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.floats(0, 1)), max_size=200), st.floats(0.001, 1))

@@ -1,17 +1,21 @@
 """A board on its way to what is desired of it, with everything around it replaced by what records it."""
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
 
+from shoal.agent import executor
 from shoal.agent.dispatch import Dispatcher
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
+from shoal.agent.inbox import Inbox
 from shoal.agent.peers import Peers
 from shoal.agent.reconcile import Reconciler
 from shoal.agent.room import FullError, Room
@@ -21,7 +25,7 @@ from shoal.codec import codec_of
 from shoal.encoding import to_json
 from shoal.errors import BoardError
 from shoal.golden import Golden, pack
-from shoal.manifest import Manifest, Segment
+from shoal.manifest import WHOLE, Manifest, Segment
 from shoal.measured import Codebook
 from shoal.messages import Desired
 from shoal.parts import Piece
@@ -192,6 +196,54 @@ def test_an_epoch_that_is_wanted_again_before_it_was_dropped_takes_requests_agai
         boards.executor._leave(held)
 
     run(work)
+
+
+def test_what_a_lost_board_has_part_in_is_broken_off_at_once(boards: Boards) -> None:
+    """Nobody answers it, and memory is needed for the plan that will."""
+
+    async def work() -> None:
+        plan, peers = boards.plan(1, B), {B: build.address_of(B)}
+        await boards.reconciler.act(replace(boards.desired(plan), peers=peers))
+        held, inbox = boards.executor._enter(1), Inbox(frozenset({B}))
+        held.inboxes.add(inbox)
+        dropping = asyncio.ensure_future(boards.reconciler.act(replace(boards.desired(), peers=peers)))
+        with pytest.raises(BoardError, match="nothing came from b"):
+            await asyncio.to_thread(inbox.take, [(0, B, 0)], time.monotonic() + 0.1)
+        dropping.cancel()
+        await asyncio.gather(dropping, return_exceptions=True)
+        dropping = asyncio.ensure_future(boards.reconciler.act(boards.desired()))
+        with pytest.raises(BoardError, match="epoch 1 is over"):
+            await asyncio.to_thread(inbox.take, [(0, B, 0)], time.monotonic() + 3.0)
+        boards.executor._leave(held)
+        await dropping
+        assert boards.phases() == {}
+
+    run(work)
+
+
+def test_what_is_broken_off_has_had_its_time_however_often_something_else_is_desired(
+    boards: Boards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    boards.executor.hold(boards.plan(1, B), {Run(segment=WHOLE): cast(Session, Quick())})
+    held, inbox = boards.executor._enter(1), Inbox(frozenset({B}))
+    held.inboxes.add(inbox)
+
+    def ended_at(second: float) -> bool:
+        now_s[0] = second
+        assert not boards.executor.drop(1)
+        try:
+            inbox.take([(0, B, 0)], 0.0)
+        except BoardError as error:
+            return "is over" in str(error)
+        raise AssertionError("nothing can have come")
+
+    assert [ended_at(second) for second in (100.0, 104.9)] == [False, False]
+    boards.executor.keep(1)
+    assert [ended_at(second) for second in (106.0, 110.9, 111.0)] == [False, False, True]
+    boards.executor._leave(held)
+    assert boards.executor.drop(1)
 
 
 def test_an_epoch_number_with_another_plan_is_prepared_anew(boards: Boards) -> None:

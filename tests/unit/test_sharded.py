@@ -174,6 +174,58 @@ def test_rows_are_gathered_in_chunks_where_that_is_quicker() -> None:
     assert "chunks" not in weighed.candidates([shared(costly)])
 
 
+# --- an answer of one row ------------------------------------------------------------------------
+
+HEADED = verified(build.headed(), "local", "sequence")
+
+
+def coding(encode_s: float = 0.0, decode_s: float = 0.0, message_s: float = 0.0) -> Profile:
+    """Return a board that takes so long to encode a token, to decode one, and for each further message."""
+    costs = replace(
+        build.COSTS,
+        message_s=message_s,
+        encode_s={**build.COSTS.encode_s, "f32": encode_s / 32},
+        decode_s={**build.COSTS.decode_s, "f32": decode_s / 32},
+    )
+    return replace(board(1.0), exchanges=costs)
+
+
+@pytest.mark.parametrize(("objective", "of_lead"), [("latency", 5), ("throughput", 4)])
+def test_the_lead_alone_decodes_what_it_alone_reads_and_encodes_none_of_it(
+    objective: Objective, of_lead: int
+) -> None:
+    """Under load it has fewer tokens: it makes the answer too, which takes as long as one or two of them."""
+    slow_to_decode, slow_to_encode = coding(decode_s=0.05), coding(encode_s=0.05)
+    found = shared({A: slow_to_decode, B: slow_to_encode}, objective, HEADED)
+    assert (found.lead, counts(found)) == (B, {B: of_lead, A: 10 - of_lead})
+
+
+def test_what_the_lead_alone_takes_in_makes_others_no_slower() -> None:
+    """Whoever does not lead hands over one message, among however many boards."""
+    told = dict.fromkeys(BOARDS[1:], coding(message_s=0.2))
+    found = shared({A: coding(), **told}, manifest=HEADED)
+    assert found.lead == A
+    assert sorted(counts(found).values()) == [1, 3, 3, 3]
+
+
+def test_what_the_lead_alone_reads_goes_over_the_ways_to_it() -> None:
+    """A token takes 0.04 s to compute, and from b to a 0.16 s more."""
+    slow = {peer: build.link(0.001, 200.0) for peer in BOARDS}
+    profiles = {A: board(1.0), B: replace(board(1.0), links=slow)}
+    found = shared(profiles, manifest=HEADED)
+    assert (found.lead, counts(found)) == (A, {A: 9, B: 1})
+    profiles[C] = board(1.5)
+    found = shared(profiles, "throughput", HEADED, max_boards=2)
+    assert set(found.boards) == {A, C}, "which is slower than b, but not what it has to hand over"
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_no_two_boards_without_a_way_between_them_share_a_request(objective: Objective) -> None:
+    """Also where each of them hands its rows to the lead only: what is closed may be worse than it looks."""
+    found = propose(HEADED, dict.fromkeys((A, B, C), board(1.0)), frozenset({frozenset((B, C))}), objective)
+    assert {len(each.boards) for each in found if each.strategy == "sequence"} == {2}
+
+
 # --- heads ----------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from shoal.program import Collective, Lane, Plan, Prediction, Program, Run
 from shoal.records import BoardId, ExchangeCosts, Law, TensorSpec
 from shoal.sharding import programs
 from tests import build
-from tests.build import BUNDLE, A, B, C, address_of, blob, sha, sharded
+from tests.build import BUNDLE, A, B, C, address_of, blob, headed, sha, sharded
 
 ROW = 32
 SIZES = {"batch": 1, "tokens": 10}
@@ -68,6 +68,7 @@ def lane_of(
 
 def answered_s(
     *lanes: Lane,
+    manifest: Manifest | None = None,
     sizes: Mapping[str, int] = SIZES,
     rate: float | None = None,
     air: float | None = None,
@@ -87,9 +88,14 @@ def answered_s(
         board: Worker(timeline, board, CALIBRATION.seconds, (speeds or {}).get(board, 1.0))
         for board in boards
     }
-    manifest = sharded()
     dispatcher = Dispatcher(
-        timeline, traffic, manifest, CALIBRATION, workers, lambda *_ran: None, lambda _board: True
+        timeline,
+        traffic,
+        manifest or sharded(),
+        CALIBRATION,
+        workers,
+        lambda *_ran: None,
+        lambda _board: True,
     )
     plan = Plan(
         epoch=1,
@@ -245,6 +251,51 @@ def test_a_chunk_travels_while_the_next_is_computed() -> None:
     y_at_a = a_k_at_b + q1_s(4) + wire_s(4 * ROW)
     assert k_at_a + q1_s(6) < y_at_a
     assert took_s == pytest.approx(y_at_a + wire_s(0), abs=5 * MESSAGE_S)
+
+
+def test_what_the_lead_alone_reads_is_handed_to_it_alone() -> None:
+    manifest = headed(causal=True)
+    moves = moved(manifest, lane_of(manifest, (B, A, C), (0.5, 0.3, 0.2)), replace(FREE, step_s=1.0))
+    assert moves[B] == (
+        *(Code(1.0), Hand(0, ((A, 3 * ROW + RANGES3), (C, 2 * ROW + RANGES3)))),
+        work("q0", q0_s(5) / 0.2),
+        *(Await(2, (A, C)), Code(1.0)),
+        work("q1", q1_s(1) / 0.15),
+    )
+    assert moves[A][2:] == (work("q0", q0_s(3) / 0.2), Code(1.0), Hand(2, ((B, 3 * ROW),)))
+    assert moves[C][2:] == (work("q0", q0_s(2) / 0.2), Code(1.0), Hand(2, ((B, 2 * ROW),)))
+
+
+def test_the_lead_makes_at_once_what_it_hands_to_nobody() -> None:
+    """The others hand it their rows in chunks."""
+    moves = moved(headed(), lane_of(headed(), (A, B, C), (0.6, 0.3, 0.1), chunks=2))
+    assert moves[A] == (
+        Hand(0, ((B, 3 * ROW + RANGES3), (C, ROW + RANGES3))),
+        work("q0", q0_s(6) / 0.2),
+        Await(2, (B, C, B)),
+        work("q1", q1_s(1) / 0.15),
+    )
+    assert moves[B] == (
+        Await(0, (A,)),
+        *(work("q0", q0_s(2) / 0.2), Hand(2, ((A, 2 * ROW),))),
+        *(work("q0", q0_s(1) / 0.2), Hand(2, ((A, ROW),))),
+    )
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_the_planner_reckons_with_one_row_as_it_is_simulated(chunks: int) -> None:
+    """At a rate at which frames and what a message costs at either end hardly count."""
+    rate = 100.0
+    lane = lane_of(headed(), (A, B), (0.4, 0.6), chunks=chunks)
+    (took_s,) = answered_s(lane, manifest=headed(), rate=rate)
+    links = {board: build.link(1e-6, rate) for board in (A, B)}
+    timed = {
+        board: replace(build.profile(headed(), 1.0, links=links), laws={"q0": Q0, "q1": Q1}, exchanges=FREE)
+        for board in (A, B)
+    }
+    predicted = predict(headed(), timed, frozenset(), A, (lane,))
+    frames_s = (1 + 1 + chunks + 1) * (FRAME_BYTES / rate + MESSAGE_S)  # the ask, the answer, what they hand
+    assert took_s == pytest.approx(predicted.latency_s + frames_s, abs=1e-3)
 
 
 def test_two_boards_without_limits_meet_at_each_gather() -> None:

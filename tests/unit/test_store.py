@@ -188,7 +188,9 @@ def test_a_manifest_that_is_not_there_or_is_none_is_named(store: Store) -> None:
     with pytest.raises(ModelError, match=f"manifest {build.sha(1)[:12]}: not in"):
         store.manifest(build.sha(1))
     blob = store.put(b"[]")
-    with pytest.raises(ModelError, match=f"manifest {blob.sha256[:12]}: expected shoal-bundle version 3"):
+    with pytest.raises(
+        ModelError, match=f"manifest {blob.sha256[:12]}: expected shoal-bundle version 3 to 4"
+    ):
         store.manifest(blob.sha256)
 
 
