@@ -69,12 +69,12 @@ def precision(found: dict[str, Any]) -> list[str]:
         "quantises products and leaves tables of embeddings as they are, which are most of the text model.",
         "",
     ]
-    body = [
+    taken = [
         (f"{r['model']}, {name}", number(each["cpu_s"], 0), number(each["peak_over_model"], 1))
         for r in found["rows"]
         for name, each in r["export"].items()
     ]
-    return lines + table(("export", "processor s", "peak over model"), body)
+    return lines + table(("export", "processor s", "peak over model"), taken)
 
 
 def _between(shares: list[float], digits: int) -> str:
