@@ -149,8 +149,8 @@ class Measurer:
         """Take a new look at the board's speed.
 
         It is one figure for all segments, though other work does not slow all kinds alike: runs tell only of
-        those of the plans in force, which it makes right in sum, and nothing of the others, whose best
-        estimate it is.  A figure for each kind would leave these as they were and compare the two.
+        those of the plans in force, which it makes right in sum, and nothing of the others, of which it is
+        the best guess: with a figure for each kind they would look as fast as ever beside the slowed ones.
         A board that is faster than profiled was profiled under load, which slows short segments down by more
         than long ones: until each has had a closer look, all are taken to be as much faster.
         """
