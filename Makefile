@@ -120,6 +120,7 @@ bench: $(VENV)/.test $(VENV)/.demo-data $(VENV)/.text-data
 
 bench-links: $(VENV)/.test
 	$(BIN)/python -m benchmarks.links
+	$(BIN)/python -m benchmarks.page
 
 bench-adaptation: $(VENV)/.test
 	$(BIN)/python -m benchmarks.adaptation

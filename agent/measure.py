@@ -85,9 +85,9 @@ class Measurer:
         self._due: Sha256 | None = None
         """The bundle that is to be measured, or was."""
         self._unsure: frozenset[str] = frozenset()
+        """Segments that have had no closer look."""
         self._fruitless = 0
         """Closer looks one after the other that requests ended before they told anything."""
-        """Segments that have had no closer look."""
         self._looking = threading.Lock()
         """Held while segments are timed: only one at a time is loaded for that."""
         self._canary: Canary | None = None
@@ -148,6 +148,9 @@ class Measurer:
     def _judge(self, judge: Callable[[Drift], Drift]) -> None:
         """Take a new look at the board's speed.
 
+        It is one figure for all segments, though other work does not slow all kinds alike: runs tell only of
+        those of the plans in force, which it makes right in sum, and nothing of the others, of which it is
+        the best guess: with a figure for each kind they would look as fast as ever beside the slowed ones.
         A board that is faster than profiled was profiled under load, which slows short segments down by more
         than long ones: until each has had a closer look, all are taken to be as much faster.
         """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page_control
+from benchmarks import page_board, page_control, page_export
 from benchmarks.lab import PLOTS, PLOTTED
 from benchmarks.sections import number, read, section, table
 
@@ -286,7 +286,15 @@ def overhead(found: dict[str, Any]) -> list[str]:
         if "direct_s" in r
     ]
     head = ("request", "onnxruntime ms", "through shoal ms")
-    return section("One board, against onnxruntime alone", found) + table(head, body)
+    lines = section("One board, against onnxruntime alone", found) + table(head, body)
+    rows = {r["what"]: r for r in found["rows"]}
+    begun, idle = rows["start of an agent"], rows["idle agent with a plan"]
+    return [
+        *lines,
+        f"An agent has started after {begun['seconds']['median']:.2f} s (asked: 3). Idle, with a plan, it",
+        f"takes {idle['share_of_a_core']:.1%} of a core (asked: 1 %).",
+        "",
+    ]
 
 
 def lab(found: dict[str, Any]) -> list[str]:
@@ -295,6 +303,12 @@ def lab(found: dict[str, Any]) -> list[str]:
 
 SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "lab": lab,
+    "export": page_export.export,
+    "precision": page_export.precision,
+    "attention": page_export.attention,
+    "profile": page_board.profile,
+    "links": page_board.links,
+    "looking": page_board.looking,
     "exchange": exchange,
     "speedup": speedup,
     "collective": collective,
@@ -312,8 +326,8 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
 """By the benchmark that has its rows, in the order of the page."""
 
 
-def main() -> None:
-    """Write the page."""
+def page() -> str:
+    """Return the page, as the rows that there are make it."""
     lines = [
         "# Benchmarks",
         "",
@@ -325,7 +339,12 @@ def main() -> None:
         found = read(name)
         if found is not None:
             lines += told(found)
-    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)
 
 

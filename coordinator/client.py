@@ -13,6 +13,7 @@ from typing import Final
 import aiohttp
 
 from shoal import oip
+from shoal.coordinator import standing
 from shoal.coordinator.entries import Entry
 from shoal.encoding import from_json
 from shoal.errors import BoardError, ConfigError, ModelError
@@ -207,6 +208,11 @@ async def _put(http: aiohttp.ClientSession, url: str, content: bytes, file: Path
                 raise ModelError(f"{file}: spoilt: {(await answer.text()).strip()}")
             if answer.status >= 400:
                 raise BoardError(f"{url}: {answer.status} {(await answer.text()).strip()}")
+    except aiohttp.ClientConnectorError as error:
+        raise BoardError(
+            f"the coordinator does not answer: {error}; if it was killed together with the broker, one that "
+            f"was started since leads within {standing.GONE_S:.0f} s"
+        ) from error
     except aiohttp.ClientError as error:
         raise BoardError(f"{url}: {error}") from error
 

@@ -47,7 +47,10 @@ def draw(entries: Sequence[Entry], file: Path) -> None:
     """
     measured = [(each.at_s, each.measured) for each in entries if each.measured and each.measured.answered]
     if not measured:
-        raise ConfigError("--plot: there is nothing to draw: no requests were answered in that time")
+        raise ConfigError(
+            "--plot: there is nothing to draw: no requests were answered in that time; "
+            "what was asked in the last ten seconds may not be there yet"
+        )
     figure = canvas()
     axes = figure.add_subplot()
     times = [_days(at_s - found.span_s / 2) for at_s, found in measured]

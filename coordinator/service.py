@@ -1,6 +1,5 @@
 """The shell around the controller of one cluster: messages go in, decisions come out."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,9 @@ from shoal.coordinator import chronicle, controller, history, memory, standby, s
 from shoal.coordinator.chronicle import Chronicle
 from shoal.coordinator.fleet import beaten, deaf, reconnected
 from shoal.coordinator.pace import due_s, patience_s
-from shoal.coordinator.standing import Attention
 from shoal.coordinator.state import Effect, Say, State, Tell
 from shoal.coordinator.turns import Absence
+from shoal.coordinator.vigil import Vigil
 from shoal.coordinator.weigh import Settings as Eagerness
 from shoal.errors import ConfigError, ModelError
 from shoal.manifest import Manifest
@@ -45,8 +44,6 @@ TICK_S: Final = 0.05
 """So often it is decided anew while something is under way."""
 REST_S: Final = 0.2
 """So long heartbeats and the like wait to be heard while nothing is."""
-BUSY_S: Final = 0.05
-"""So long, in all, this process may decide and not listen before that counts."""
 KEEPALIVE_S: Final = 15
 """Longer than that of agents: the broker is not to cut off a coordinator that is busy."""
 SETTLE_S: Final = 3 * HEARTBEAT_S
@@ -80,14 +77,13 @@ class Service:
         self.history = history.History(history.file_of(store.root, cluster))
         """What is worth keeping goes there; that it is written is another's affair."""
         self._chronicle = Chronicle()
-        now_s = time.monotonic()
-        self._attention = Attention(looked_s=now_s, heard_s=now_s)
         incarnation = max(wall_ms(), self._memory.incarnation + 1)
-        self._state = State(incarnation=incarnation, settings=eagerness, calendar_s=wall_ms() / 1e3 - now_s)
+        self._state = State(incarnation=incarnation, settings=eagerness, calendar_s=_calendar_s())
         self._noted = self._state
         """As it was when it was last looked for what is worth keeping."""
         self._me = Coordinator(incarnation=incarnation, state="online", url=url)
-        self._absence, self._absent_s, self._pauses = absence, absence.total_s, absence.pauses
+        self._absence = absence
+        self._vigil = Vigil(absence, lambda: self._mqtt.ask())
         self._stop = False
         self._refusal: ConfigError | None = None
         self._ready_s: float | None = None
@@ -110,8 +106,6 @@ class Service:
         """Someone who has not heard yet that we lead has put its word in the place of ours."""
         self._called = False
         """One that waits for the lead wants to know whether we are there."""
-        self._answer: asyncio.Future[None] | None = None
-        """What the broker was asked for, see `standing`."""
         self._mqtt: Mqtt
 
     def stop(self) -> None:
@@ -149,7 +143,7 @@ class Service:
     async def _listen(self) -> None:
         """Hear what comes, and decide when it may matter, or when that is due."""
         while not self._stop:
-            left_s = self._due_s - time.monotonic() if self._attention.doubt_s is None else TICK_S
+            left_s = TICK_S if self._vigil.doubtful else self._due_s - time.monotonic()
             if not self._look(await self._mqtt.batch(min(REST_S, max(TICK_S, left_s)))):
                 continue  # it is decided, if that is due, as soon as boards may be judged again
             if self._ready_s is not None and (self._contradicted or self._called):
@@ -182,20 +176,16 @@ class Service:
 
     def _excuse(self) -> None:
         """Let the time not count in which this process could not listen: what was said is still to come."""
-        missed_s = self._absence.total_s - self._absent_s
-        if missed_s > BUSY_S:
-            self._absent_s, now_s = self._absence.total_s, time.monotonic()
-            self._state = replace(self._state, fleet=deaf(self._state.fleet, missed_s, now_s))
-            self._attention = standing.excused(self._attention, missed_s, now_s)
+        missed_s = self._vigil.excuse()
+        if missed_s:
+            self._state = replace(self._state, fleet=deaf(self._state.fleet, missed_s, time.monotonic()))
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Down):
             log.warning("%s: broker %s: %s", self._cluster, self._mqtt.url, event.reason)
             self._ready_s, self._remembered, self._deployment_came = None, False, False
             self._rival = None
-            if self._answer is not None:
-                self._answer.cancel()
-                self._answer = None
+            self._vigil.end()
             self._state = replace(self._state, connected=False)
         elif isinstance(event, Up):
             self._listen_anew()
@@ -226,37 +216,22 @@ class Service:
 
     def _attentive(self, *, came: bool) -> bool:
         """Say whether boards may be judged now, and ask the broker if that is in doubt."""
-        now_s = time.monotonic()
-        self._absence.look(now_s)
+        self._absence.look(time.monotonic())
         if self._ready_s is None:
             return True  # nobody is judged while the broker is away
-        if self._absence.pauses == self._pauses:  # however long it is since this cluster itself had its turn
-            self._attention = replace(self._attention, looked_s=now_s)
-        self._pauses = self._absence.pauses
-        if self._answer is not None and self._answer.done():
-            self._answer = None
-            self._attention, late = standing.answered(self._attention, now_s)
-            if self._rival is not None:
-                self._yield(self._rival)
-                return False
-            if late:
-                self._listen_anew()
-        paused = now_s - self._attention.looked_s > standing.PAUSE_S
-        self._attention, ask = standing.looked(self._attention, now_s, came=came)
-        if ask and (paused or self._answer is None):  # else the answer to the last question is on its way
-            self._ask()
-        return self._attention.doubt_s is None
-
-    def _ask(self) -> None:
-        """Ask the broker to answer; what it would have answered before no longer counts."""
-        if self._answer is not None:
-            self._answer.cancel()
-        self._answer = self._mqtt.ask()
+        late = self._vigil.answered()
+        if late is not None and self._rival is not None:
+            self._yield(self._rival)
+            return False
+        if late:
+            self._listen_anew()
+        self._vigil.look(came=came)
+        return not self._vigil.doubtful
 
     def _listen_anew(self) -> None:
         """Listen to the boards for a while before any is judged."""
         now_s = time.monotonic()
-        self._attention = Attention(looked_s=now_s, heard_s=now_s)
+        self._vigil.begin()
         self._ready_s, self._due_s = now_s + SETTLE_S, 0.0
         fleet = reconnected(self._state.fleet, now_s)
         self._state = replace(self._state, connected=False, fleet=fleet)
@@ -338,8 +313,7 @@ class Service:
         verdict = standing.verdict(self._me, other, begun=self._begun)
         if verdict == "yield":
             self._rival = other
-            self._attention = standing.doubting(self._attention, time.monotonic())
-            self._ask()
+            self._vigil.doubt()
         elif verdict == "outbid":  # an earlier one whose clock was ahead of ours, or one that has gone since
             self._outbid(other.incarnation)
         elif verdict == "say again":
@@ -365,7 +339,7 @@ class Service:
         if state.connected and self._obeyed > state.incarnation:
             self._outbid(self._obeyed)
             state = replace(state, incarnation=self._state.incarnation)
-        calendar_s = wall_ms() / 1e3 - now_s
+        calendar_s = _calendar_s()
         if abs(calendar_s - state.calendar_s) > CALENDAR_S:
             state = replace(state, calendar_s=calendar_s)
         if state.deployment is not None and state.manifest is None:
@@ -398,3 +372,8 @@ class Service:
                 self._mqtt.publish(effect.message)
             else:
                 self._mqtt.clear(Plan)
+
+
+def _calendar_s() -> float:
+    """Return how far the clock of the wall is ahead of the one that times are told by, in seconds."""
+    return wall_ms() / 1e3 - time.monotonic()

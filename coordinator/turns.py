@@ -12,6 +12,12 @@ from shoal.coordinator import standing
 
 LONG_S: Final = 0.005
 """After a turn that took so long all hear what has come, before the next one has its turn."""
+REST: Final = 0.1
+"""After a long turn, this part of its time is for those who talk HTTP: they need more than one look, ..."""
+LEAST_REST_S: Final = 0.02
+"""... unless it is less than this ..."""
+MOST_REST_S: Final = 0.2
+"""... and no more than this: the process has not paused."""
 
 
 class Turns:
@@ -40,8 +46,10 @@ class Turns:
         try:
             begun_s = time.monotonic()
             yield
-            if time.monotonic() - begun_s > LONG_S:
-                await asyncio.sleep(0)
+            took_s = time.monotonic() - begun_s
+            if took_s > LONG_S:
+                rest_s = min(REST * took_s, MOST_REST_S)
+                await asyncio.sleep(rest_s if rest_s >= LEAST_REST_S else 0)
         finally:
             self._taken = False
             while self._waiting:

@@ -207,10 +207,15 @@ def describe(candidate: Candidate, limits: Limits = NO_LIMITS) -> str:
     joules = energy_j(predicted, limits)
     energy = "" if joules is None else f" for {joules:.2g} J"
     return (
-        f"{candidate.strategy} on {', '.join(candidate.boards)}, {predicted.latency_s * 1e3:.0f} ms a "
+        f"{candidate.strategy} on {', '.join(candidate.boards)}, {_ms(predicted.latency_s)} ms a "
         f"request{energy} and {predicted.throughput_per_s:.1f} requests/s predicted{_loss(candidate)}"
         f"{_patience(candidate)}"
     )
+
+
+def _ms(seconds: float) -> str:
+    """Return milliseconds as people read them: two digits at least, but for zeros."""
+    return f"{seconds * 1e3:.2g}" if seconds < 0.01 else f"{seconds * 1e3:.0f}"
 
 
 def _loss(candidate: Candidate) -> str:

@@ -77,6 +77,16 @@ class Seam:
     rows: tuple[int, int] | None = None
     """Of a gather: only these rows of the whole are wanted, counted as Python slices are."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the tensors of the board's graph that it needs."""
+        return (self.part,)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Return those that are there after it."""
+        return (self.full,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -86,6 +96,16 @@ class Work:
     flops: int
     """Of the node when nothing is divided."""
     divided: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the tensors of the board's graph that it needs."""
+        return tuple(name for name in self.node.input if name)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Return those that are there after it."""
+        return tuple(name for name in self.node.output if name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

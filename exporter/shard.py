@@ -20,6 +20,7 @@ from shoal.exporter.segments import PRODUCER, check_file
 from shoal.exporter.shapes import Tensor
 from shoal.exporter.stages import Stages
 from shoal.exporter.view import initializers, view
+from shoal.exporter.wanted import Wanted
 from shoal.exporter.weights import blob_of, is_external, refer, weights_in
 from shoal.manifest import COLUMNS, ROWS, Segment, ShardCollective, ShardRun, ShardStep, Slice
 from shoal.program import COLUMNS as FIRST_ROWS
@@ -104,7 +105,7 @@ class ShardWriter:
     def stages(self, division: Division, stages: Stages, outputs: Sequence[str]) -> list[ShardStep]:
         """Write the segments of all stages and return the steps, the tail at the lead included."""
         groups = [(one.before, one.beside) for one in stages.stages]
-        wanted = _Wanted(division, stages, outputs)
+        wanted = Wanted(division, stages, outputs)
         steps: list[ShardStep] = []
         for number, (one, (before, beside)) in enumerate(zip(stages.stages, groups, strict=True)):
             steps += self._segment(f"{number:03}a", division, before, wanted)
@@ -124,7 +125,7 @@ class ShardWriter:
         `division` is the one for means, `stages` those of it.  Raises NotDivisibleError if one of them
         cannot do with means; what the lead does with the gathered answer does not have to.
         """
-        wanted = _Wanted(division, stages, outputs)
+        wanted = Wanted(division, stages, outputs)
         written: dict[str, str] = {}
         runs = [
             (f"{number:03}{word}", works)
@@ -137,7 +138,7 @@ class ShardWriter:
             items = [division.items[i] for i in works]
             if not any(_reads_columns(item, division) for item in items):
                 continue
-            made = (division.values[name].source for item in items for name in _outputs(item))
+            made = (division.values[name].source for item in items for name in item.makes)
             for name in made:
                 if name in division.against_means:
                     raise NotDivisibleError(division.against_means[name])
@@ -180,7 +181,7 @@ class ShardWriter:
         name: str,
         division: Division,
         works: Sequence[int],
-        wanted: "_Wanted",
+        wanted: Wanted,
         *,
         lead_only: bool = False,
     ) -> list[ShardStep]:
@@ -192,7 +193,7 @@ class ShardWriter:
         if lead_only:
             protos = [_of_all(proto, division) for proto in protos]
         made = {name for proto in protos for name in proto.output}
-        handed_on = [n for i in works for n in _outputs(division.items[i]) if wanted.outside(n, works)]
+        handed_on = [n for i in works for n in division.items[i].makes if wanted.outside(n, works)]
         protos = [*self._copies(protos, made), *protos]
         made |= {n for proto in protos for n in proto.output}
         taken = dict.fromkeys(
@@ -331,51 +332,9 @@ class ShardWriter:
         return Tensor(dtype=known.dtype, sizes=tuple(sizes), dims=tuple(dims))
 
 
-class _Wanted:
-    """Who needs what a board's works make."""
-
-    def __init__(self, division: Division, stages: Stages, outputs: Sequence[str]) -> None:
-        self._items = division.items
-        self._copied = stages.copied
-        self._maker = {n: i for i, item in enumerate(division.items) for n in _outputs(item)}
-        self._outputs = frozenset(outputs)
-        placed = {
-            i for one in stages.stages for i in (*one.before, *one.beside, *one.meeting, *one.collected)
-        }
-        self._readers: dict[str, list[int]] = {}
-        for i in sorted(placed | set(stages.tail)):
-            for name in _inputs(division.items[i]):
-                self._readers.setdefault(name, []).append(i)
-
-    def outside(self, name: str, works: Sequence[int]) -> bool:
-        """Say whether somebody else than `works` needs a tensor of theirs."""
-        inside = set(works)
-        return name in self._outputs or any(reader not in inside for reader in self._readers.get(name, ()))
-
-    def copies_for(self, works: Sequence[int]) -> list[int]:
-        """Return the works that are copied to whoever needs them, for these."""
-        found: set[int] = set()
-        left = list(works)
-        while left:
-            for name in _inputs(self._items[left.pop()]):
-                maker = self._maker.get(name)
-                if maker in self._copied and maker is not None and maker not in found:
-                    found.add(maker)
-                    left.append(maker)
-        return sorted(found)
-
-
-def _inputs(item: Work | Seam) -> tuple[str, ...]:
-    return (item.part,) if isinstance(item, Seam) else tuple(n for n in item.node.input if n)
-
-
-def _outputs(item: Work | Seam) -> tuple[str, ...]:
-    return (item.full,) if isinstance(item, Seam) else tuple(n for n in item.node.output if n)
-
-
 def _reads_columns(item: Work | Seam, division: Division) -> bool:
     """Say whether it is a node that reads rows that the board has gathered."""
-    values = (division.values.get(name) for name in _inputs(item)) if isinstance(item, Work) else ()
+    values = (division.values.get(name) for name in item.reads) if isinstance(item, Work) else ()
     return any(value is not None and value.columns is not None for value in values)
 
 

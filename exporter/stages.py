@@ -61,8 +61,8 @@ class _Order:
 
     def __init__(self, division: Division, outputs: Sequence[str]) -> None:
         items = division.items
-        self.reads: list[tuple[str, ...]] = [_reads(item) for item in items]
-        self.maker = {name: i for i, item in enumerate(items) for name in _makes(item)}
+        self.reads: list[tuple[str, ...]] = [item.reads for item in items]
+        self.maker = {name: i for i, item in enumerate(items) for name in item.makes}
         self.needed = self._needed(outputs)
         self.copied = self._copied(division)
         self.users = self._users()
@@ -95,7 +95,7 @@ class _Order:
         for item in self.needed:
             if isinstance(division.items[item], Work) and known.issuperset(self.reads[item]):
                 found.add(item)
-                known.update(_makes(division.items[item]))
+                known.update(division.items[item].makes)
         return frozenset(found)
 
     def _ranged(self, items: Sequence[Work | Seam]) -> frozenset[int]:
@@ -189,11 +189,3 @@ def _without_crumbs(items: Sequence[Work | Seam], stages: Sequence[Stage]) -> li
 
 def _flops(items: Sequence[Work | Seam], chosen: Sequence[int]) -> list[int]:
     return [item.flops for i in chosen if isinstance(item := items[i], Work)]
-
-
-def _reads(item: Work | Seam) -> tuple[str, ...]:
-    return (item.part,) if isinstance(item, Seam) else tuple(name for name in item.node.input if name)
-
-
-def _makes(item: Work | Seam) -> tuple[str, ...]:
-    return (item.full,) if isinstance(item, Seam) else tuple(name for name in item.node.output if name)

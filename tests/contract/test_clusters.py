@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from shoal import wire
-from shoal.coordinator import clusters
+from shoal.coordinator import client, clusters
 from shoal.coordinator.broker import BrokerProcess, Kind
 from shoal.coordinator.client import Operator, fetch_history
 from shoal.coordinator.depot import Depot
@@ -276,3 +276,12 @@ def test_the_coordinator_serves_the_history_of_each_cluster(tmp_path: Path) -> N
         await runner.cleanup()
 
     asyncio.run(run())
+
+
+def test_who_cannot_reach_the_coordinator_is_told_when_another_one_leads(tmp_path: Path) -> None:
+    async def send() -> None:
+        async with aiohttp.ClientSession() as http:
+            await client._put(http, f"http://127.0.0.1:{free_port()}/blobs/0", b"", tmp_path)
+
+    with pytest.raises(BoardError, match=r"the coordinator does not answer: .*leads within 30 s"):
+        asyncio.run(send())

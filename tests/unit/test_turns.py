@@ -1,10 +1,13 @@
 """Turns go to whoever has the earliest deadline, one at a time; and when a process is not listening."""
 
 import asyncio
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.coordinator import turns as module
 from shoal.coordinator.standing import PAUSE_S
 from shoal.coordinator.turns import Absence, Turns
 
@@ -85,3 +88,25 @@ def test_a_pause_is_when_no_cluster_had_its_turn_and_none_was_busy() -> None:
     assert absence.pauses == 1
     absence.look(now_s + 1.2 * PAUSE_S)
     assert absence.pauses == 1
+
+
+def test_long_turns_leave_time_for_others_but_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a coordinator that plans all the time would not take the bundle that ends it."""
+    clock = SimpleNamespace(now_s=0.0)
+    rests: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=sleep))
+
+    async def run() -> None:
+        turns = Turns()
+        for took_s in (0.001, 0.03, 1.0, 30.0):
+            async with turns.turn(0.0):
+                clock.now_s += took_s
+
+    asyncio.run(run())
+    assert rests == [0, pytest.approx(0.1), pytest.approx(0.2)]
+    assert max(rests) < PAUSE_S

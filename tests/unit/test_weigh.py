@@ -134,6 +134,9 @@ def test_a_ranking_is_read_by_people() -> None:
     assert describe(ranking.candidates[0]) == (
         "pipeline on a, b, 204 ms a request and 10.0 requests/s predicted"
     )
+    first = ranking.candidates[0]
+    quick = replace(first, predicted=replace(first.predicted, latency_s=0.00054))
+    assert "0.54 ms a request" in describe(quick), "not one millisecond"
 
 
 def test_a_question_without_an_answer_has_a_refusal() -> None:
