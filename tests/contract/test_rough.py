@@ -28,8 +28,8 @@ A, B, C = BOARDS = tuple(BoardId(name) for name in ("a", "b", "c"))
 SHARES = (0.25, 0.5, 0.25)
 
 
-class Rough:
-    """A cluster in some weather."""
+class Boards:
+    """A cluster in some weather, and the model that it answers for."""
 
     def __init__(self, weather: Weather, model: Path, cluster: Cluster) -> None:
         self.weather, self.cluster = weather, cluster
@@ -62,7 +62,7 @@ class Rough:
         return [((board, mark.peer), int(mark.name.split()[1])) for board, mark in sent]
 
 
-Raised = Callable[[Weather], Rough]
+Raised = Callable[[Weather], Boards]
 
 
 @pytest.fixture(params=["sequence", "tensor"])
@@ -74,10 +74,10 @@ def raised(
     sharding = next(each for each in manifest.shardings if each.name == request.param)
     made: list[Cluster] = []
 
-    def make(weather: Weather) -> Rough:
+    def make(weather: Weather) -> Boards:
         told = programs(sharding, BOARDS, A, SHARES)
         made.append(Cluster(tmp_path, depot, manifest, told, weather.connected))
-        return Rough(weather, model, made[-1])
+        return Boards(weather, model, made[-1])
 
     yield make
     for cluster in made:
