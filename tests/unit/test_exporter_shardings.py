@@ -277,9 +277,9 @@ def test_every_style_is_divided_by_tokens_and_by_heads(name: str, written: Writt
     heads = sharding(manifest, "tensor")
     assert heads.units == HEADS, "not limited by the heads that keys have"
     assert heads.exchanges == (1 if style.parallel else 3), "two for each layer, the last at the lead only"
-    for found in (each for each in manifest.shardings if each.strategy == "sequence"):
+    for way in (each for each in manifest.shardings if each.strategy == "sequence"):
         if not style.fused_qkv:  # else one product makes all three
-            assert_queries_are_made_while_rows_travel(found, layers=2 if style.picks == () else 1)
+            assert_queries_are_made_while_rows_travel(way, layers=2 if style.picks == () else 1)
 
 
 def assert_queries_are_made_while_rows_travel(found: Sharding, layers: int) -> None:
