@@ -106,7 +106,7 @@ def test_an_attempt_begins_with_whoever_comes_first(board: BoardId, early: Board
 
 
 def test_a_frame_that_is_cut_off_or_lost_ends_the_attempt_and_the_next_is_answered(raised: Raised) -> None:
-    """Each frame of the program in its turn."""
+    """Each frame of the program in its turn; not at the attempt's deadline, of which other words are said."""
     rough, shares = raised(Weather()), cycle((0.0, 0.02, 0.5, 0.999))
     frames = rough.frames()
     assert len({way for way, _ in frames}) == len(BOARDS) * (len(BOARDS) - 1), (
@@ -114,11 +114,9 @@ def test_a_frame_that_is_cut_off_or_lost_ends_the_attempt_and_the_next_is_answer
     )
     for (source, target), tag in frames:
         rough.weather.next = Mishap(way=(source, target), tag=tag, share=next(shares))
-        begun_s = time.monotonic()
         with pytest.raises(BoardError, match=rf"(exchange with|what was sent to) ({source}|{target})\b"):
             rough.ask()
         assert rough.weather.next is None
-        assert time.monotonic() - begun_s < 10, "not at its deadline, but when the connection ends"
         assert rough.cluster.settled(), f"something is left of the attempt of which {source} lost {tag}"
         rough.retried()
     assert rough.cluster.settled()
