@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from shoal.messages import Telemetry
 from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
-from tests.connections import Mishap, Way, Weather
+from tests.connections import PATIENCE_S, Mishap, Way, Weather
 from tests.contract.test_shardings import Cluster, question
 
 A, B, C = BOARDS = tuple(BoardId(name) for name in ("a", "b", "c"))
@@ -45,12 +44,25 @@ class Boards:
             assert np.allclose(got[name], want, atol=1e-5)
 
     def retried(self) -> None:
-        """Ask until there is an answer: a connection that was closed late may end the next request too."""
+        """Ask until there is an answer: who learns late of a closed connection may end the next request too.
+
+        Who has closed it knows when its reader has come to the end; until then it sends nothing to that peer.
+        """
+        until_s = time.monotonic() + PATIENCE_S
+        while self._broken() and time.monotonic() < until_s:
+            time.sleep(0.001)
+        failures = []
         for _ in range(len(BOARDS)):
-            with suppress(BoardError):
+            try:
                 self.ask()
                 return
-        raise AssertionError("expected an answer in the end")
+            except BoardError as error:
+                failures.append(str(error))
+        raise AssertionError(f"expected an answer in the end, got {failures}")
+
+    def _broken(self) -> bool:
+        boards = self.cluster.boards.values()
+        return any(each.broken for board in boards for each in [*board.peers._outgoing.values()])
 
     def frames(self) -> list[tuple[Way, int]]:
         """Return who hands what to whom in a request: the ways, and the tags of the exchanges."""
