@@ -16,7 +16,6 @@ import numpy as np
 
 from benchmarks.collective import LAYERS, Case, hold, lead
 from benchmarks.record import spread, write
-from shoal.agent.connection import Buffers, Connection
 from shoal.agent.executor import Executor
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import Peers
@@ -29,6 +28,7 @@ from shoal.lab.network import Network
 from shoal.lab.scenario import Shape
 from shoal.lab.shaping import DESK, Wiring
 from shoal.records import Address, BoardId
+from tests.connections import Counted, Sent
 
 A, B = BoardId("a"), BoardId("b")
 REPEATS = {64: 60, 1_000: 60, 64_000: 40, 600_000: 12, 1_000_000: 12}
@@ -144,28 +144,15 @@ def met(size: int, ours_s: float, bare_s: float, rate: float) -> bool:
     return ours_s <= ALLOWED * bare_s
 
 
-class Counted(Connection):
-    """A connection that counts the bytes that are handed to it."""
-
-    def __init__(self, counts: list[int], sock: socket.socket, peer: BoardId | None) -> None:
-        super().__init__(sock, peer)
-        self._counts = counts
-
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
-        """Count, and send."""
-        self._counts.append(sum(len(buffer) for buffer in buffers))
-        super().send(buffers, waits=waits)
-
-
 def sent(codec: str, requests: int = 10) -> dict[str, object]:
     """Return the row of a codec: what two boards send in a request, and what was promised."""
     case = Case(boards=(A, B), rows=ROWS, codec=codec, block=False)
-    counts: list[int] = []
+    found: list[Sent] = []
     with Network(wiring(1e9, 0.0)) as network:
         executors = {board: Executor(board, lambda *_run: None, lambda *_failure: None) for board in (A, B)}
         addresses = {}
         for board, executor in executors.items():
-            executor.connect(Peers("bench", board, executor.begin, partial(Counted, counts)))
+            executor.connect(Peers("bench", board, executor.begin, partial(Counted, found, board)))
             host = network.address(board)
             port = network.hosts[board].inside(partial(executor.peers.listen, host, 0))
             addresses[board] = Address(host=host, data_port=port, http_port=1)
@@ -173,7 +160,7 @@ def sent(codec: str, requests: int = 10) -> dict[str, object]:
             hold(executor, case, addresses, None)
         x = np.random.default_rng(0).standard_normal((1, 2 * ROWS, 12, 64), np.float32)
         network.hosts[A].inside(lambda: lead(executors[A], x, 1))
-        counts.clear()
+        found.clear()
         before = sum(network.sent_bytes().values())
         network.hosts[A].inside(lambda: lead(executors[A], x, requests))
         on_the_wire = (sum(network.sent_bytes().values()) - before) / requests
@@ -181,7 +168,7 @@ def sent(codec: str, requests: int = 10) -> dict[str, object]:
             executor.peers.stop()
     gathered = 2 * LAYERS * 2 * codec_of(codec).size_bytes((1, ROWS, 12, 64), 1)
     promised = x.nbytes // 2 + gathered  # the other board's rows go out as they are
-    frames_bytes = sum(counts) / requests
+    frames_bytes = sum(each.size_bytes for each in found) / requests
     return {
         "codec": codec,
         "boards": 2,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from shoal.coordinator.planner import Candidate
 from shoal.coordinator.question import Question
 from shoal.exporter.export import export
 from shoal.exporter.verify import compare
+from shoal.frames import ALIGNED, Kind
 from shoal.manifest import Manifest
 from shoal.program import serving
 from shoal.records import BoardId, Profile, Source, Timing
@@ -21,6 +23,7 @@ from shoal.session import open_session
 from shoal.store import Store
 from tests import build
 from tests.asking import propose
+from tests.connections import Counted, Sent
 from tests.contract.conftest import TOKENS
 from tests.contract.test_shardings import Cluster, question
 
@@ -60,13 +63,21 @@ def test_what_is_proposed_is_run(strategy: str, bundle: tuple[Path, Path, Manife
     assert len(chosen.boards) > 1
     (lane,) = serving(chosen.lanes, {"tokens": TOKENS})
     told = dict(chosen.lanes[lane].programs)
-    cluster = Cluster(tmp_path, depot, manifest, {chosen.lead: told.pop(chosen.lead), **told})
+    sent: list[Sent] = []
+    told = {chosen.lead: told.pop(chosen.lead), **told}
+    cluster = Cluster(tmp_path, depot, manifest, told, lambda board: partial(Counted, sent, board))
     original = open_session(model)
-    asked = question(2, TOKENS, 5)
-    got = cluster.ask(asked, original.outputs)
-    for name, array in original.run(asked).items():
-        assert np.allclose(got[name], array, atol=1e-5)
+    for batch in (2, manifest.sample_sizes["batch"]):
+        sent.clear()
+        asked = question(batch, TOKENS, 5)
+        got = cluster.ask(asked, original.outputs)
+        for name, array in original.run(asked).items():
+            assert np.allclose(got[name], array, atol=1e-5)
+    assert cluster.settled()
     cluster.stop()
+    crossed = [each.header for each in sent if each.header.kind is Kind.TENSORS]
+    filled_bytes = sum(each.length for each in crossed) - chosen.predicted.carried_bytes
+    assert 0 <= filled_bytes <= sum((ALIGNED - 1) * each.count for each in crossed)
 
 
 def best(manifest: Manifest, change: Callable[[Profile], Profile]) -> Candidate:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import onnx
 import pytest
 from aiohttp import web
 
+from shoal.agent.connection import Connection
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
 from shoal.agent.peers import Peers
 from shoal.agent.room import Needs, Room
 from shoal.agent.sessions import Sessions
+from shoal.agent.trace import Trace
 from shoal.book import book_of
 from shoal.codebooks import each, wanted
 from shoal.codec import codec_of
@@ -37,27 +39,35 @@ from shoal.session import open_session
 from shoal.sharding import programs
 from shoal.store import Store
 from tests import models
+from tests.connections import Connected
 from tests.contract.conftest import TOKENS
 
 
 class Board:
-    def __init__(self, name: BoardId, folder: Path) -> None:
+    def __init__(self, name: BoardId, folder: Path, connected: Connected = Connection) -> None:
         self.store = Store(folder / name)
         self.sessions = Sessions(self.store, replace(boards.load("x86-mini").runtime, threads=1), 1 << 30)
         self.executor = Executor(name, lambda *_run: None, lambda *_failure: None)
-        self.peers = Peers("test", name, self.executor.begin)
+        self.peers = Peers("test", name, self.executor.begin, connected)
         self.executor.connect(self.peers)
         self.address = Address(host="127.0.0.1", data_port=self.peers.listen("127.0.0.1", 0), http_port=1)
 
 
 class Cluster:
-    """Boards that hold one plan."""
+    """Boards that hold one plan, each with connections of its own kind if that is said."""
 
-    def __init__(self, folder: Path, depot: Path, manifest: Manifest, told: dict[BoardId, Program]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        depot: Path,
+        manifest: Manifest,
+        told: dict[BoardId, Program],
+        connected: Callable[[BoardId], Connected] = lambda _board: Connection,
+    ) -> None:
         self.lead = next(iter(told))
-        self.boards = {name: Board(name, folder) for name in told}
+        self.boards = {name: Board(name, folder, connected(name)) for name in told}
         addresses = {name: board.address for name, board in self.boards.items()}
-        plan = Plan(
+        self.plan = plan = Plan(
             epoch=1,
             bundle=Sha256("0" * 64),
             model="m",
@@ -94,9 +104,26 @@ class Cluster:
                 await fetcher.fetch_pieces(url, needs.pieces)
         await runner.cleanup()
 
-    def ask(self, inputs: dict[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
-        executor = self.boards[self.lead].executor
-        return executor.lead(1, 0, secrets.token_bytes(16), inputs, time.monotonic() + 20, list(wanted))
+    def ask(
+        self,
+        inputs: dict[str, Array],
+        wanted: Sequence[str],
+        attempt: bytes = b"",
+        trace: Trace | None = None,
+        within_s: float = 20.0,
+    ) -> dict[str, Array]:
+        executor, attempt = self.boards[self.lead].executor, attempt or secrets.token_bytes(16)
+        return executor.lead(1, 0, attempt, inputs, time.monotonic() + within_s, list(wanted), trace)
+
+    def settled(self) -> bool:
+        """Wait until no board has an attempt or anything that came for one, and say whether that is so."""
+        until_s = time.monotonic() + 3
+        while self._under_way() and time.monotonic() < until_s:
+            time.sleep(0.005)
+        return not self._under_way()
+
+    def _under_way(self) -> bool:
+        return any(len(board.peers.inboxes) or board.executor.busy for board in self.boards.values())
 
     def stop(self) -> None:
         for board in self.boards.values():
@@ -131,10 +158,7 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
         for name, array in want.items():
             assert got[name].shape == array.shape
             assert np.allclose(got[name], array, atol=1e-5)
-    until_s = time.monotonic() + 3
-    while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
-        time.sleep(0.005)
-    assert not any(board.peers.inboxes for board in cluster.boards.values()), "something is left behind"
+    assert cluster.settled(), "something is left behind"
 
 
 @pytest.mark.parametrize(
@@ -239,10 +263,7 @@ def test_keys_and_values_for_one_row_go_to_the_lead_alone(
             want = open_session(model).run({"input_ids": ids})["logits"]
             got = cluster.ask({"input_ids": ids}, ["logits"])["logits"]
             assert np.abs(np.subtract(got, want)).max() <= within * np.abs(want).max()
-        until_s = time.monotonic() + 3
-        while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
-            time.sleep(0.005)
-        assert not any(board.peers.inboxes for board in cluster.boards.values()), "nobody waits for the lead"
+        assert cluster.settled(), "nobody waits for the lead"
     finally:
         cluster.stop()
 

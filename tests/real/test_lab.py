@@ -94,18 +94,22 @@ def test_nothing_is_left_of_a_lab_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_scenario_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of requests of two rows each, which boards also share by layers, by tokens and by heads."""
     monkeypatch.setattr(run, "CALM_S", 1.0)
     monkeypatch.setattr(meter, "TOLERANCE", 20.0)  # a busy machine is no reason not to report here
-    more = 'duration = 4\nbroker = "embedded"\nbaselines = ["pipeline"]\nmargin = 0.9'
+    ways = ["pipeline", "sequence", "tensor"]
+    more = f'duration = 4\nbroker = "embedded"\nbaselines = {json.dumps(ways)}\nmargin = 0.9'
     text, said = SCENARIO.replace("duration = 6", more), list[str]()
+    text = text.replace("clients = 2", "clients = 2\nbatch = 2")
     found: dict[str, Any] = {**summary(run.run(parse(text, "x.toml"), tmp_path, said.append, loopback=True))}
     assert found["how"] == "measured on loopback"
     assert (found["failed"], found["wrong"]) == (0, 0)
     assert found["bytes_per_inference"] is None
-    (pipeline,) = found["baselines"]
-    assert sorted(pipeline["boards"]) == ["a", "b"]
-    assert pipeline["rate_per_s"] > 1
-    assert pipeline["failed"] == 0
+    assert [each["strategy"] for each in found["baselines"]] == ways
+    for each in found["baselines"]:
+        assert sorted(each["boards"]) == ["a", "b"]
+        assert each["rate_per_s"] > 1
+        assert each["failed"] == 0
     before, after = (line for line in said if line.startswith("plan: "))
     assert before == after  # the cluster's own plan is back
     assert found["requests"] > 20

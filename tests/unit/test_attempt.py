@@ -11,7 +11,7 @@ import pytest
 from shoal import frames
 from shoal.agent.attempt import Attempt, turns_in
 from shoal.agent.connection import Buffers
-from shoal.agent.inbox import Arrived, Inbox
+from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
@@ -57,8 +57,21 @@ class Maps(Session):
         return {self.outputs[0]: self._does(*(inputs[name] for name in self.inputs))}
 
 
+ASKING = (
+    SCATTER,
+    Run(segment="same"),
+    Run(segment="double"),
+    replace(GATHER, chunks=1),
+    Run(segment="ask"),
+    Run(segment="attend"),
+    ANSWER,
+)
+"""The queries are made of a board's own rows, while what others hand over travels."""
 SESSIONS = {
     Run(segment="same"): Maps(["x"], "h", lambda x: x),
+    Run(segment="double"): Maps(["h"], "k", lambda h: 2 * h),
+    Run(segment="ask"): Maps(["h"], "Q", lambda h: 3 * h),
+    Run(segment="attend"): Maps(["Q", "K"], "y", lambda queries, whole: queries + whole.sum(axis=0)),
     Run(segment="double", chunks=2): Maps(["h"], "k", lambda h: 2 * h),
     Run(segment="add"): Maps(["h", "K"], "y", lambda h, whole: h + whole.sum(axis=0)),
 }
@@ -70,12 +83,24 @@ def now(array: Array) -> Arrived:
     return Arrived(arrays=[array], size_bytes=array.nbytes, begun_s=at_s, ended_s=at_s)
 
 
+class Noted(Inbox):
+    """An inbox that notes what is taken out of it."""
+
+    def __init__(self, did: list[str]) -> None:
+        super().__init__(frozenset({B}))
+        self._did = did
+
+    def take(self, keys: Sequence[Key], deadline_s: float) -> list[Arrived]:
+        self._did += [f"take {tag}.{chunk}" for tag, _, chunk in keys]
+        return super().take(keys, deadline_s)
+
+
 class Alone:
     """A board of which is noted what it does, and an inbox that holds what the other hands over."""
 
     def __init__(self) -> None:
         self.did: list[str] = []
-        self.inbox = Inbox(frozenset({B}))
+        self.inbox = Noted(self.did)
         self.crossed: list[tuple[Crossed, float]] = []
 
     def came(self, tag: int, array: Array, chunk: int = 0) -> None:
@@ -119,7 +144,28 @@ def test_a_run_in_chunks_and_what_hands_them_out_take_turns() -> None:
         "send 1.0",
         "run double",
         "send 1.1",
+        "take 1.0",
+        "take 1.1",
         "run add",
+        "take 2.0",
+    ]
+
+
+def test_what_others_hand_over_is_waited_for_when_there_is_nothing_else_to_do() -> None:
+    board, theirs = Alone(), X[4:]
+    board.came(1, 2 * theirs)
+    board.came(2, 3 * theirs + 2 * X.sum(axis=0))
+    got = board.part(*ASKING).play({"q": X}, ["z"])["z"]
+    assert np.array_equal(got, 3 * X + 2 * X.sum(axis=0))
+    assert board.did == [
+        "send 0.0",
+        "run same",
+        "run double",
+        "send 1.0",
+        "run ask",
+        "take 1.0",
+        "run attend",
+        "take 2.0",
     ]
 
 
@@ -177,12 +223,15 @@ def test_what_nobody_needs_any_more_is_let_go() -> None:
     assert drops[-1] >= {"y"}
 
 
-def test_a_collective_is_settled_where_a_tensor_of_it_is_needed_first() -> None:
-    turns = turns_in(Program(steps=STEPS), SESSIONS)
-    assert [[begun.kind for begun in turn.settles] for turn in turns] == [
-        [],
-        ["scatter"],
-        [],
-        ["gather"],
-        [],
-    ]
+@pytest.mark.parametrize(
+    ("steps", "settled"),
+    [
+        (STEPS, [[], ["scatter"], [], ["gather"], []]),
+        (ASKING, [[], ["scatter"], [], [], [], ["gather"], []]),
+    ],
+)
+def test_a_collective_is_settled_where_a_tensor_of_it_is_needed_first(
+    steps: Sequence[Step], settled: Sequence[Sequence[str]]
+) -> None:
+    turns = turns_in(Program(steps=tuple(steps)), SESSIONS)
+    assert [[begun.kind for begun in turn.settles] for turn in turns] == settled

@@ -20,7 +20,7 @@ from shoal.exporter.division import Division, NotDivisibleError
 from shoal.exporter.export import export
 from shoal.exporter.prove import Segments
 from shoal.exporter.together import play
-from shoal.manifest import Manifest, ShardCollective, Sharding, Verification
+from shoal.manifest import Manifest, ShardCollective, Sharding, ShardRun, ShardStep, Verification
 from shoal.profiler.counts import counts, samples
 from shoal.program import Collective, Exchange, Run
 from shoal.records import Array, BoardId
@@ -277,6 +277,31 @@ def test_every_style_is_divided_by_tokens_and_by_heads(name: str, written: Writt
     heads = sharding(manifest, "tensor")
     assert heads.units == HEADS, "not limited by the heads that keys have"
     assert heads.exchanges == (1 if style.parallel else 3), "two for each layer, the last at the lead only"
+    for way in (each for each in manifest.shardings if each.strategy == "sequence"):
+        if not style.fused_qkv:  # else one product makes all three
+            assert_queries_are_made_while_rows_travel(way, layers=2 if style.picks == () else 1)
+
+
+def assert_queries_are_made_while_rows_travel(found: Sharding, layers: int) -> None:
+    """Of the first layers: of the last one's few rows the lead alone makes them."""
+    segments = {segment.name: segment for segment in found.segments}
+    gathers = [at for at, step in enumerate(found.steps) if all_gather(step)]
+    assert len(gathers) == 2
+    for at in gathers[:layers]:
+        gather, run, behind = found.steps[at : at + 3]
+        assert isinstance(gather, ShardCollective)
+        assert isinstance(run, ShardRun)
+        assert isinstance(behind, ShardRun)
+        made = {spec.name for spec in gather.made}
+        reads = [{spec.name for spec in segments[each.segment].inputs} for each in (run, behind)]
+        assert [made & each for each in reads] == [set(), made], f"{found.name}, step {at}"
+        assert not run.lead_only
+        weights = {blob.size_bytes for blob in segments[run.segment].weights}
+        assert 4 * HIDDEN * HIDDEN in weights, "what projects the queries"
+
+
+def all_gather(step: ShardStep) -> bool:
+    return isinstance(step, ShardCollective) and step.among_all and step.kind == "gather"
 
 
 @pytest.mark.parametrize("name", STYLES)
