@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
 from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.crossing import Crossed
+from shoal.errors import BoardError, ModelError
 from shoal.frames import Header
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
@@ -209,7 +211,7 @@ class Attempt:
         Where too many would be left out, it waits for all.
         """
         came: dict[Key, Arrived] = {}
-        with self._noting("wait", name):
+        with self._noting("wait", name), _Naming(name):
             if step is not None and step.deadline_s:
                 until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
                 came = self.inbox.take_in_time(keys, until_s)
@@ -225,7 +227,8 @@ class Attempt:
 
     def _send(self, name: str, peer: BoardId, buffers: Buffers) -> None:
         begun_s = time.monotonic()
-        self.send(peer, buffers)
+        with _Naming(name):
+            self.send(peer, buffers)
         if self.notes is not None:
             size = sum(len(buffer) for buffer in buffers)
             self.notes.note("send", name, begun_s, time.monotonic(), peer, size)
@@ -245,6 +248,27 @@ class Attempt:
     def _noting(self, what: What, name: str) -> AbstractContextManager[None]:
         """Note what happens inside, if anything is noted."""
         return _NOT_NOTED if self.notes is None else self.notes.noting(what, name)
+
+
+class _Naming:
+    """Names the step in what goes wrong inside."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        """Nothing is to be done before."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ExchangeError):
+            raise ExchangeError(error.peer, f"{self._name}: {error.why}") from error
+        if isinstance(error, BoardError | ModelError):
+            same = BoardError if isinstance(error, BoardError) else ModelError
+            raise same(f"{self._name}: {error}") from error
 
 
 def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:

@@ -78,8 +78,7 @@ class Inbox:
         """
         found = self.take_in_time(keys, deadline_s)
         if late := [key for key in keys if key not in found]:
-            tag, giver, _ = min(late)
-            raise BoardError(f"nothing came from {giver} for step {tag} in time")
+            raise BoardError(f"nothing came from {late[0][1]} in time")
         return [found[key] for key in keys]
 
     def take_in_time(self, keys: Sequence[Key], until_s: float) -> dict[Key, Arrived]:

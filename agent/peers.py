@@ -315,9 +315,8 @@ class Peers:
             self.on_notes(header.attempt, peer, (yield from connection.receive(header.length)))
         else:
             said = (yield from connection.receive(header.length)).decode(errors="replace")
-            refused = header.kind is Kind.REFUSE
-            why = partial(ModelError, said) if refused else partial(BoardError, f"{peer}: {said}")
-            self.inboxes.end(header.attempt, why)
+            error = ModelError if header.kind is Kind.REFUSE else BoardError
+            self.inboxes.end(header.attempt, partial(error, f"{peer}: {said}"))
 
     def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> Reading:
         """Receive tensors, and now and then tell their sender how fast they come."""

@@ -181,7 +181,7 @@ def test_a_board_that_is_not_ready_says_so(boards: tuple[Board, Board]) -> None:
 def test_a_silent_board_ends_the_attempt_in_time(boards: tuple[Board, Board]) -> None:
     boards[1].second.gate = threading.Event()
     begun_s = time.monotonic()
-    with pytest.raises(BoardError, match="nothing came from b for step 1"):
+    with pytest.raises(BoardError, match="send 1: nothing came from b in time"):
         ask(boards[0], within_s=0.3)
     assert boards[0].failures == [], "a request that ran out of time says nothing of the link"
     assert time.monotonic() - begun_s < 2.0
@@ -222,7 +222,7 @@ def test_a_dropped_epoch_takes_no_new_attempt_and_ends(boards: tuple[Board, Boar
         ask(boards[0])
     boards[0].executor.give_up(1)
     thread.join(3)
-    assert results == ["a: epoch 1 is over"]
+    assert results == ["send 1: a: epoch 1 is over"]
     assert boards[0].executor.drop(1)
     gate.set()
     assert settled(*boards)

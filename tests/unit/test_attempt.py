@@ -17,6 +17,7 @@ from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
 from shoal.codec import codec_of
 from shoal.crossing import Crossed
+from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import HEADER, Header, Kind
 from shoal.program import Collective, Exchange, Program, Run, Step
 from shoal.records import Array, BoardId
@@ -144,6 +145,30 @@ def test_of_means_it_is_told_how_much_they_were_made_of() -> None:
     assert len(made) == 6, "four rows of its own, and two means"
     assert given == Crossed(given=True, codec=rows.codec, messages=1, float_bytes=48, size_bytes=24)
     assert taken == replace(given, given=False)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        (ExchangeError(B, "closed"), ExchangeError, "^exchange with b: gather 1: closed$"),
+        (BoardError("b: no memory"), BoardError, "^gather 1: b: no memory$"),
+        (ModelError("b: x does not fit"), ModelError, "^gather 1: b: x does not fit$"),
+    ],
+)
+def test_what_goes_wrong_elsewhere_is_told_with_the_step(
+    failure: ShoalError, kind: type[ShoalError], words: str
+) -> None:
+    board = Alone()
+    begun = (SCATTER, replace(GATHER, tensors=("x",), chunks=1))
+    board.inbox.end(lambda: failure)
+    with pytest.raises(kind, match=words):
+        board.part(*begun).play({"q": X}, ["K"])
+
+    def refused(_peer: BoardId, _buffers: Buffers) -> None:
+        raise failure
+
+    with pytest.raises(kind, match=words.replace("gather 1", "scatter 0")):
+        replace(board.part(*begun), send=refused).play({"q": X}, ["K"])
 
 
 def test_a_board_with_one_row_computes_one_chunk() -> None:
