@@ -18,6 +18,7 @@ from typing import Final
 
 from shoal import frames
 from shoal.agent.attempt import Attempt, Turn, turns_in
+from shoal.agent.connection import Purpose
 from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
@@ -209,6 +210,7 @@ class Executor:
 
     def _part(self, held: Held, header: Header, inbox: Inbox, deadline_s: float) -> Attempt:
         """Return this board's part of an attempt."""
+        purpose = Purpose(attempt=header.attempt, until_s=deadline_s, check=inbox.check)
         return Attempt(
             board=self._board,
             turns=held.turns[header.lane],
@@ -217,7 +219,7 @@ class Executor:
             header=header,
             inbox=inbox,
             deadline_s=deadline_s,
-            send=self.peers.send,
+            send=partial(self.peers.send, purpose=purpose),
             alone=self.alone,
             on_run=self._on_run,
             on_exchange=self._crossed,

@@ -64,6 +64,16 @@ class Inbox:
                 if not self._missing:
                     self._ring()
 
+    @property
+    def over(self) -> bool:
+        """Say whether the attempt is over."""
+        return self._over is not None
+
+    def check(self) -> None:
+        """Raise why the attempt is over, if it is."""
+        if self._over is not None:
+            raise self._over()
+
     def end(self, why: Callable[[], Exception]) -> None:
         """Make every wait on this inbox fail with what `why` returns."""
         with self._lock:
@@ -89,8 +99,7 @@ class Inbox:
         with self._lock:
             self._missing = {key for key in keys if key not in self._arrived}
         while self._missing:
-            if self._over is not None:
-                raise self._over()
+            self.check()
             left_s = until_s - time.monotonic()
             if left_s <= 0 or not self._bell.acquire(timeout=left_s):
                 break

@@ -23,7 +23,7 @@ import numpy as np
 
 from shoal import frames
 from shoal.agent.coming import Coming, heard, told
-from shoal.agent.connection import Buffers, Connection, tuned
+from shoal.agent.connection import Buffers, Connection, CrowdedError, Purpose, tuned
 from shoal.agent.inbox import Arrived, Inbox, Inboxes
 from shoal.agent.reading import Reader, Reading, accepting
 from shoal.encoding import from_json, to_json
@@ -128,10 +128,15 @@ class Peers:
         for connection in stale:
             connection.close()
 
-    def send(self, peer: BoardId, buffers: Buffers) -> None:
-        """Send frames to `peer`.  Raises ExchangeError."""
+    def send(self, peer: BoardId, buffers: Buffers, purpose: Purpose | None = None) -> None:
+        """Send frames to `peer`, as `Connection.send` does with a purpose and without.
+
+        Raises ExchangeError, or CrowdedError, which is no proof against the link, or why `purpose` is over.
+        """
+        if purpose is not None:
+            purpose.check()
         try:
-            self._connection(peer).send(buffers)
+            self._connection(peer).send(buffers, purpose)
         except (OSError, ValueError) as error:  # ValueError: an address that is none
             raise ExchangeError(peer, f"cannot send: {error}") from error
 
@@ -141,7 +146,11 @@ class Peers:
             return peer in self._outgoing
 
     def abort(self, attempt: bytes, peers: frozenset[BoardId], kind: Kind, why: str) -> None:
-        """Tell the others that an attempt is over, as far as they can be reached."""
+        """Drop what waits to be sent for an attempt that is over, and tell `peers` if they can be reached."""
+        with self._lock:
+            connections = list(self._outgoing.values())
+        for connection in connections:
+            connection.drop(attempt)
         for peer in peers:
             try:
                 self.send(peer, frames.text(kind, why, attempt=attempt))
@@ -170,11 +179,12 @@ class Peers:
         answers = self._pongs[token] = queue.SimpleQueue[float]()
         header = frames.pack(Header(kind=kind, attempt=token, length=size_bytes))
         payload = bytes(size_bytes)
+        purpose = Purpose(attempt=token, until_s=time.monotonic() + timeout_s, check=lambda: None)
         try:
             for _ in range(count):
-                self.send(peer, [header, payload])
+                self.send(peer, [header, payload], purpose)
             return [answers.get(timeout=timeout_s) for _ in range(count)]
-        except queue.Empty as error:
+        except (queue.Empty, CrowdedError) as error:
             raise ExchangeError(peer, f"no answer to a ping within {timeout_s:.0f} s") from error
         finally:
             del self._pongs[token]
@@ -303,7 +313,7 @@ class Peers:
             yield from connection.discard(header.length)
             size_bytes = header.length if header.kind is Kind.ECHO else 0
             pong = Header(kind=Kind.PONG, attempt=header.attempt, length=size_bytes)
-            connection.send([frames.pack(pong), bytes(size_bytes)], waits=False)
+            connection.send([frames.pack(pong), bytes(size_bytes)])
         elif header.kind is Kind.PONG:
             yield from connection.discard(header.length)
             waiting = self._pongs.get(header.attempt)
@@ -317,6 +327,10 @@ class Peers:
             said = (yield from connection.receive(header.length)).decode(errors="replace")
             error = ModelError if header.kind is Kind.REFUSE else BoardError
             self.inboxes.end(header.attempt, partial(error, f"{peer}: {said}"))
+            with self._lock:
+                back = self._outgoing.get(peer)
+            if back is not None:  # it needs nothing of ours for that any more
+                back.drop(header.attempt)
 
     def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> Reading:
         """Receive tensors, and now and then tell their sender how fast they come."""
@@ -333,7 +347,7 @@ class Peers:
             fastest = connection.came.of(transfer, time.monotonic())
             if fastest is not None:
                 self.on_came(peer, fastest)
-                connection.send(told(fastest), waits=False)
+                connection.send(told(fastest))
 
         try:
             yield from connection.receive_into(view, passed)
@@ -350,7 +364,7 @@ class Peers:
                 inbox = self._on_attempt(header, peer)
             except BoardError as error:
                 self.dropped += 1
-                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt), waits=False)
+                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
                 return
         if peer not in inbox.peers:
             self.dropped += 1

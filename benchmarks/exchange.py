@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.collective import LAYERS, Case, hold, lead
 from benchmarks.record import spread, write
-from shoal.agent.connection import Buffers, Connection
+from shoal.agent.connection import Buffers, Connection, Purpose
 from shoal.agent.executor import Executor
 from shoal.agent.inbox import Inbox
 from shoal.agent.peers import Peers
@@ -151,10 +151,10 @@ class Counted(Connection):
         super().__init__(sock, peer)
         self._counts = counts
 
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
+    def send(self, buffers: Buffers, purpose: Purpose | None = None) -> None:
         """Count, and send."""
         self._counts.append(sum(len(buffer) for buffer in buffers))
-        super().send(buffers, waits=waits)
+        super().send(buffers, purpose)
 
 
 def sent(codec: str, requests: int = 10) -> dict[str, object]:

@@ -4,13 +4,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from shoal import frames
+from shoal.agent.connection import Buffers, Purpose
 from shoal.agent.executor import Executor
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.spare import Spare
@@ -302,6 +303,43 @@ def test_a_tensor_for_an_attempt_of_others_is_refused(boards: tuple[Board, Board
         header = frames.unpack(fixed)
         assert header.kind is Kind.ABORT
     assert boards[1].under_way == 0
+
+
+def bytes_of(buffers: Buffers) -> bytes:
+    return b"".join(bytes(part) for part in buffers)
+
+
+def comes(holds: Callable[[], bool]) -> bool:
+    until_s = time.monotonic() + 5
+    while not holds() and time.monotonic() < until_s:
+        time.sleep(0.005)
+    return holds()
+
+
+def test_a_peer_is_not_sent_what_it_says_it_does_not_need(boards: tuple[Board, Board]) -> None:
+    purpose = Purpose(attempt=secrets.token_bytes(16), until_s=time.monotonic() + 5, check=lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as reads_nothing:
+        port = reads_nothing.getsockname()[1]
+        boards[0].peers.know({B: replace(boards[1].address, data_port=port)})
+        for size_bytes in (1 << 24, 1000):
+            boards[0].peers.send(B, [bytes(size_bytes)], purpose)
+        to_b = boards[0].peers._outgoing[B]
+        assert len(to_b._queue) == 2
+        with raw(boards[0], '{"cluster":"test","sender":"b","receiver":"a"}') as sock:
+            sock.sendall(bytes_of(frames.text(Kind.ABORT, "no", attempt=purpose.attempt)))
+            assert comes(lambda: len(to_b._queue) == 1)
+
+
+def test_an_attempt_that_is_over_sends_no_more(boards: tuple[Board, Board]) -> None:
+    gate = boards[1].second.gate = threading.Event()
+    with pytest.raises(BoardError, match="nothing came from b"):
+        ask(boards[0], within_s=0.05)
+    assert comes(lambda: all(inbox.over for inbox in boards[1].peers.inboxes._open.values()))
+    gate.set()
+    assert settled(*boards)
+    boards[0].peers.ping(B, 0, 5.0)
+    boards[1].peers.ping(A, 0, 5.0)
+    assert boards[0].peers.dropped == 0
 
 
 def test_a_ping_tells_when_all_bytes_are_there(boards: tuple[Board, Board]) -> None:
