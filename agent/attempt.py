@@ -22,7 +22,17 @@ from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
-from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
+from shoal.collective import (
+    NO_BOOKS,
+    Books,
+    MisfitError,
+    handed_out,
+    made_of,
+    makes,
+    may_give,
+    messages,
+    needs,
+)
 from shoal.crossing import Crossed
 from shoal.errors import BoardError, ModelError
 from shoal.frames import Header
@@ -216,6 +226,7 @@ class Attempt:
                 until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
                 came = self.inbox.take_in_time(keys, until_s)
                 if self.spare.allows(len(keys), len(keys) - len(came), step.late_rows):
+                    self.inbox.give_up([key for key in keys if key not in came])
                     keys = [*came]
             missing = [key for key in keys if key not in came]
             came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
@@ -269,6 +280,19 @@ class _Naming:
         if isinstance(error, BoardError | ModelError):
             same = BoardError if isinstance(error, BoardError) else ModelError
             raise same(f"{self._name}: {error}") from error
+
+
+def awaited_in(program: Program, board: BoardId) -> frozenset[Key]:
+    """Return all messages that `board` may wait for in its program, whatever the sizes of a request."""
+    collectives = [step for step in program.steps if isinstance(step, Collective)]
+    found = {
+        (step.tag, giver, chunk)
+        for step in collectives
+        for giver in may_give(step, board)
+        for chunk in range(step.chunks)
+    }
+    exchanges = [step for step in program.steps if isinstance(step, Exchange) and step.kind == "recv"]
+    return frozenset(found.union((step.tag, step.peer, 0) for step in exchanges))
 
 
 def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:

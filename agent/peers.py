@@ -2,8 +2,9 @@
 
 One thread reads all connections, whoever opened them; whoever has something to send opens one if it has
 none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
-is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames of attempts that are over are
-dropped and counted.  Whatever is not our protocol closes that connection, and is counted and logged.
+is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames that nobody waits for are
+dropped and counted (`admission`).  Whatever is not our protocol closes that connection, and is counted and
+logged.
 """
 
 import logging
@@ -17,11 +18,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from shoal import frames
+from shoal.agent.admission import Admission, Starter
 from shoal.agent.coming import Coming, heard, told
 from shoal.agent.connection import Buffers, Connection, CrowdedError, Purpose, tuned
 from shoal.agent.inbox import Arrived, Inbox, Inboxes
@@ -61,14 +63,6 @@ class Hello:
     receiver: BoardId
 
 
-class Starter(Protocol):
-    """Begins this board's part of an attempt that a peer began."""
-
-    def __call__(self, header: Header, peer: BoardId) -> Inbox:
-        """Return the attempt's inbox; BoardError says why this board cannot take part."""
-        ...
-
-
 class Peers:
     """All connections of a board."""
 
@@ -82,10 +76,11 @@ class Peers:
         """`connected` makes a connection of a socket and the peer at its other end, if that is known."""
         self.inboxes = Inboxes(board)
         """Of the attempts that this board takes part in."""
+        self.admission = Admission(self.inboxes, on_attempt)
+        """Of the frames that come."""
         self._connected = connected
         self._cluster = cluster
         self._board = board
-        self._on_attempt = on_attempt
         self._lock = threading.Lock()
         self._addresses: Mapping[BoardId, Address] = {}
         self._outgoing: dict[BoardId, Connection] = {}
@@ -94,8 +89,6 @@ class Peers:
         self._all: set[Connection] = set()
         self._pongs: dict[bytes, queue.SimpleQueue[float]] = {}
         self._closing = False
-        self.dropped = 0
-        """Frames of attempts that are over."""
         self.refused = 0
         """Connections that did not keep to the protocol."""
         self.on_heard: Callable[[BoardId, Transfer], None] = lambda _peer, _transfer: None
@@ -273,6 +266,7 @@ class Peers:
                 yield from self._take(connection, connection.peer)
         except WireError as error:
             self.refused += 1
+            self.admission.refuse(connection.peer)
             why = str(error)
             log.warning("refused a connection from %s: %s", connection.peer or "a stranger", error)
         except OSError as error:
@@ -298,6 +292,10 @@ class Peers:
         header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is Kind.TENSORS:
             laid = frames.layout(header, (yield from connection.receive(header.table)))
+            inbox = self._admitted(connection, peer, header)
+            if inbox is None:
+                yield from connection.discard(header.length)
+                return
             payload = np.empty(header.length, np.uint8)
             begun_s = time.monotonic()
             if header.length:
@@ -308,7 +306,8 @@ class Peers:
                 begun_s=begun_s,
                 ended_s=time.monotonic(),
             )
-            self._deliver(connection, peer, header, arrived)
+            if not inbox.put((header.tag, peer, header.chunk), arrived):
+                self.admission.drop_late(header, peer, "nobody waits for them any more")
         elif header.kind in (Kind.PING, Kind.ECHO):
             yield from connection.discard(header.length)
             size_bytes = header.length if header.kind is Kind.ECHO else 0
@@ -326,7 +325,8 @@ class Peers:
         else:
             said = (yield from connection.receive(header.length)).decode(errors="replace")
             error = ModelError if header.kind is Kind.REFUSE else BoardError
-            self.inboxes.end(header.attempt, partial(error, f"{peer}: {said}"))
+            why = partial(error, f"{peer}: {said}")
+            self.admission.end(header, peer, why)
             with self._lock:
                 back = self._outgoing.get(peer)
             if back is not None:  # it needs nothing of ours for that any more
@@ -354,23 +354,13 @@ class Peers:
         finally:
             self._coming.remove(own)
 
-    def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
-        inbox, over = self.inboxes.find(header.attempt)
-        if over:
-            self.dropped += 1
-            return
-        if inbox is None:
-            try:
-                inbox = self._on_attempt(header, peer)
-            except BoardError as error:
-                self.dropped += 1
-                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
-                return
-        if peer not in inbox.peers:
-            self.dropped += 1
-            log.warning("dropped tensors of %s, which has no part in that request", peer)
-            return
-        inbox.put((header.tag, peer, header.chunk), arrived)
+    def _admitted(self, connection: Connection, peer: BoardId, header: Header) -> Inbox | None:
+        """Return where tensors go, None if nowhere; tell the peer of whose attempt we cannot take part in."""
+        try:
+            return self.admission.admit(header, peer)
+        except BoardError as error:
+            connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
+            return None
 
     def _lost(self, connection: Connection, why: str) -> None:
         """Close, and end the attempts that the peer has part in, here and, if we sent on this, there."""

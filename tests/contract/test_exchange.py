@@ -190,7 +190,6 @@ def test_a_silent_board_ends_the_attempt_in_time(boards: tuple[Board, Board]) ->
     assert settled(*boards)
     boards[1].second.gate = None
     np.testing.assert_array_equal(ask(boards[0]), 4 * X)
-    assert boards[0].peers.dropped <= 1
 
 
 def test_a_board_that_goes_away_ends_the_attempt_at_once(boards: tuple[Board, Board]) -> None:
@@ -309,11 +308,59 @@ def bytes_of(buffers: Buffers) -> bytes:
     return b"".join(bytes(part) for part in buffers)
 
 
+def tensors(attempt: bytes, tag: int = 0, chunk: int = 0) -> bytes:
+    return bytes_of(frames.tensors([X - 1], attempt=attempt, epoch=1, lane=0, tag=tag, chunk=chunk))
+
+
 def comes(holds: Callable[[], bool]) -> bool:
     until_s = time.monotonic() + 5
     while not holds() and time.monotonic() < until_s:
         time.sleep(0.005)
     return holds()
+
+
+def test_what_is_late_is_dropped_before_any_of_it_is_read(boards: tuple[Board, Board]) -> None:
+    attempt, peers = secrets.token_bytes(16), boards[1].peers
+    peers.inboxes.close(attempt)
+    with raw(boards[1], '{"cluster":"test","sender":"a","receiver":"b"}') as sock:
+        sock.sendall(tensors(attempt)[: frames.HEADER.size + 18])  # header and table, and nothing follows
+        assert comes(lambda: peers.admission.late == 1)
+        sock.sendall(tensors(attempt)[frames.HEADER.size + 18 :] + tensors(attempt))
+        assert comes(lambda: peers.admission.late == 2), "the stream goes on where the first frame ends"
+    assert boards[1].under_way == 0
+    np.testing.assert_array_equal(ask(boards[0]), 4 * X)
+
+
+def test_what_does_not_belong_to_a_living_attempt_leaves_it_as_it_is(boards: tuple[Board, Board]) -> None:
+    attempt, peers = secrets.token_bytes(16), boards[1].peers
+    gate = boards[1].second.gate = threading.Event()
+    answers: list[Array] = []
+
+    def lead() -> None:
+        found = boards[0].executor.lead(1, 0, attempt, {"x": X}, time.monotonic() + 20, ["z"])
+        answers.append(found["z"])
+
+    thread = threading.Thread(target=lead)
+    thread.start()
+    assert comes(lambda: boards[1].under_way == 1)
+    hello = '{{"cluster":"test","sender":"{}","receiver":"b"}}'
+    with raw(boards[1], hello.format("a")) as lead_again, raw(boards[1], hello.format("c")) as stranger:
+        lead_again.sendall(tensors(attempt))  # once more, with other numbers
+        assert comes(lambda: peers.admission.late == 1)
+        for foreign in (tensors(attempt, tag=1), tensors(attempt, tag=7), tensors(attempt, chunk=1)):
+            lead_again.sendall(foreign)
+        for kind in (Kind.ABORT, Kind.REFUSE):
+            stranger.sendall(bytes_of(frames.text(kind, "stop", attempt=attempt)))
+        stranger.sendall(tensors(attempt))
+        assert comes(lambda: peers.admission.foreign == 6)
+        gate.set()
+        thread.join(5)
+    np.testing.assert_array_equal(answers, [4 * X])
+    assert settled(*boards)
+    assert sorted(peers.admission.notes()) == [
+        f"messages of {who} that belong to no request here: 3" for who in ("a", "c")
+    ]
+    assert peers.admission.late == 1
 
 
 def test_a_peer_is_not_sent_what_it_says_it_does_not_need(boards: tuple[Board, Board]) -> None:
@@ -339,7 +386,7 @@ def test_an_attempt_that_is_over_sends_no_more(boards: tuple[Board, Board]) -> N
     assert settled(*boards)
     boards[0].peers.ping(B, 0, 5.0)
     boards[1].peers.ping(A, 0, 5.0)
-    assert boards[0].peers.dropped == 0
+    assert (boards[0].peers.admission.late, boards[0].peers.admission.foreign) == (0, 0)
 
 
 def test_a_ping_tells_when_all_bytes_are_there(boards: tuple[Board, Board]) -> None:
@@ -408,6 +455,7 @@ def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board])
     assert part[COLUMNS].tolist() == [0, 1]
     gate.set()
     assert settled(*boards)
+    assert comes(lambda: a.peers.admission.late == 1)
     assert a.executor.spare.told() == 1
     a.executor.spare = Spare()
     strict = tuple(replace(step, late_rows=0.01) if step is gather else step for step in steps)

@@ -135,6 +135,7 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
     while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
         time.sleep(0.005)
     assert not any(board.peers.inboxes for board in cluster.boards.values()), "something is left behind"
+    assert not any(board.peers.admission.foreign for board in cluster.boards.values())
 
 
 @pytest.mark.parametrize(
@@ -243,6 +244,7 @@ def test_keys_and_values_for_one_row_go_to_the_lead_alone(
         while any(board.peers.inboxes for board in cluster.boards.values()) and time.monotonic() < until_s:
             time.sleep(0.005)
         assert not any(board.peers.inboxes for board in cluster.boards.values()), "nobody waits for the lead"
+        assert not any(board.peers.admission.foreign for board in cluster.boards.values())
     finally:
         cluster.stop()
 
