@@ -154,6 +154,7 @@ class Inboxes:
     def __init__(self, board: BoardId) -> None:
         self._board = board
         self._lock = threading.Lock()
+        self._knows = frozenset({board})
         self._open: dict[bytes, Inbox] = {}
         self._over: OrderedDict[bytes, frozenset[BoardId]] = OrderedDict()
         """Who says so: this board, or others before anything had come for it."""
@@ -233,6 +234,8 @@ class Inboxes:
         self._remember(attempt, self._board)
 
     def _remember(self, attempt: bytes, board: BoardId) -> None:
-        self._over[attempt] = self._over.get(attempt, _NOBODY) | {board}
+        said = self._over.get(attempt, _NOBODY)
+        if self._board not in said:  # it knows, and of thousands there is one set for all
+            self._over[attempt] = self._knows if board == self._board else said | {board}
         while len(self._over) > REMEMBERED:
             self._over.popitem(last=False)

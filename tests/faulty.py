@@ -26,6 +26,8 @@ Fault = Literal[
     "refuses", "fails", "closes mid-frame", "wrong shape", "garbage", "silent", "reads nothing", "drips"
 ]
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
+SLOW: Final[tuple[Fault, ...]] = ("reads nothing", "drips")
+"""Those that take seconds."""
 PATIENCE_S: Final = 0.05
 """Of a request whose answer never comes."""
 DRIPPING_S: Final = 0.5

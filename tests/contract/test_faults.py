@@ -14,13 +14,13 @@ import pytest
 from shoal.agent import connection
 from shoal.agent.inbox import Inbox
 from shoal.errors import BoardError, ModelError, ShoalError
-from tests.faulty import BOARDS, FAULTS, PATIENCE_S, Fault, Trio
+from tests.faulty import BOARDS, FAULTS, PATIENCE_S, SLOW, Fault, Trio
 
 STEP = "(scatter 0|gather 1|gather 2)"
 """At which the board that tells had come: it goes on until it has to wait."""
 SAID_BY_C = f"{STEP}: c: (what was sent to . is lost|exchange with .: {STEP}: closed)"
 """If that comes first, to the lead or to the board between them, which tells it on."""
-QUICK = [fault for fault in FAULTS if fault not in ("reads nothing", "drips")]
+QUICK = [fault for fault in FAULTS if fault not in SLOW]
 
 
 @pytest.fixture
