@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -221,15 +220,18 @@ class Attempt:
         Where too many would be left out, it waits for all.
         """
         came: dict[Key, Arrived] = {}
-        with self._noting("wait", name), _Naming(name):
-            if step is not None and step.deadline_s:
-                until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
-                came = self.inbox.take_in_time(keys, until_s)
-                if self.spare.allows(len(keys), len(keys) - len(came), step.late_rows):
-                    self.inbox.give_up([key for key in keys if key not in came])
-                    keys = [*came]
-            missing = [key for key in keys if key not in came]
-            came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
+        try:
+            with self._noting("wait", name):
+                if step is not None and step.deadline_s:
+                    until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
+                    came = self.inbox.take_in_time(keys, until_s)
+                    if self.spare.allows(len(keys), len(keys) - len(came), step.late_rows):
+                        self.inbox.give_up([key for key in keys if key not in came])
+                        keys = [*came]
+                missing = [key for key in keys if key not in came]
+                came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
+        except (BoardError, ModelError) as error:
+            raise _at(name, error) from error
         if self.notes is not None:
             for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
@@ -238,8 +240,10 @@ class Attempt:
 
     def _send(self, name: str, peer: BoardId, buffers: Buffers) -> None:
         begun_s = time.monotonic()
-        with _Naming(name):
+        try:
             self.send(peer, buffers)
+        except (BoardError, ModelError) as error:
+            raise _at(name, error) from error
         if self.notes is not None:
             size = sum(len(buffer) for buffer in buffers)
             self.notes.note("send", name, begun_s, time.monotonic(), peer, size)
@@ -261,25 +265,12 @@ class Attempt:
         return _NOT_NOTED if self.notes is None else self.notes.noting(what, name)
 
 
-class _Naming:
-    """Names the step in what goes wrong inside."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        """Nothing is to be done before."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, ExchangeError):
-            raise ExchangeError(error.peer, f"{self._name}: {error.why}") from error
-        if isinstance(error, BoardError | ModelError):
-            same = BoardError if isinstance(error, BoardError) else ModelError
-            raise same(f"{self._name}: {error}") from error
+def _at(step: str, error: BoardError | ModelError) -> BoardError | ModelError:
+    """Return what went wrong while a board waited or sent, with the step."""
+    if isinstance(error, ExchangeError):
+        return ExchangeError(error.peer, f"{step}: {error.why}")
+    same = BoardError if isinstance(error, BoardError) else ModelError
+    return same(f"{step}: {error}")
 
 
 def awaited_in(program: Program, board: BoardId) -> frozenset[Key]:

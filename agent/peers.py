@@ -26,7 +26,7 @@ from shoal import frames
 from shoal.agent.admission import Admission, Starter
 from shoal.agent.coming import Coming, heard, told
 from shoal.agent.connection import Buffers, Connection, CrowdedError, Purpose, tuned
-from shoal.agent.inbox import Arrived, Inbox, Inboxes
+from shoal.agent.inbox import Arrived, Inboxes
 from shoal.agent.reading import Reader, Reading, accepting
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
@@ -292,7 +292,11 @@ class Peers:
         header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is Kind.TENSORS:
             laid = frames.layout(header, (yield from connection.receive(header.table)))
-            inbox = self._admitted(connection, peer, header)
+            inbox = None
+            try:
+                inbox = self.admission.admit(header, peer)
+            except BoardError as error:
+                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
             if inbox is None:
                 yield from connection.discard(header.length)
                 return
@@ -324,8 +328,8 @@ class Peers:
             self.on_notes(header.attempt, peer, (yield from connection.receive(header.length)))
         else:
             said = (yield from connection.receive(header.length)).decode(errors="replace")
-            error = ModelError if header.kind is Kind.REFUSE else BoardError
-            why = partial(error, f"{peer}: {said}")
+            kind = ModelError if header.kind is Kind.REFUSE else BoardError
+            why = partial(kind, f"{peer}: {said}")
             self.admission.end(header, peer, why)
             with self._lock:
                 back = self._outgoing.get(peer)
@@ -353,14 +357,6 @@ class Peers:
             yield from connection.receive_into(view, passed)
         finally:
             self._coming.remove(own)
-
-    def _admitted(self, connection: Connection, peer: BoardId, header: Header) -> Inbox | None:
-        """Return where tensors go, None if nowhere; tell the peer of whose attempt we cannot take part in."""
-        try:
-            return self.admission.admit(header, peer)
-        except BoardError as error:
-            connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
-            return None
 
     def _lost(self, connection: Connection, why: str) -> None:
         """Close, and end the attempts that the peer has part in, here and, if we sent on this, there."""
