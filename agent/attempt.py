@@ -21,8 +21,19 @@ from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
-from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
+from shoal.collective import (
+    NO_BOOKS,
+    Books,
+    MisfitError,
+    handed_out,
+    made_of,
+    makes,
+    may_give,
+    messages,
+    needs,
+)
 from shoal.crossing import Crossed
+from shoal.errors import BoardError, ModelError
 from shoal.frames import Header
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
@@ -209,14 +220,18 @@ class Attempt:
         Where too many would be left out, it waits for all.
         """
         came: dict[Key, Arrived] = {}
-        with self._noting("wait", name):
-            if step is not None and step.deadline_s:
-                until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
-                came = self.inbox.take_in_time(keys, until_s)
-                if self.spare.allows(len(keys), len(keys) - len(came), step.late_rows):
-                    keys = [*came]
-            missing = [key for key in keys if key not in came]
-            came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
+        try:
+            with self._noting("wait", name):
+                if step is not None and step.deadline_s:
+                    until_s = min(self.deadline_s, time.monotonic() + step.deadline_s)
+                    came = self.inbox.take_in_time(keys, until_s)
+                    if self.spare.allows(len(keys), len(keys) - len(came), step.late_rows):
+                        self.inbox.give_up([key for key in keys if key not in came])
+                        keys = [*came]
+                missing = [key for key in keys if key not in came]
+                came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
+        except (BoardError, ModelError) as error:
+            raise _at(name, error) from error
         if self.notes is not None:
             for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
@@ -225,7 +240,10 @@ class Attempt:
 
     def _send(self, name: str, peer: BoardId, buffers: Buffers) -> None:
         begun_s = time.monotonic()
-        self.send(peer, buffers)
+        try:
+            self.send(peer, buffers)
+        except (BoardError, ModelError) as error:
+            raise _at(name, error) from error
         if self.notes is not None:
             size = sum(len(buffer) for buffer in buffers)
             self.notes.note("send", name, begun_s, time.monotonic(), peer, size)
@@ -245,6 +263,27 @@ class Attempt:
     def _noting(self, what: What, name: str) -> AbstractContextManager[None]:
         """Note what happens inside, if anything is noted."""
         return _NOT_NOTED if self.notes is None else self.notes.noting(what, name)
+
+
+def _at(step: str, error: BoardError | ModelError) -> BoardError | ModelError:
+    """Return what went wrong while a board waited or sent, with the step."""
+    if isinstance(error, ExchangeError):
+        return ExchangeError(error.peer, f"{step}: {error.why}")
+    same = BoardError if isinstance(error, BoardError) else ModelError
+    return same(f"{step}: {error}")
+
+
+def awaited_in(program: Program, board: BoardId) -> frozenset[Key]:
+    """Return all messages that `board` may wait for in its program, whatever the sizes of a request."""
+    collectives = [step for step in program.steps if isinstance(step, Collective)]
+    found = {
+        (step.tag, giver, chunk)
+        for step in collectives
+        for giver in may_give(step, board)
+        for chunk in range(step.chunks)
+    }
+    exchanges = [step for step in program.steps if isinstance(step, Exchange) and step.kind == "recv"]
+    return frozenset(found.union((step.tag, step.peer, 0) for step in exchanges))
 
 
 def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:

@@ -6,6 +6,7 @@ goes on computing while its bytes travel.
 
 import fcntl
 import logging
+import math
 import socket
 import struct
 import termios
@@ -13,8 +14,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from shoal.errors import BoardError
 from shoal.profiler.goodput import Fastest
 from shoal.records import BoardId
 
@@ -36,11 +39,39 @@ TURN_BYTES: Final = 1 << 20
 """So much is taken of one connection before the others have their turn."""
 MAX_QUEUED_BYTES: Final = 1 << 26
 """Who sends more than this ahead of the link waits."""
+LOOK_S: Final = 0.05
+"""Who waits looks so often whether it is still of use."""
 _INT: Final = struct.Struct("i")
 _MOST_VIEWS: Final = 512
 """Of one gathering write; the kernel takes 1024."""
 
 Buffers = Sequence[bytes | memoryview]
+
+
+class CrowdedError(BoardError):
+    """A peer takes what it is sent so slowly that there was no room for more in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purpose:
+    """What messages are sent for: an attempt at a request, or whatever else has an end."""
+
+    attempt: bytes
+    until_s: float
+    """So long, by time.monotonic, a message may wait until others before it were taken."""
+    check: Callable[[], None]
+    """Raises why nobody needs it any more, if nobody does."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Queued:
+    """A message, or what is left of it."""
+
+    views: list[memoryview]
+    size_bytes: int
+    attempt: bytes | None
+
+
 Passed = Callable[[int, float], None]
 """Hears how many bytes came in how many seconds."""
 
@@ -69,38 +100,69 @@ class Connection:
         """How fast the peer's tensors come, as it is told now and then."""
         self._lock = threading.RLock()
         self._state = threading.Condition(self._lock)
-        self._queue: deque[list[memoryview]] = deque()
-        """Messages, or what is left of them; the first is being written as long as it stands here."""
+        self._queue: deque[_Queued] = deque()
+        """The first is being written as long as it stands here."""
         self._queued_bytes = 0
+        self._until_s = math.inf
+        """Until when the first has to be gone, as it is of no use any more."""
         self._writer: threading.Thread | None = None
         self.broken = ""
         """Why nothing more can be sent; empty as long as something can."""
 
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
+    def send(self, buffers: Buffers, purpose: Purpose | None = None) -> None:
         """Hand over a message, which must not change from now on.
 
-        Waits only if more than `MAX_QUEUED_BYTES` are under way already; who must not wait, because it
-        reads, gives the connection up at twice as many.  Raises OSError if an earlier message could not be
-        written: the peer took nothing for `STUCK_S`, or is gone.
+        With a purpose it waits if more than `MAX_QUEUED_BYTES` are under way already; without one it never
+        does, and gives the connection up if twice as many stand behind the message that is being written.
+        Raises CrowdedError if there is no room by the time of `purpose`, or why that is over, OSError if an
+        earlier message could not be written: the peer took nothing for `STUCK_S`, or is gone.
         """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         with self._lock:
             if self.direct and not self._queue and not self.broken:
                 views = self._push(views, socket.MSG_DONTWAIT)
-            while waits and self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
-                self._state.wait()
-            if self._queued_bytes > 2 * MAX_QUEUED_BYTES and not self.broken:
-                self._break(f"more than {2 * MAX_QUEUED_BYTES} bytes wait for the peer")
+            if self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
+                self._find_room(purpose)
             if self.broken:
                 raise ConnectionError(self.broken)
             if not views:
                 return
-            self._queue.append(views)
-            self._queued_bytes += sum(len(view) for view in views)
+            size_bytes = sum(map(len, views))
+            attempt = purpose.attempt if purpose is not None else None
+            self._queue.append(_Queued(views=views, size_bytes=size_bytes, attempt=attempt))
+            self._queued_bytes += size_bytes
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name=f"to {self.peer}", daemon=True)
                 self._writer.start()
             self._state.notify_all()
+
+    def _find_room(self, purpose: Purpose | None) -> None:
+        """Wait until there is room for one more message, or see that there is some without a wait."""
+        if purpose is None:
+            if self._queued_bytes - self._queue[0].size_bytes > 2 * MAX_QUEUED_BYTES:
+                self._break(f"more than {2 * MAX_QUEUED_BYTES} bytes wait for the peer")
+            return
+        while self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
+            purpose.check()
+            left_s = purpose.until_s - time.monotonic()
+            if left_s <= 0:
+                waiting = f"{self._queued_bytes} bytes wait for it"
+                raise CrowdedError(f"{self.peer} takes too little in the time left: {waiting}")
+            self._state.wait(min(left_s, LOOK_S))
+
+    def drop(self, attempt: bytes) -> None:
+        """Forget what is queued for an attempt that is over; what has begun is to be taken in `STUCK_S`."""
+        with self._state:
+            if not self._queue:
+                return
+            first, *others = self._queue
+            if first.attempt == attempt:
+                self._until_s = min(self._until_s, time.monotonic() + STUCK_S)
+            kept = [message for message in others if message.attempt != attempt]
+            if len(kept) < len(others):
+                self._queue = deque([first, *kept])
+                self._queued_bytes = sum(message.size_bytes for message in self._queue)
+                self._state.notify_all()
 
     def _push(self, views: list[memoryview], flags: int = 0) -> list[memoryview]:
         """Write and return what is left, nothing unless `flags` forbid to wait; close if it fails."""
@@ -111,7 +173,7 @@ class Connection:
             except BlockingIOError as error:
                 if flags & socket.MSG_DONTWAIT:
                     return views
-                stuck = f"the peer took nothing for {STUCK_S:.0f} s"
+                stuck = f"the peer took nothing for {STUCK_S:g} s"
                 self._break(stuck)
                 raise TimeoutError(stuck) from error
             except OSError as error:
@@ -120,12 +182,22 @@ class Connection:
             left_bytes -= sent
             if not left_bytes:
                 return []
+            self._check_use()
             while sent >= len(views[0]):
                 sent -= len(views[0])
                 views = views[1:]
             if sent:
                 views = [views[0][sent:], *views[1:]]
         return views
+
+    def _check_use(self) -> None:
+        """Raise OSError if it is broken, or now breaks: what is written has been of no use for too long."""
+        if self.broken:
+            raise ConnectionError(self.broken)
+        if time.monotonic() > self._until_s:
+            slow = f"the peer has not taken in {STUCK_S:g} s what was sent for a request that is over"
+            self._break(slow)
+            raise TimeoutError(slow)
 
     def _break(self, why: str) -> None:
         self.broken = self.broken or why  # a message cut short spoils the connection
@@ -140,16 +212,15 @@ class Connection:
                 if self.broken:
                     self._queue.clear()
                     return
-                views = self._queue[0]
-            size_bytes = sum(len(view) for view in views)
+                message = self._queue[0]
             try:
-                self.write(views, size_bytes)
+                self.write(message.views, message.size_bytes)
             except OSError as error:
                 log.debug("to %s: %s", self.peer, error)
             with self._state:
-                if self._queue:
-                    self._queue.popleft()
-                self._queued_bytes -= size_bytes
+                self._queue.popleft()
+                self._queued_bytes -= message.size_bytes
+                self._until_s = math.inf
                 self._state.notify_all()
 
     def write(self, views: list[memoryview], size_bytes: int) -> None:  # noqa: ARG002  what others go by
@@ -263,7 +334,7 @@ def tuned(sock: socket.socket) -> socket.socket:
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AT_ONCE_BYTES)
-    stuck = (int(STUCK_S).to_bytes(8, "little")) + bytes(8)  # struct timeval of a 64-bit system
+    stuck = struct.pack("@ll", *divmod(round(STUCK_S * 1e6), 1_000_000))  # a struct timeval
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stuck)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK_S * 1000))

@@ -18,9 +18,10 @@ from types import MappingProxyType
 from typing import Final
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, Turn, turns_in
+from shoal.agent.attempt import Attempt, Turn, awaited_in, turns_in
+from shoal.agent.connection import Purpose
 from shoal.agent.expected import Shapes
-from shoal.agent.inbox import Inbox
+from shoal.agent.inbox import Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook, Trace, Traces
@@ -53,6 +54,8 @@ class Held:
     sessions: Mapping[Run, Session]
     turns: Mapping[int, tuple[Turn, ...]]
     """Of this board's program, by lane."""
+    awaited: Mapping[int, frozenset[Key]]
+    """By lane: the messages that it may wait for."""
     books: Mapping[tuple[int, int], Books]
     """By lane and tag: the codebooks of exchanges."""
     active: int = 0
@@ -107,13 +110,20 @@ class Executor:
         books: Mapping[tuple[int, int], Books] = MappingProxyType({}),
     ) -> None:
         """Be ready for `plan` from now on; `books` are the codebooks by lane and tag of the exchange."""
-        turns = {
-            number: turns_in(lane.programs[self._board], sessions)
+        own = {
+            number: lane.programs[self._board]
             for number, lane in enumerate(plan.lanes)
             if self._board in lane.programs
         }
+        held = Held(
+            plan=plan,
+            sessions=sessions,
+            turns={number: turns_in(program, sessions) for number, program in own.items()},
+            awaited={number: awaited_in(program, self._board) for number, program in own.items()},
+            books=books,
+        )
         with self._lock:
-            self._held[plan.epoch] = Held(plan=plan, sessions=sessions, turns=turns, books=books)
+            self._held[plan.epoch] = held
 
     def drop(self, epoch: int, gone: Collection[BoardId] = ()) -> bool:
         """Take no new attempt under `epoch`; return True once none is under way and it is dropped.
@@ -171,7 +181,8 @@ class Executor:
         held = self._enter(epoch)
         try:
             others = frozenset(held.plan.lanes[lane].programs) - {self._board}
-            inbox = self.peers.inboxes.open(attempt, others)[0] if others else Inbox(others)
+            awaited = held.awaited[lane]
+            inbox = self.peers.inboxes.open(attempt, others, awaited)[0] if others else Inbox(others, awaited)
             flags = 0 if trace is None else TRACED
             header = Header(kind=Kind.TENSORS, attempt=attempt, epoch=epoch, lane=lane, flags=flags)
             part = self._part(held, header, inbox, deadline_s)
@@ -200,7 +211,7 @@ class Executor:
             if self._board not in programs or peer not in programs:
                 raise BoardError(f"{self._board}: lane {header.lane} is not for {self._board} and {peer}")
             others = frozenset(programs) - {self._board}
-            inbox, new = self.peers.inboxes.open(header.attempt, others)
+            inbox, new = self.peers.inboxes.open(header.attempt, others, held.awaited[header.lane])
             if new:
                 with self._lock:
                     self._attempts += 1
@@ -213,6 +224,7 @@ class Executor:
 
     def _part(self, held: Held, header: Header, inbox: Inbox, deadline_s: float) -> Attempt:
         """Return this board's part of an attempt."""
+        purpose = Purpose(attempt=header.attempt, until_s=deadline_s, check=inbox.check)
         return Attempt(
             board=self._board,
             turns=held.turns[header.lane],
@@ -221,7 +233,7 @@ class Executor:
             header=header,
             inbox=inbox,
             deadline_s=deadline_s,
-            send=self.peers.send,
+            send=partial(self.peers.send, purpose=purpose),
             alone=self.alone,
             on_run=self._on_run,
             on_exchange=self._crossed,

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,6 +15,7 @@ from shoal.records import Array, BoardId
 MAX_INBOX_BYTES: Final = 1 << 30
 REMEMBERED: Final = 4096
 """So many attempts that are over are remembered, to drop what comes late."""
+_NOBODY: Final[frozenset[BoardId]] = frozenset()
 PERHAPS_LOST: Final = 64
 """When a connection is lost, its peer is told of so many attempts that were over last: what was sent for
 them may not have come."""
@@ -36,14 +37,23 @@ Key = tuple[int, BoardId, int]
 """Which message: the exchange's tag, whose it is, and which of that board's in this exchange."""
 
 
+class OverError(BoardError):
+    """The attempt is over: somebody has ended it, or this board has done its part."""
+
+
 class Inbox:
     """What has come for one attempt, and who is waited for by the one thread that takes it out."""
 
-    def __init__(self, peers: frozenset[BoardId]) -> None:
+    def __init__(self, peers: frozenset[BoardId], awaited: frozenset[Key]) -> None:
+        """`peers` take part in the attempt; `awaited` are all messages that may be waited for in it."""
         self.peers = peers
+        self.awaited = awaited
+        self._to_come = set(awaited)
         self._arrived: dict[Key, Arrived] = {}
         self._missing: set[Key] = set()
+        self._given_up: set[Key] = set()
         self._size_bytes = 0
+        """Of what has come, or is coming, and was not taken yet."""
         self._over: Callable[[], Exception] | None = None
         """Makes what waits fail with.  One that was raised holds all that its frames do, so none is kept."""
         self._lock = threading.Lock()
@@ -51,18 +61,52 @@ class Inbox:
         """Held, but for a moment: who waits gets it when it is rung.  A condition takes twice as long."""
         self._bell.acquire()
 
-    def put(self, key: Key, arrived: Arrived) -> None:
-        """Take what was handed over in an exchange; the thread that waits wakes with the last it needs."""
+    def admit(self, key: Key, size_bytes: int) -> bool:
+        """Say whether the message `key`, of so many bytes, is still to come; from now on it is coming."""
         with self._lock:
-            self._size_bytes += arrived.size_bytes
-            if self._size_bytes > MAX_INBOX_BYTES:
+            if self._over is not None or key not in self._to_come:
+                return False
+            if self._size_bytes + size_bytes > MAX_INBOX_BYTES:
                 self._over = partial(BoardError, f"more than {MAX_INBOX_BYTES} bytes came for one request")
                 self._ring()
+                return False
+            self._to_come.remove(key)
+            self._size_bytes += size_bytes
+            return True
+
+    def put(self, key: Key, arrived: Arrived) -> bool:
+        """Take what was admitted and has come; the thread that waits wakes with the last it needs.
+
+        Returns False if nobody takes it out any more.
+        """
+        with self._lock:
+            if self._over is not None or key in self._given_up:
+                self._size_bytes -= arrived.size_bytes
+                return False
             self._arrived[key] = arrived
             if key in self._missing:
                 self._missing.discard(key)
                 if not self._missing:
                     self._ring()
+            return True
+
+    def give_up(self, keys: Collection[Key]) -> None:
+        """Wait for the messages `keys` no more; if they still come, they are dropped."""
+        with self._lock:
+            self._given_up.update(keys)
+            self._to_come.difference_update(keys)
+            came = [self._arrived.pop(key) for key in keys if key in self._arrived]
+            self._size_bytes -= sum(arrived.size_bytes for arrived in came)
+
+    @property
+    def over(self) -> bool:
+        """Say whether the attempt is over."""
+        return self._over is not None
+
+    def check(self) -> None:
+        """Raise why the attempt is over, if it is."""
+        if self._over is not None:
+            raise self._over()
 
     def end(self, why: Callable[[], Exception]) -> None:
         """Make every wait on this inbox fail with what `why` returns."""
@@ -78,8 +122,7 @@ class Inbox:
         """
         found = self.take_in_time(keys, deadline_s)
         if late := [key for key in keys if key not in found]:
-            tag, giver, _ = min(late)
-            raise BoardError(f"nothing came from {giver} for step {tag} in time")
+            raise BoardError(f"nothing came from {late[0][1]} in time")
         return [found[key] for key in keys]
 
     def take_in_time(self, keys: Sequence[Key], until_s: float) -> dict[Key, Arrived]:
@@ -90,8 +133,7 @@ class Inbox:
         with self._lock:
             self._missing = {key for key in keys if key not in self._arrived}
         while self._missing:
-            if self._over is not None:
-                raise self._over()
+            self.check()
             left_s = until_s - time.monotonic()
             if left_s <= 0 or not self._bell.acquire(timeout=left_s):
                 break
@@ -112,24 +154,28 @@ class Inboxes:
     def __init__(self, board: BoardId) -> None:
         self._board = board
         self._lock = threading.Lock()
+        self._knows = frozenset({board})
         self._open: dict[bytes, Inbox] = {}
-        self._over: OrderedDict[bytes, None] = OrderedDict()
+        self._over: OrderedDict[bytes, frozenset[BoardId]] = OrderedDict()
+        """Who says so: this board, or others before anything had come for it."""
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, attempt: bytes, peers: frozenset[BoardId]) -> tuple[Inbox, bool]:
+    def open(self, attempt: bytes, peers: frozenset[BoardId], awaited: frozenset[Key]) -> tuple[Inbox, bool]:
         """Return the inbox of an attempt that this board takes part in, and whether it is new.
 
-        Raises BoardError if the attempt is over: another board's abort came just before.
+        Of `peers`, which take part too, the messages `awaited` may be waited for.  Raises OverError if the
+        attempt is over: the abort of one of them came just before.
         """
         with self._lock:
             found = self._open.get(attempt)
             if found is not None:
                 return found, False
-            if attempt in self._over:
-                raise BoardError(f"{self._board}: that attempt is over")
-            inbox = self._open[attempt] = Inbox(peers)
+            if not self._over.get(attempt, _NOBODY).isdisjoint({self._board, *peers}):
+                raise OverError(f"{self._board}: that attempt is over")
+            self._over.pop(attempt, None)
+            inbox = self._open[attempt] = Inbox(peers, awaited)
             return inbox, True
 
     def close(self, attempt: bytes) -> None:
@@ -138,18 +184,32 @@ class Inboxes:
             self._forget(attempt)
 
     def find(self, attempt: bytes) -> tuple[Inbox | None, bool]:
-        """Return the inbox of an attempt, if there is one, and whether the attempt is over."""
-        with self._lock:
-            return self._open.get(attempt), attempt in self._over
+        """Return the inbox of an attempt, if there is one, and whether the attempt is known to be over.
 
-    def end(self, attempt: bytes, why: Callable[[], Exception]) -> None:
-        """End an attempt, also one whose first tensor has not come yet."""
+        One of which only its end has come, said by another board, may not be: who takes part in it, `open`
+        is told.
+        """
+        inbox = self._open.get(attempt)  # the usual case needs no lock
+        if inbox is not None:
+            return inbox, False
+        with self._lock:
+            return self._open.get(attempt), self._board in self._over.get(attempt, _NOBODY)
+
+    def end(self, attempt: bytes, why: Callable[[], Exception], peer: BoardId) -> bool:
+        """End an attempt, as `peer` says, also one whose first tensor has not come yet.
+
+        Returns False, and ends nothing, if `peer` has no part in it.
+        """
         with self._lock:
             inbox = self._open.get(attempt)
             if inbox is None:
-                self._forget(attempt)
-        if inbox is not None:
-            inbox.end(why)
+                self._remember(attempt, peer)
+        if inbox is None:
+            return True
+        if peer not in inbox.peers:
+            return False
+        inbox.end(why)
+        return True
 
     def end_all(self, why: Callable[[], Exception]) -> None:
         """End all attempts under way."""
@@ -168,7 +228,14 @@ class Inboxes:
         return [*waiting, *over]
 
     def _forget(self, attempt: bytes) -> None:
-        self._open.pop(attempt, None)
-        self._over[attempt] = None
+        inbox = self._open.pop(attempt, None)
+        if inbox is not None:
+            inbox.end(partial(OverError, f"{self._board}: that attempt is over"))
+        self._remember(attempt, self._board)
+
+    def _remember(self, attempt: bytes, board: BoardId) -> None:
+        said = self._over.get(attempt, _NOBODY)
+        if self._board not in said:  # it knows, and of thousands there is one set for all
+            self._over[attempt] = self._knows if board == self._board else said | {board}
         while len(self._over) > REMEMBERED:
             self._over.popitem(last=False)

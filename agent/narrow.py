@@ -111,6 +111,7 @@ class Narrowed(Connection):
         for piece in _pieces(views, narrow):
             gone_s = time.monotonic() if shared is None else shared.take(narrow.limits, len(piece))
             time.sleep(max(0.0, gone_s - time.monotonic()))
+            self._check_use()
             self._hand_over(gone_s + narrow.delay_s, piece)
 
     def close(self) -> None:

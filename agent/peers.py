@@ -2,8 +2,9 @@
 
 One thread reads all connections, whoever opened them; whoever has something to send opens one if it has
 none.  A frame belongs to an *attempt* at a request.  The first frame of an unknown attempt
-is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames of attempts that are over are
-dropped and counted.  Whatever is not our protocol closes that connection, and is counted and logged.
+is handed to `on_attempt`, which opens an `Inbox` for it or refuses; frames that nobody waits for are
+dropped and counted (`admission`).  Whatever is not our protocol closes that connection, and is counted and
+logged.
 """
 
 import logging
@@ -17,14 +18,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from shoal import frames
+from shoal.agent.admission import Admission, Starter
 from shoal.agent.coming import Coming, heard, told
-from shoal.agent.connection import Buffers, Connection, tuned
-from shoal.agent.inbox import Arrived, Inbox, Inboxes
+from shoal.agent.connection import Buffers, Connection, CrowdedError, Purpose, tuned
+from shoal.agent.inbox import Arrived, Inboxes
 from shoal.agent.reading import Reader, Reading, accepting
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
@@ -61,14 +63,6 @@ class Hello:
     receiver: BoardId
 
 
-class Starter(Protocol):
-    """Begins this board's part of an attempt that a peer began."""
-
-    def __call__(self, header: Header, peer: BoardId) -> Inbox:
-        """Return the attempt's inbox; BoardError says why this board cannot take part."""
-        ...
-
-
 class Peers:
     """All connections of a board."""
 
@@ -82,10 +76,11 @@ class Peers:
         """`connected` makes a connection of a socket and the peer at its other end, if that is known."""
         self.inboxes = Inboxes(board)
         """Of the attempts that this board takes part in."""
+        self.admission = Admission(self.inboxes, on_attempt)
+        """Of the frames that come."""
         self._connected = connected
         self._cluster = cluster
         self._board = board
-        self._on_attempt = on_attempt
         self._lock = threading.Lock()
         self._addresses: Mapping[BoardId, Address] = {}
         self._outgoing: dict[BoardId, Connection] = {}
@@ -94,8 +89,6 @@ class Peers:
         self._all: set[Connection] = set()
         self._pongs: dict[bytes, queue.SimpleQueue[float]] = {}
         self._closing = False
-        self.dropped = 0
-        """Frames of attempts that are over."""
         self.refused = 0
         """Connections that did not keep to the protocol."""
         self.on_heard: Callable[[BoardId, Transfer], None] = lambda _peer, _transfer: None
@@ -128,10 +121,15 @@ class Peers:
         for connection in stale:
             connection.close()
 
-    def send(self, peer: BoardId, buffers: Buffers) -> None:
-        """Send frames to `peer`.  Raises ExchangeError."""
+    def send(self, peer: BoardId, buffers: Buffers, purpose: Purpose | None = None) -> None:
+        """Send frames to `peer`, as `Connection.send` does with a purpose and without.
+
+        Raises ExchangeError, or CrowdedError, which is no proof against the link, or why `purpose` is over.
+        """
+        if purpose is not None:
+            purpose.check()
         try:
-            self._connection(peer).send(buffers)
+            self._connection(peer).send(buffers, purpose)
         except (OSError, ValueError) as error:  # ValueError: an address that is none
             raise ExchangeError(peer, f"cannot send: {error}") from error
 
@@ -141,7 +139,11 @@ class Peers:
             return peer in self._outgoing
 
     def abort(self, attempt: bytes, peers: frozenset[BoardId], kind: Kind, why: str) -> None:
-        """Tell the others that an attempt is over, as far as they can be reached."""
+        """Drop what waits to be sent for an attempt that is over, and tell `peers` if they can be reached."""
+        with self._lock:
+            connections = list(self._outgoing.values())
+        for connection in connections:
+            connection.drop(attempt)
         for peer in peers:
             try:
                 self.send(peer, frames.text(kind, why, attempt=attempt))
@@ -170,11 +172,12 @@ class Peers:
         answers = self._pongs[token] = queue.SimpleQueue[float]()
         header = frames.pack(Header(kind=kind, attempt=token, length=size_bytes))
         payload = bytes(size_bytes)
+        purpose = Purpose(attempt=token, until_s=time.monotonic() + timeout_s, check=lambda: None)
         try:
             for _ in range(count):
-                self.send(peer, [header, payload])
+                self.send(peer, [header, payload], purpose)
             return [answers.get(timeout=timeout_s) for _ in range(count)]
-        except queue.Empty as error:
+        except (queue.Empty, CrowdedError) as error:
             raise ExchangeError(peer, f"no answer to a ping within {timeout_s:.0f} s") from error
         finally:
             del self._pongs[token]
@@ -263,6 +266,7 @@ class Peers:
                 yield from self._take(connection, connection.peer)
         except WireError as error:
             self.refused += 1
+            self.admission.refuse(connection.peer)
             why = str(error)
             log.warning("refused a connection from %s: %s", connection.peer or "a stranger", error)
         except OSError as error:
@@ -288,6 +292,14 @@ class Peers:
         header = frames.unpack((yield from connection.receive(frames.HEADER.size)))
         if header.kind is Kind.TENSORS:
             laid = frames.layout(header, (yield from connection.receive(header.table)))
+            inbox = None
+            try:
+                inbox = self.admission.admit(header, peer)
+            except BoardError as error:
+                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt))
+            if inbox is None:
+                yield from connection.discard(header.length)
+                return
             payload = np.empty(header.length, np.uint8)
             begun_s = time.monotonic()
             if header.length:
@@ -298,12 +310,13 @@ class Peers:
                 begun_s=begun_s,
                 ended_s=time.monotonic(),
             )
-            self._deliver(connection, peer, header, arrived)
+            if not inbox.put((header.tag, peer, header.chunk), arrived):
+                self.admission.drop_late(header, peer, "nobody waits for them any more")
         elif header.kind in (Kind.PING, Kind.ECHO):
             yield from connection.discard(header.length)
             size_bytes = header.length if header.kind is Kind.ECHO else 0
             pong = Header(kind=Kind.PONG, attempt=header.attempt, length=size_bytes)
-            connection.send([frames.pack(pong), bytes(size_bytes)], waits=False)
+            connection.send([frames.pack(pong), bytes(size_bytes)])
         elif header.kind is Kind.PONG:
             yield from connection.discard(header.length)
             waiting = self._pongs.get(header.attempt)
@@ -315,9 +328,13 @@ class Peers:
             self.on_notes(header.attempt, peer, (yield from connection.receive(header.length)))
         else:
             said = (yield from connection.receive(header.length)).decode(errors="replace")
-            refused = header.kind is Kind.REFUSE
-            why = partial(ModelError, said) if refused else partial(BoardError, f"{peer}: {said}")
-            self.inboxes.end(header.attempt, why)
+            kind = ModelError if header.kind is Kind.REFUSE else BoardError
+            why = partial(kind, f"{peer}: {said}")
+            self.admission.end(header, peer, why)
+            with self._lock:
+                back = self._outgoing.get(peer)
+            if back is not None:  # it needs nothing of ours for that any more
+                back.drop(header.attempt)
 
     def _receive(self, connection: Connection, peer: BoardId, view: memoryview) -> Reading:
         """Receive tensors, and now and then tell their sender how fast they come."""
@@ -334,30 +351,12 @@ class Peers:
             fastest = connection.came.of(transfer, time.monotonic())
             if fastest is not None:
                 self.on_came(peer, fastest)
-                connection.send(told(fastest), waits=False)
+                connection.send(told(fastest))
 
         try:
             yield from connection.receive_into(view, passed)
         finally:
             self._coming.remove(own)
-
-    def _deliver(self, connection: Connection, peer: BoardId, header: Header, arrived: Arrived) -> None:
-        inbox, over = self.inboxes.find(header.attempt)
-        if over:
-            self.dropped += 1
-            return
-        if inbox is None:
-            try:
-                inbox = self._on_attempt(header, peer)
-            except BoardError as error:
-                self.dropped += 1
-                connection.send(frames.text(Kind.ABORT, str(error), attempt=header.attempt), waits=False)
-                return
-        if peer not in inbox.peers:
-            self.dropped += 1
-            log.warning("dropped tensors of %s, which has no part in that request", peer)
-            return
-        inbox.put((header.tag, peer, header.chunk), arrived)
 
     def _lost(self, connection: Connection, why: str) -> None:
         """Close, and end the attempts that the peer has part in, here and, if we sent on this, there."""

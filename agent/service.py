@@ -320,7 +320,8 @@ class Agent:
     def _tell_vitals(self, vitals: Vitals) -> None:
         if self._watch.clocks_changed():
             self._measurer.doubt()
-        health = replace(vitals.health, notes=(*vitals.health.notes, *self._links.notes))
+        notes = (*vitals.health.notes, *self._links.notes, *self._peers.admission.notes())
+        health = replace(vitals.health, notes=notes)
         self._mqtt.publish(replace(vitals, health=health), self._board)
 
     def _at_work(self) -> bool:

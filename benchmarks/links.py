@@ -45,7 +45,8 @@ def serve(host: str) -> None:
     """Take tensors at the right end, for ever."""
 
     def begin(header: Header, peer: BoardId) -> Inbox:
-        inbox, _ = peers.inboxes.open(header.attempt, frozenset({peer}))
+        awaited = frozenset({(header.tag, peer, header.chunk)})
+        inbox, _ = peers.inboxes.open(header.attempt, frozenset({peer}), awaited)
         threading.Timer(0.5, peers.inboxes.close, (header.attempt,)).start()
         return inbox
 

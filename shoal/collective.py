@@ -52,17 +52,22 @@ def makes(step: Collective) -> tuple[str, ...]:
     return (*step.made, LOG_COUNTS, COLUMNS) if step.counted else step.made
 
 
-def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[BoardId, ...]:
-    """Return the other boards whose tensors `board` needs for this step, in the order of their ranges."""
+def may_give(step: Collective, board: BoardId) -> tuple[BoardId, ...]:
+    """Return the other boards that may hand `board` tensors in this step, in the order of their ranges."""
     if step.kind in ("broadcast", "scatter"):
         return () if step.root in (None, board) else (step.root,)
     if step.root not in (None, board):
         return ()
-    givers = [giver for giver in step.boards if giver != board and _gives(step, giver, board)]
-    if step.rows:
-        edges = tensors[BOUNDS]
-        givers = [giver for giver in givers if _overlap(step, giver, edges) is not None]
-    return tuple(givers)
+    return tuple(giver for giver in step.boards if giver != board and _gives(step, giver, board))
+
+
+def waited_for(step: Collective, board: BoardId, tensors: Tensors) -> tuple[BoardId, ...]:
+    """Return those of them whose tensors `board` needs, as the rows of this request are divided."""
+    found = may_give(step, board)
+    if not step.rows:
+        return found
+    edges = tensors[BOUNDS]
+    return tuple(giver for giver in found if _overlap(step, giver, edges) is not None)
 
 
 def messages(step: Collective, board: BoardId, tensors: Tensors) -> list[tuple[BoardId, int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal import frames
-from shoal.agent.connection import Buffers, Connection, Passed
+from shoal.agent.connection import Buffers, Connection, Passed, Purpose
 from shoal.frames import HEADER, Header, Kind
 from shoal.records import BoardId
 
@@ -42,12 +42,12 @@ class Counted(Connection):
         super().__init__(sock, peer)
         self._found, self._board = found, board
 
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
+    def send(self, buffers: Buffers, purpose: Purpose | None = None) -> None:
         """Count, and send."""
         size_bytes = sum(len(buffer) for buffer in buffers)
         way = (self._board, self.peer)
         self._found.append(Sent(way=way, header=header_of(buffers), size_bytes=size_bytes))
-        super().send(buffers, waits=waits)
+        super().send(buffers, purpose)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

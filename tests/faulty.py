@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from shoal import frames
-from shoal.agent.connection import Buffers, Connection, Passed
+from shoal.agent.connection import Buffers, Connection, Passed, Purpose
 from shoal.agent.executor import Executor
 from shoal.agent.peers import Peers
 from shoal.errors import ModelError
@@ -22,10 +22,17 @@ from shoal.records import Address, Array, BoardId, Sha256
 from shoal.session import Session
 
 BOARDS: Final = tuple(BoardId(name) for name in ("a", "b", "c"))
-Fault = Literal["refuses", "fails", "closes mid-frame", "wrong shape", "garbage", "silent", "reads nothing"]
+Fault = Literal[
+    "refuses", "fails", "closes mid-frame", "wrong shape", "garbage", "silent", "reads nothing", "drips"
+]
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
+SLOW: Final[tuple[Fault, ...]] = ("reads nothing", "drips")
+"""Those that take seconds."""
 PATIENCE_S: Final = 0.05
 """Of a request whose answer never comes."""
+DRIPPING_S: Final = 0.5
+"""Of a request that a board takes too slowly."""
+DROP_BYTES: Final = 1 << 12
 A_LITTLE_S: Final = 0.005
 """All connections of a board are read by one thread, which must come to the others too."""
 HUGE_ROWS: Final = 40_000
@@ -39,6 +46,7 @@ class Mood:
         self.faults: dict[bytes, Fault] = {}
         self.reads = threading.Event()
         self.reads.set()
+        self.drips = False
         self.notices = threading.Event()
         self.notices.set()
 
@@ -51,7 +59,7 @@ class Faulty(Connection):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self._mood = mood
 
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
+    def send(self, buffers: Buffers, purpose: Purpose | None = None) -> None:
         """Do with tensors what is to be done wrong in their attempt."""
         header = frames.unpack(bytes(buffers[0][: HEADER.size]))
         fault = self._mood.faults.get(header.attempt) if header.kind is Kind.TENSORS else None
@@ -65,9 +73,9 @@ class Faulty(Connection):
             with self._state:
                 self.sock.sendall(secrets.token_bytes(HEADER.size))
         elif fault == "wrong shape":
-            super().send(_misfit(header), waits=waits)
+            super().send(_misfit(header), purpose)
         else:
-            super().send(buffers, waits=waits)
+            super().send(buffers, purpose)
 
     def receive(self, size_bytes: int) -> Generator[None, None, bytes]:
         """Notice late that the connection is closed."""
@@ -81,6 +89,11 @@ class Faulty(Connection):
     def receive_into(self, view: memoryview, passed: Passed | None = None) -> Generator[None, None, None]:
         """Wait until the board reads again."""
         while not self._mood.reads.wait(A_LITTLE_S):
+            yield
+        while self._mood.drips and len(view) > DROP_BYTES:
+            yield from super().receive_into(view[:DROP_BYTES])
+            view = view[DROP_BYTES:]
+            time.sleep(A_LITTLE_S)
             yield
         yield from super().receive_into(view, passed)
 
@@ -174,14 +187,17 @@ class Trio:
         """
         attempt = secrets.token_bytes(16)
         q = np.ones((rows, 64), np.float32)
-        if fault == "reads nothing":
+        if fault in ("reads nothing", "drips"):
             q = np.ones((HUGE_ROWS, 64), np.float32)
-            self.mood.reads.clear()
+            self.mood.drips = fault == "drips"
+            if fault == "reads nothing":
+                self.mood.reads.clear()
         elif fault == "fails":
             q[-1] = np.nan
         elif fault is not None:
             self.mood.faults[attempt] = fault
-        deadline_s = time.monotonic() + (PATIENCE_S if fault == "silent" else 20)
+        patience_s = {"silent": PATIENCE_S, "drips": DRIPPING_S}.get(fault or "", 20)
+        deadline_s = time.monotonic() + patience_s
         epoch = 2 if fault == "refuses" else 1
         try:
             z = self.executors[0].lead(epoch, 0, attempt, {"q": q}, deadline_s, ["z"])["z"]
@@ -190,6 +206,7 @@ class Trio:
             ended()
             self.mood.faults.pop(attempt, None)
             self.mood.reads.set()
+            self.mood.drips = False
 
     def under_way(self) -> int:
         """Return inboxes and attempts that there are at all boards."""

@@ -11,11 +11,16 @@ import numpy as np
 import psutil
 import pytest
 
+from shoal.agent import connection
 from shoal.agent.inbox import Inbox
 from shoal.errors import BoardError, ModelError, ShoalError
-from tests.faulty import BOARDS, FAULTS, PATIENCE_S, Fault, Trio
+from tests.faulty import BOARDS, FAULTS, PATIENCE_S, SLOW, Fault, Trio
 
-QUICK = [fault for fault in FAULTS if fault != "reads nothing"]
+STEP = "(scatter 0|gather 1|gather 2)"
+"""At which the board that tells had come: it goes on until it has to wait."""
+SAID_BY_C = f"{STEP}: c: (what was sent to . is lost|exchange with .: {STEP}: closed)"
+"""If that comes first, to the lead or to the board between them, which tells it on."""
+QUICK = [fault for fault in FAULTS if fault not in SLOW]
 
 
 @pytest.fixture
@@ -38,15 +43,15 @@ def retried(trio: Trio) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        ("refuses", BoardError, "c: c: not ready for epoch 2"),
-        ("fails", ModelError, "expected numbers"),
-        ("closes mid-frame", BoardError, r"c: closed by the peer|c: what was sent to . is lost"),
-        ("wrong shape", BoardError, "c: step 1, gather: K: expected rows of"),
-        ("garbage", BoardError, "exchange with c: frame: expected b'SHL3'"),
-        ("silent", BoardError, "nothing came from c for step 1 in time"),
+        ("refuses", BoardError, f"{STEP}: c: c: not ready for epoch 2"),
+        ("fails", ModelError, f"{STEP}: c: x: expected numbers"),
+        ("closes mid-frame", BoardError, f"exchange with c: {STEP}: closed by the peer|{SAID_BY_C}"),
+        ("wrong shape", BoardError, "exchange with c: step 1, gather: K: expected rows of"),
+        ("garbage", BoardError, f"exchange with c: {STEP}: frame: expected b'SHL3'"),
+        ("silent", BoardError, "gather 1: nothing came from c in time"),
     ],
 )
-def test_a_fault_is_told_in_time_with_board_and_reason(
+def test_a_fault_is_told_in_time_with_board_step_and_reason(
     trio: Trio, fault: Fault, kind: type[ShoalError], words: str
 ) -> None:
     begun_s = time.monotonic()
@@ -58,23 +63,52 @@ def test_a_fault_is_told_in_time_with_board_and_reason(
 
 
 def test_a_peer_that_reads_nothing_is_given_up(trio: Trio) -> None:
-    connection = trio.peers[0]._outgoing[BOARDS[-1]]
+    to_c = trio.peers[0]._outgoing[BOARDS[-1]]
 
     def ended() -> None:
         """The other board may have given up first, but this one has to as well."""
-        assert connection._writer is not None, "the kernel took all of it"
-        connection._writer.join(5)
+        assert to_c._writer is not None, "the kernel took all of it"
+        to_c._writer.join(5)
 
     begun_s = time.monotonic()
-    said_first_by_either = r"exchange with c: .*(took nothing for 2 s|timed out)|^c: exchange with a: closed"
+    said_first_by_either = (
+        rf"exchange with c: {STEP}: .*(took nothing for 2 s|timed out)|c: exchange with a: {STEP}: closed"
+    )
     with pytest.raises(BoardError, match=said_first_by_either):
         trio.ask("reads nothing", ended=ended)
     assert time.monotonic() - begun_s < 6
     assert trio.settle() == 0
-    assert connection._writer is not None
-    assert not connection._writer.is_alive()
-    assert not connection._queue, "what was not sent is kept"
+    assert to_c._writer is not None
+    assert not to_c._writer.is_alive()
+    assert not to_c._queue, "what was not sent is kept"
     retried(trio)
+
+
+def test_a_peer_that_drips_holds_neither_the_lead_nor_the_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It always takes something, but all that a request is would take it half a minute."""
+    monkeypatch.setattr(connection, "AT_ONCE_BYTES", 1 << 17)
+    monkeypatch.setattr(connection, "MAX_QUEUED_BYTES", 1 << 18)
+    monkeypatch.setattr(connection, "STUCK_S", 1.0)
+    trio = Trio()
+    try:
+        trio.ask()
+        to_c = trio.peers[0]._outgoing[BOARDS[-1]]
+
+        def ended() -> None:
+            assert [message.attempt for message in to_c._queue if message.attempt][1:] == [], "still queued"
+            assert to_c._writer is not None
+            to_c._writer.join(5)
+
+        with pytest.raises(
+            BoardError, match=r"^gather 1: c takes too little in the time left: \d+ bytes wait"
+        ):
+            trio.ask("drips", ended=ended)
+        assert to_c.broken == "the peer has not taken in 1 s what was sent for a request that is over"
+        assert not to_c._queue, "what was not sent is kept"
+        assert trio.settle() == 0
+        retried(trio)
+    finally:
+        trio.stop()
 
 
 def test_what_a_failed_attempt_held_is_freed_without_a_garbage_collector(trio: Trio) -> None:
@@ -104,7 +138,7 @@ def test_an_attempt_that_is_over_does_not_begin_again(trio: Trio) -> None:
     attempt = secrets.token_bytes(16)
     trio.peers[1].inboxes.close(attempt)
     with pytest.raises(BoardError, match="over"):
-        trio.peers[1].inboxes.open(attempt, frozenset({BOARDS[0]}))
+        trio.peers[1].inboxes.open(attempt, frozenset({BOARDS[0]}), frozenset())
     assert trio.under_way() == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.agent.connection import Buffers, Connection, Passed
+from shoal.agent.connection import Buffers, Connection, Passed, Purpose
 from shoal.agent.trace import Trace
 from shoal.frames import Kind
 from shoal.manifest import Manifest
@@ -52,11 +52,11 @@ class After(Connection):
         super().__init__(sock, peer)
         self._tag, self._comes = tag, comes
 
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
+    def send(self, buffers: Buffers, purpose: Purpose | None = None) -> None:
         header = header_of(buffers)
         if header.kind is Kind.TENSORS and header.tag == self._tag:
             self._comes.wait(PATIENCE_S)
-        super().send(buffers, waits=waits)
+        super().send(buffers, purpose)
 
     def receive_into(self, view: memoryview, passed: Passed | None = None) -> Generator[None, None, None]:
         self._comes.set()
@@ -129,12 +129,12 @@ class Held(Connection):
         super().__init__(sock, peer)
         self._attempt, self._holds, self._may = attempt, holds, may
 
-    def send(self, buffers: Buffers, *, waits: bool = True) -> None:
+    def send(self, buffers: Buffers, purpose: Purpose | None = None) -> None:
         header = header_of(buffers)
         if header.kind is Kind.TENSORS and header.attempt == self._attempt:
             self._holds.set()
             self._may.wait(PATIENCE_S)
-        super().send(buffers, waits=waits)
+        super().send(buffers, purpose)
 
 
 @pytest.mark.parametrize("name", ["sequence", "tensor"])

@@ -114,7 +114,8 @@ def test_an_attempt_begins_with_whoever_comes_first(board: BoardId, early: Board
     assert came[0] == early
     assert rough.cluster.settled()
     rough.ask()
-    assert rough.cluster.boards[board].peers.dropped == 0
+    admission = rough.cluster.boards[board].peers.admission
+    assert (admission.late, admission.foreign) == (0, 0)
 
 
 def test_a_frame_that_is_cut_off_or_lost_ends_the_attempt_and_the_next_is_answered(raised: Raised) -> None:

@@ -159,6 +159,7 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
             assert got[name].shape == array.shape
             assert np.allclose(got[name], array, atol=1e-5)
     assert cluster.settled(), "something is left behind"
+    assert not any(board.peers.admission.foreign for board in cluster.boards.values())
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,7 @@ def test_keys_and_values_for_one_row_go_to_the_lead_alone(
             got = cluster.ask({"input_ids": ids}, ["logits"])["logits"]
             assert np.abs(np.subtract(got, want)).max() <= within * np.abs(want).max()
         assert cluster.settled(), "nobody waits for the lead"
+        assert not any(board.peers.admission.foreign for board in cluster.boards.values())
     finally:
         cluster.stop()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, turns_in
+from shoal.agent.attempt import Attempt, awaited_in, turns_in
 from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
@@ -17,6 +17,7 @@ from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
 from shoal.codec import codec_of
 from shoal.crossing import Crossed
+from shoal.errors import BoardError, ModelError, ShoalError
 from shoal.frames import HEADER, Header, Kind
 from shoal.program import Collective, Exchange, Program, Run, Step
 from shoal.records import Array, BoardId
@@ -87,7 +88,7 @@ class Noted(Inbox):
     """An inbox that notes what is taken out of it."""
 
     def __init__(self, did: list[str]) -> None:
-        super().__init__(frozenset({B}))
+        super().__init__(frozenset({B}), frozenset((tag, B, chunk) for tag in (1, 2, 7) for chunk in (0, 1)))
         self._did = did
 
     def take(self, keys: Sequence[Key], deadline_s: float) -> list[Arrived]:
@@ -104,6 +105,8 @@ class Alone:
         self.crossed: list[tuple[Crossed, float]] = []
 
     def came(self, tag: int, array: Array, chunk: int = 0) -> None:
+        """Have a message be there for so long that nobody waits for it."""
+        assert self.inbox.admit((tag, B, chunk), array.nbytes)
         self.inbox.put(
             (tag, B, chunk), Arrived(arrays=[array], size_bytes=array.nbytes, begun_s=0.0, ended_s=0.0)
         )
@@ -190,6 +193,48 @@ def test_of_means_it_is_told_how_much_they_were_made_of() -> None:
     assert len(made) == 6, "four rows of its own, and two means"
     assert given == Crossed(given=True, codec=rows.codec, messages=1, float_bytes=48, size_bytes=24)
     assert taken == replace(given, given=False)
+
+
+def test_rows_that_were_left_out_are_not_waited_for_any_more() -> None:
+    board = Alone()
+    rows = replace(GATHER, tensors=("x",), chunks=1, deadline_s=0.01)
+    made = board.part(SCATTER, rows).play({"q": X}, ["K"])["K"]
+    assert len(made) == 4, "its own"
+    assert not board.inbox.admit((1, B, 0), 8)
+    assert board.inbox.admit((2, B, 0), 8)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        (ExchangeError(B, "closed"), ExchangeError, "^exchange with b: gather 1: closed$"),
+        (BoardError("b: no memory"), BoardError, "^gather 1: b: no memory$"),
+        (ModelError("b: x does not fit"), ModelError, "^gather 1: b: x does not fit$"),
+    ],
+)
+def test_what_goes_wrong_elsewhere_is_told_with_the_step(
+    failure: ShoalError, kind: type[ShoalError], words: str
+) -> None:
+    board = Alone()
+    begun = (SCATTER, replace(GATHER, tensors=("x",), chunks=1))
+    board.inbox.end(lambda: failure)
+    with pytest.raises(kind, match=words):
+        board.part(*begun).play({"q": X}, ["K"])
+
+    def refused(_peer: BoardId, _buffers: Buffers) -> None:
+        raise failure
+
+    with pytest.raises(kind, match=words.replace("gather 1", "scatter 0")):
+        replace(board.part(*begun), send=refused).play({"q": X}, ["K"])
+
+
+def test_all_that_a_program_waits_for_is_known_before_a_request_comes() -> None:
+    receive = Exchange(kind="recv", tag=7, tensors=("h",), peer=B)
+    send = replace(receive, kind="send", tag=8)
+    one_way = replace(GATHER, tag=3, causal=True, chunks=1)
+    program = Program(steps=(*STEPS, one_way, receive, send))
+    assert awaited_in(program, A) == {(1, B, 0), (1, B, 1), (2, B, 0), (7, B, 0)}
+    assert awaited_in(program, B) == {(0, A, 0), (1, A, 0), (1, A, 1), (3, A, 0), (7, B, 0)}
 
 
 def test_a_board_with_one_row_computes_one_chunk() -> None:

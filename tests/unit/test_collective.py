@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from shoal.book import book_of
 from shoal.codec import Codec, codec_of
-from shoal.collective import BOUNDS, NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages
+from shoal.collective import (
+    BOUNDS,
+    NO_BOOKS,
+    Books,
+    MisfitError,
+    handed_out,
+    made_of,
+    makes,
+    may_give,
+    messages,
+)
 from shoal.errors import ModelError
 from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Collective, bounds, ranges
 from shoal.records import Array, BoardId
@@ -31,6 +41,8 @@ def meet(step: Collective, tensors: Everything, books: Books = NO_BOOKS) -> dict
     for board in step.boards:
         wanted = messages(step, board, tensors[board])
         assert {(giver, number) for giver, peer, number in sent if peer == board} == set(wanted)
+        assert {giver for giver, _ in wanted} <= set(may_give(step, board))
+        assert all(number < step.chunks for _, number in wanted)
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for giver, number in wanted:
             handed.setdefault(giver, []).append(sent[giver, board, number])

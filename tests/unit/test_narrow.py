@@ -108,6 +108,16 @@ def test_a_peer_that_is_gone_is_noticed(tmp_path: Path) -> None:
             send_on()
 
 
+def test_nothing_more_is_paced_for_a_connection_that_is_closed(tmp_path: Path) -> None:
+    with connected(emulation(tmp_path, "a")) as (connection, theirs):
+        connection.send([bytes(int(RATE) * 60)])
+        arrives_s(theirs, 1)
+        connection.close()
+        assert connection._writer is not None
+        connection._writer.join(10)
+        assert not connection._writer.is_alive(), "it goes on for a minute"
+
+
 def test_limits_follow_one_another_and_each_is_taken_by_its_own_rate(tmp_path: Path) -> None:
     Shared.make(tmp_path / "shared", 2)
     shared = Shared(tmp_path / "shared")

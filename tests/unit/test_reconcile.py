@@ -204,7 +204,7 @@ def test_what_a_lost_board_has_part_in_is_broken_off_at_once(boards: Boards) -> 
     async def work() -> None:
         plan, peers = boards.plan(1, B), {B: build.address_of(B)}
         await boards.reconciler.act(replace(boards.desired(plan), peers=peers))
-        held, inbox = boards.executor._enter(1), Inbox(frozenset({B}))
+        held, inbox = boards.executor._enter(1), Inbox(frozenset({B}), frozenset({(0, B, 0)}))
         held.inboxes.add(inbox)
         dropping = asyncio.ensure_future(boards.reconciler.act(replace(boards.desired(), peers=peers)))
         with pytest.raises(BoardError, match="nothing came from b"):
@@ -227,7 +227,7 @@ def test_what_is_broken_off_has_had_its_time_however_often_something_else_is_des
     now_s = [100.0]
     monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
     boards.executor.hold(boards.plan(1, B), {Run(segment=WHOLE): cast(Session, Quick())})
-    held, inbox = boards.executor._enter(1), Inbox(frozenset({B}))
+    held, inbox = boards.executor._enter(1), Inbox(frozenset({B}), frozenset({(0, B, 0)}))
     held.inboxes.add(inbox)
 
     def ended_at(second: float) -> bool:
