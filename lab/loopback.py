@@ -6,6 +6,7 @@ requests and MQTT of a board that is cut off would still get through.
 """
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -14,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from shoal.agent.connection import Connection, tuned
+from shoal.agent.connection import Connection, Purpose, tuned
 from shoal.agent.emulation import Emulation, Settings
 from shoal.agent.narrow import Limit, Narrow, Shared
 from shoal.encoding import to_json
+from shoal.frames import NO_ATTEMPT
 from shoal.lab import meter
 from shoal.lab.meter import Reading
 from shoal.lab.processes import free_port
@@ -107,7 +109,8 @@ class OnLoopback:
             with _connected() as (near, far):
                 sender = played[source].connection(near, target)
                 block = bytes(1 << 16)
-                got = meter.carried(far, lambda: sender.send([block]), meter.FLOW_S)
+                waits = Purpose(attempt=NO_ATTEMPT, until_s=math.inf, check=lambda: None)
+                got = meter.carried(far, lambda: sender.send([block], waits), meter.FLOW_S)
                 sender.close()
             return Reading(source=source, target=target, what="rate", asked=asked, got=got)
 

@@ -196,7 +196,10 @@ def goodput(source: Namespace, target: Namespace, address: str, duration_s: floa
 
 
 def carried(receiver: socket.socket, send: Callable[[], object], duration_s: float) -> float:
-    """Return the bits/s that come to `receiver` while `send` is called again and again, once settled."""
+    """Return the bits/s that come to `receiver` while `send` is called again and again, once settled.
+
+    Raises OSError if the sender closes.
+    """
     over = threading.Event()
 
     def flow() -> None:
@@ -213,6 +216,8 @@ def carried(receiver: socket.socket, send: Callable[[], object], duration_s: flo
     count = 0
     while (now_s := time.perf_counter()) - begun_s < duration_s or not count:
         size = receiver.recv_into(buffer)
+        if not size:
+            raise ConnectionResetError("expected bytes for as long as is measured, got the end")
         last_s = time.perf_counter()
         if not settled_s:
             if now_s - begun_s >= SETTLE_SHARE * duration_s:
