@@ -39,6 +39,8 @@ TURN_BYTES: Final = 1 << 20
 """So much is taken of one connection before the others have their turn."""
 MAX_QUEUED_BYTES: Final = 1 << 26
 """Who sends more than this ahead of the link waits."""
+LEAST_BYTES_PER_S: Final = 1e5
+"""A link that carries less keeps no other message waiting behind one of no use: it is opened anew."""
 LOOK_S: Final = 0.05
 """Who waits looks so often whether it is still of use."""
 _INT: Final = struct.Struct("i")
@@ -119,6 +121,8 @@ class Connection:
         """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         with self._lock:
+            if purpose is not None:
+                purpose.check()  # under the lock: who ends it drops what is queued by now
             if self.direct and not self._queue and not self.broken:
                 views = self._push(views, socket.MSG_DONTWAIT)
             if self._queued_bytes > MAX_QUEUED_BYTES and not self.broken:
@@ -149,15 +153,20 @@ class Connection:
                 waiting = f"{self._queued_bytes} bytes wait for it"
                 raise CrowdedError(f"{self.peer} takes too little in the time left: {waiting}")
             self._state.wait(min(left_s, LOOK_S))
+        purpose.check()
 
     def drop(self, attempt: bytes) -> None:
-        """Forget what is queued for an attempt that is over; what has begun is to be taken in `STUCK_S`."""
+        """Forget what is queued for an attempt that is over.
+
+        Of what has begun the peer has to take `LEAST_BYTES_PER_S`, and nothing for less than `STUCK_S`.
+        """
         with self._state:
             if not self._queue:
                 return
             first, *others = self._queue
             if first.attempt == attempt:
-                self._until_s = min(self._until_s, time.monotonic() + STUCK_S)
+                rest_s = STUCK_S + first.size_bytes / LEAST_BYTES_PER_S
+                self._until_s = min(self._until_s, time.monotonic() + rest_s)
             kept = [message for message in others if message.attempt != attempt]
             if len(kept) < len(others):
                 self._queue = deque([first, *kept])
@@ -195,7 +204,7 @@ class Connection:
         if self.broken:
             raise ConnectionError(self.broken)
         if time.monotonic() > self._until_s:
-            slow = f"the peer has not taken in {STUCK_S:g} s what was sent for a request that is over"
+            slow = "the peer takes too little of what was sent for a request that is over"
             self._break(slow)
             raise TimeoutError(slow)
 
@@ -283,11 +292,17 @@ class Connection:
 
     def discard(self, size_bytes: int) -> Generator[None, None, None]:
         """Receive so many bytes and forget them."""
-        scratch = memoryview(bytearray(min(size_bytes, 1 << 16)))
+        scratch = memoryview(bytearray(min(size_bytes, PIECE_BYTES)))
+        ahead = min(size_bytes, self._end - self._begin)
+        self._begin += ahead
+        size_bytes -= ahead
         while size_bytes:
-            take = min(size_bytes, len(scratch))
-            yield from self.receive_into(scratch[:take])
-            size_bytes -= take
+            if self._all_taken:
+                self._wake_at(min(size_bytes, PIECE_BYTES))
+                yield
+            size_bytes -= self._fill(scratch[:size_bytes])
+        self._wake_at(1)
+        self._all_taken = True  # as in `receive_into`
 
     def _from_ahead(self, view: memoryview) -> memoryview:
         """Take what was read ahead, and return what is still to be filled."""

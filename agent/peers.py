@@ -127,7 +127,7 @@ class Peers:
         Raises ExchangeError, or CrowdedError, which is no proof against the link, or why `purpose` is over.
         """
         if purpose is not None:
-            purpose.check()
+            purpose.check()  # before a connection is opened
         try:
             self._connection(peer).send(buffers, purpose)
         except (OSError, ValueError) as error:  # ValueError: an address that is none
@@ -178,6 +178,10 @@ class Peers:
                 self.send(peer, [header, payload], purpose)
             return [answers.get(timeout=timeout_s) for _ in range(count)]
         except (queue.Empty, CrowdedError) as error:
+            with self._lock:
+                connection = self._outgoing.get(peer)
+            if connection is not None:
+                connection.drop(token)
             raise ExchangeError(peer, f"no answer to a ping within {timeout_s:.0f} s") from error
         finally:
             del self._pongs[token]
@@ -379,7 +383,13 @@ class Peers:
             threading.Thread(target=self._tell_lost, args=told, name="tells", daemon=True).start()
 
     def _tell_lost(self, peer: BoardId, attempts: Sequence[bytes], why: str) -> None:
-        """Tell a peer of attempts whose tensors it may not have got; this may take a new connection."""
-        with suppress(ExchangeError):
-            for attempt in attempts:
-                self.send(peer, frames.text(Kind.ABORT, why, attempt=attempt))
+        """Tell a peer of attempts whose tensors it may not have got; this may take a new connection.
+
+        It may never have heard of them, so whoever waits for what it was to make of them is told too.
+        """
+        with self._lock:
+            others = self._addresses.keys() - {peer, self._board}
+        for each in (peer, *others):
+            with suppress(ExchangeError):
+                for attempt in attempts:
+                    self.send(each, frames.text(Kind.ABORT, why, attempt=attempt))

@@ -1,6 +1,7 @@
 """Three boards, one of which fails in every way: errors that say so, in time, and nothing left behind."""
 
 import gc
+import math
 import secrets
 import threading
 import time
@@ -89,13 +90,16 @@ def test_a_peer_that_drips_holds_neither_the_lead_nor_the_retry(monkeypatch: pyt
     monkeypatch.setattr(connection, "AT_ONCE_BYTES", 1 << 17)
     monkeypatch.setattr(connection, "MAX_QUEUED_BYTES", 1 << 18)
     monkeypatch.setattr(connection, "STUCK_S", 1.0)
+    monkeypatch.setattr(connection, "LEAST_BYTES_PER_S", math.inf)
     trio = Trio()
     try:
         trio.ask()
         to_c = trio.peers[0]._outgoing[BOARDS[-1]]
 
         def ended() -> None:
-            assert [message.attempt for message in to_c._queue if message.attempt][1:] == [], "still queued"
+            with to_c._lock:
+                queued = [message.attempt for message in to_c._queue if message.attempt]
+            assert queued[1:] == [], "still queued"
             assert to_c._writer is not None
             to_c._writer.join(5)
 
@@ -103,7 +107,7 @@ def test_a_peer_that_drips_holds_neither_the_lead_nor_the_retry(monkeypatch: pyt
             BoardError, match=r"^gather 1: c takes too little in the time left: \d+ bytes wait"
         ):
             trio.ask("drips", ended=ended)
-        assert to_c.broken == "the peer has not taken in 1 s what was sent for a request that is over"
+        assert to_c.broken == "the peer takes too little of what was sent for a request that is over"
         assert not to_c._queue, "what was not sent is kept"
         assert trio.settle() == 0
         retried(trio)

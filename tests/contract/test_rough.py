@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ import pytest
 from shoal.agent import dispatch
 from shoal.agent.dispatch import Dispatcher, Question
 from shoal.agent.trace import Trace
+from shoal.coordinator.partition import Stage
+from shoal.coordinator.pipelines import chained
 from shoal.errors import BoardError
 from shoal.manifest import Manifest
 from shoal.messages import Telemetry
@@ -133,6 +135,28 @@ def test_a_frame_that_is_cut_off_or_lost_ends_the_attempt_and_the_next_is_answer
         assert rough.cluster.settled(), f"something is left of the attempt of which {source} lost {tag}"
         rough.retried()
     assert rough.cluster.settled()
+
+
+def test_whoever_waits_for_what_a_lost_message_was_to_become_is_told(
+    bundle: tuple[Path, Path, Manifest], tmp_path: Path
+) -> None:
+    """The board in between never heard of the request, and the one before it has done its part."""
+    model, depot, manifest = bundle
+    cuts = (0, 1, 2, len(manifest.segments))
+    parts = [Stage(board=0, start=start, stop=stop) for start, stop in pairwise(cuts)]
+    stages = list(zip((A, C, B), parts, strict=True))
+    weather = Weather()
+    cluster = Cluster(tmp_path, depot, manifest, dict(chained(manifest, stages)), weather.connected)
+    try:
+        rough = Boards(weather, model, cluster)
+        rough.ask()
+        weather.next = Mishap(way=(C, B), tag=1, share=0.0)
+        with pytest.raises(BoardError, match="what was sent to b is lost"):
+            rough.ask()
+        assert cluster.settled()
+        rough.retried()
+    finally:
+        cluster.stop()
 
 
 async def no_resort(_manifest: Manifest, _inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -171,6 +171,46 @@ def test_what_is_queued_for_an_attempt_that_ended_is_dropped_and_the_rest_is_who
     assert connection._until_s == math.inf, "what was taken in time ends nothing later"
 
 
+def test_what_has_begun_has_as_long_as_a_slow_link_takes(slow: Pair) -> None:
+    connection, _ = slow
+    connection.send([b"1" * LARGE_BYTES], purpose(ENDED))
+    connection.drop(ENDED)
+    rest_s = connection._until_s - time.monotonic()
+    assert 0.5 * LARGE_BYTES / connection_module.LEAST_BYTES_PER_S < rest_s < math.inf
+
+
+def test_nothing_is_sent_for_what_ends_while_it_waits_for_the_lock(slow: Pair) -> None:
+    """Whoever ends it drops what is queued, and nobody would drop this."""
+    connection, _ = slow
+    over: list[str] = []
+
+    def check() -> None:
+        if over:
+            raise BoardError(over[0])
+
+    with connection._lock:
+        sender = threading.Thread(
+            target=lambda: errors.append(
+                raised(partial(connection.send, [b"1"], purpose(ENDED, check=check)))
+            )
+        )
+        errors: list[str] = []
+        sender.start()
+        over.append("that is over")
+        connection.drop(ENDED)
+    sender.join(5)
+    assert errors == ["that is over"]
+    assert not connection._queue
+
+
+def raised(work: Callable[[], None]) -> str:
+    try:
+        work()
+    except BoardError as error:
+        return str(error)
+    return ""
+
+
 def test_what_is_dropped_makes_room(slow: Pair) -> None:
     connection, theirs = slow
     connection.send([b"1" * (LARGE_BYTES // 3)], purpose(NEXT))
@@ -186,6 +226,7 @@ def test_a_peer_that_takes_drop_by_drop_what_is_of_no_use_any_more_is_given_up(
     connection, theirs = slow
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 300_000))
     monkeypatch.setattr(connection_module, "STUCK_S", 0.1)
+    monkeypatch.setattr(connection_module, "LEAST_BYTES_PER_S", math.inf)
     got = [0]
 
     def drip() -> None:
@@ -200,7 +241,7 @@ def test_a_peer_that_takes_drop_by_drop_what_is_of_no_use_any_more_is_given_up(
     connection.drop(ENDED)
     reading.join(10)
     assert not reading.is_alive()
-    assert connection.broken == "the peer has not taken in 0.1 s what was sent for a request that is over"
+    assert connection.broken == "the peer takes too little of what was sent for a request that is over"
     assert 0 < got[0] < 8 * LARGE_BYTES
     assert connection._writer is not None
     connection._writer.join(5)
