@@ -79,6 +79,7 @@ def deployed(state: State, deployment: Deployment | None, now_s: float) -> State
         wrong=frozenset(),
         deployed_s=now_s,
         manifest=state.manifest if same_bundle else None,
+        unreadable=state.unreadable if same_bundle else "",
         pending=None,
         experience={},
         record={},
@@ -123,9 +124,8 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     if deployment is None:
         state = replace(state, decision=telling.waiting(state, ("a deployment",), now_s))
     elif manifest is None:
-        state = replace(
-            state, decision=telling.waiting(state, (f"the bundle {deployment.bundle.name}",), now_s)
-        )
+        wanted = state.unreadable or f"the bundle {deployment.bundle.name}"
+        state = replace(state, decision=telling.waiting(state, (wanted,), now_s))
     elif manifest.name != deployment.bundle.name:
         wanted = f"a bundle called {deployment.bundle.name}; the one deployed is {manifest.name}"
         state = replace(state, decision=telling.waiting(state, (wanted,), now_s))
@@ -136,9 +136,9 @@ def decide(state: State, now_s: float) -> tuple[State, tuple[Effect, ...]]:
     if changed and state.serving is not None:
         effects.append(Tell(message=state.serving))  # before its boards: who follows us finds it, or no trace
     desired = dict(state.desired)
-    living = fleets.living(state.fleet, now_s)
-    for board in living:
-        message = telling.desired(state, board, living)
+    reachable = fleets.reachable(state.fleet, now_s)
+    for board in fleets.living(state.fleet, now_s):
+        message = telling.desired(state, board, reachable)
         if desired.get(board) != message:
             desired[board] = replace(message, version=message.version + 1)
             effects.append(Say(board=board, message=desired[board]))

@@ -133,6 +133,15 @@ def living(fleet: Fleet, now_s: float) -> dict[BoardId, Board]:
     return {name: fleet.boards[name] for name in sorted(fleet.boards) if alive(fleet.boards[name], now_s)}
 
 
+def reachable(fleet: Fleet, now_s: float) -> dict[BoardId, Board]:
+    """Return the boards that count as there, and those that leave and still answer what they have begun."""
+    return {
+        name: board
+        for name, board in sorted(fleet.boards.items())
+        if alive(replace(board, left=False) if board.left else board, now_s)
+    }
+
+
 def profiles(fleet: Fleet, bundle: Sha256, now_s: float) -> dict[BoardId, Profile]:
     """Return the profiles of `bundle` of the boards that count as there."""
     return {

@@ -16,11 +16,11 @@ from shoal.coordinator.turns import Absence
 from shoal.coordinator.vigil import Vigil
 from shoal.coordinator.weigh import Settings as Eagerness
 from shoal.errors import ConfigError, ModelError
-from shoal.manifest import Manifest
 from shoal.messages import (
     HEARTBEAT_S,
     Alarm,
     Birth,
+    BundleSource,
     Call,
     Coordinator,
     Decision,
@@ -342,8 +342,8 @@ class Service:
         calendar_s = _calendar_s()
         if abs(calendar_s - state.calendar_s) > CALENDAR_S:
             state = replace(state, calendar_s=calendar_s)
-        if state.deployment is not None and state.manifest is None:
-            state = replace(state, manifest=self._manifest(state.deployment))
+        if state.deployment is not None and state.manifest is None and not state.unreadable:
+            state = self._with_manifest(state, state.deployment.bundle)
         self._state, effects = controller.decide(state, now_s)
         self._due_s = due_s(self._state, now_s)
         if not self._state.connected:
@@ -353,14 +353,15 @@ class Service:
             self._memory.keep(self._state.incarnation, self._state.deployment, self._state.serving)
         self._absence.total_s += time.monotonic() - now_s
 
-    def _manifest(self, deployment: Deployment) -> Manifest | None:
-        if not self._store.has(deployment.bundle.manifest):
-            return None
+    def _with_manifest(self, state: State, bundle: BundleSource) -> State:
+        """Return the state with the manifest of the deployed bundle, if that is here."""
+        if not self._store.has(bundle.manifest):
+            return state
         try:
-            return self._store.manifest(deployment.bundle.manifest)
+            return replace(state, manifest=self._store.manifest(bundle.manifest))
         except ModelError as error:
             log.error("%s", error)  # noqa: TRY400  the sentence says it all
-            return None
+            return replace(state, unreadable=f"a bundle that can be read: {error}")
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:

@@ -40,6 +40,8 @@ class State:
     deployed_s: float = 0.0
     manifest: Manifest | None = None
     """Of the deployed bundle; None until the bundle is here."""
+    unreadable: str = ""
+    """Why the manifest that is here cannot be read, if it cannot."""
     serving: Plan | None = None
     draining: Plan | None = None
     pending: Pending | None = None

@@ -38,7 +38,7 @@ def waiting(state: State, what: tuple[str, ...], now_s: float) -> Decision:
     )
 
 
-def desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board]) -> Desired:
+def desired(state: State, board: BoardId, reachable: Mapping[BoardId, fleets.Board]) -> Desired:
     """Return what is desired of `board` in this state, under the version last said to it."""
     pending = state.pending
     plans: list[Plan | None] = []
@@ -49,7 +49,7 @@ def desired(state: State, board: BoardId, living: Mapping[BoardId, fleets.Board]
         coordinator=state.incarnation,
         version=last.version if last else 0,
         bundle=state.deployment.bundle if state.deployment else None,
-        peers={n: other.birth.address for n, other in living.items() if other.birth and n != board},
+        peers={n: other.birth.address for n, other in reachable.items() if other.birth and n != board},
         plans=tuple(plan for plan in plans if plan is not None),
         committed=state.serving.epoch if plans and state.serving else 0,
         proving=pending.plan.epoch if pending and pending.proving and pending.cleared else 0,

@@ -426,6 +426,15 @@ def test_the_first_plan_waits_for_the_bundle() -> None:
     world.deploy(build.deployment())
     world.run(20)
     assert world.decision.waiting_for == ("the bundle model",)
+    world.state = replace(world.state, unreadable="a bundle that can be read: too old")
+    world.run(2)
+    assert world.decision.waiting_for == ("a bundle that can be read: too old",)
+    world.deploy(
+        replace(build.deployment(), bundle=replace(build.deployment().bundle, manifest=build.sha(7)))
+    )
+    world.run(2)
+    assert world.decision.waiting_for == ("the bundle model",), "that is another one"
+    world.deploy(build.deployment())
     world.manifests[build.BUNDLE] = SMALL
     world.until(lambda: world.serving, 5)
 
@@ -620,6 +629,17 @@ def test_a_board_that_leaves_is_replaced_at_once() -> None:
     world = serving_pair()
     world.say(A, build.presence("left"))
     assert world.until(lambda: world.state.pending, 5) <= 2 * TICK_S
+
+
+def test_a_board_that_leaves_is_told_of_until_it_has_answered_what_it_began() -> None:
+    """What another has part in with a board that nobody tells of is broken off at once."""
+    world = serving_pair()
+    told = world.said[B].peers
+    world.say(A, build.presence("left"))
+    world.run(2)
+    assert world.said[B].peers == told
+    world.kill(A, will=False)
+    world.until(lambda: A not in world.said[B].peers, LEASE_S + 1)
 
 
 def test_a_will_that_a_heartbeat_contradicts_changes_nothing() -> None:
