@@ -205,7 +205,8 @@ class _Known:
             )
             if self._latency:
                 air_s = self._air_s(sets)[:, None]
-                own_s = np.where(air_s > 0, 0, out_s)  # on the air, all wait for what all send
+                shared = (air_s > 0) & np.isfinite(out_s)  # on the air, all wait for what all send
+                own_s = np.where(shared, 0, out_s)
                 edge_s = task.out_bytes * to_s + task.back_bytes * from_s
                 unit_edge_s = task.unit_out_bytes * to_s + task.unit_back_bytes * from_s
                 fixed_s = fixed_s + air_s + task.board_bytes * own_s + edge_s

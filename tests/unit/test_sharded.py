@@ -67,6 +67,14 @@ def counts(candidate: Candidate) -> dict[BoardId, float]:
     return {each: round(10 * share) for each, share in zip(scatter.boards, scatter.shares, strict=True)}
 
 
+def aired(profiles: Mapping[BoardId, Profile]) -> dict[BoardId, Profile]:
+    """Return the boards with all their links on one Wi-Fi channel."""
+    return {
+        name: replace(each, links={peer: replace(way, shared=True) for peer, way in each.links.items()})
+        for name, each in profiles.items()
+    }
+
+
 def test_tokens_go_to_boards_by_their_speed() -> None:
     found = shared({A: board(1.0), B: board(2.0), C: board(2.0)})
     assert sum(counts(found).values()) == 10
@@ -102,10 +110,7 @@ def test_many_boards_are_searched_too() -> None:
 def test_on_the_air_fewer_boards_share_a_request() -> None:
     """All k, 320 bytes, goes to each other board: 0.48 s of air for four boards, 0.12 s of each uplink."""
     cabled = {each: board(1.0, goodput=2e3) for each in BOARDS}
-    on_air = {
-        name: replace(each, links={peer: replace(way, shared=True) for peer, way in each.links.items()})
-        for name, each in cabled.items()
-    }
+    on_air = aired(cabled)
     assert len(shared(cabled).boards) == 4
     assert len(shared(on_air).boards) < 4
     assert shared(on_air).predicted.latency_s > shared(cabled).predicted.latency_s
@@ -224,6 +229,16 @@ def test_no_two_boards_without_a_way_between_them_share_a_request(objective: Obj
     """Also where each of them hands its rows to the lead only: what is closed may be worse than it looks."""
     found = propose(HEADED, dict.fromkeys((A, B, C), board(1.0)), frozenset({frozenset((B, C))}), objective)
     assert {len(each.boards) for each in found if each.strategy == "sequence"} == {2}
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_on_the_air_one_closed_way_hides_no_others(objective: Objective) -> None:
+    profiles = aired({each: board(1.0, goodput=1e5) for each in BOARDS})
+    found = propose(TOKENS, profiles, frozenset({frozenset((B, C))}), objective)
+    teams = [set(each.boards) for each in found if each.strategy == "sequence"]
+    assert teams, "two of them can share, and so can those that have ways to one another"
+    assert not any({B, C} <= team for team in teams)
+    assert max(map(len, teams)) == len(BOARDS) - 1
 
 
 # --- heads ----------------------------------------------------------------------------------------
