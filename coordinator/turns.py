@@ -13,11 +13,11 @@ from shoal.coordinator import standing
 LONG_S: Final = 0.005
 """After a turn that took so long all hear what has come, before the next one has its turn."""
 REST: Final = 0.1
-"""After a long turn, this part of its time is for those who talk HTTP: they need more than one look, ..."""
+"""This part of the time of long turns is for those who talk HTTP, and need more than one look: ..."""
 LEAST_REST_S: Final = 0.02
-"""... unless it is less than this ..."""
-MOST_REST_S: Final = 0.2
-"""... and no more than this: the process has not paused."""
+"""... it is saved up until it is as much as this ..."""
+MOST_REST_S: Final = 0.1
+"""... and is no more than this: the process has not paused."""
 
 
 class Turns:
@@ -32,6 +32,7 @@ class Turns:
         self._taken = False
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._count = 0
+        self._owed_s = 0.0
 
     @asynccontextmanager
     async def turn(self, due_s: float) -> AsyncIterator[None]:
@@ -48,8 +49,10 @@ class Turns:
             yield
             took_s = time.monotonic() - begun_s
             if took_s > LONG_S:
-                rest_s = min(REST * took_s, MOST_REST_S)
-                await asyncio.sleep(rest_s if rest_s >= LEAST_REST_S else 0)
+                self._owed_s = min(self._owed_s + REST * took_s, MOST_REST_S)
+                rest_s = self._owed_s if self._owed_s >= LEAST_REST_S else 0.0
+                self._owed_s -= rest_s
+                await asyncio.sleep(rest_s)
         finally:
             self._taken = False
             while self._waiting:
