@@ -112,6 +112,7 @@ async def measure(
             error = 0.0
             for _ in range(turns):
                 await cluster.run("local", alone, lead)
+                await cluster.ask(inputs, 1)
                 answers, _ = await cluster.ask(inputs, 2)
                 found["alone"] += seconds(answers)
                 await cluster.run("sequence", told, lead)
