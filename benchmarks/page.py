@@ -163,7 +163,8 @@ def peers(found: dict[str, Any]) -> list[str]:
         "One request at a time through 12 layers of ViT-B's shape, fp32 weights, in the lab with a quota",
         "for each board, on cables with a round trip of 2 ms: shoal's `sequence`, and torch.distributed",
         "with Gloo, eager, one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM).",
-        "Below 1 it lost.",
+        "Below 1 it lost. Voltage hands on hidden rows, half the bytes of keys and values: with float32 on",
+        "slow cables that is quicker (shoal's `sequence-hidden`, which does so too, was not measured here).",
     )
     body = [
         (
