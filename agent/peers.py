@@ -221,17 +221,26 @@ class Peers:
             if time.monotonic() - self._unreached_s.get(address, -math.inf) < AGAIN_S:
                 raise ExchangeError(peer, "it was not reached a moment ago")
             try:
-                sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
+                connection = self._opened(peer, address)
             except OSError:
                 self._unreached_s[address] = time.monotonic()
                 raise
-            connection = self._connected(tuned(sock), peer)
-            hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
-            connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
             with self._lock:
                 self._outgoing[peer] = connection
                 self._all.add(connection)
             self._read_on(connection)
+        return connection
+
+    def _opened(self, peer: BoardId, address: Address) -> Connection:
+        """Return a new connection to `peer`, on which we have said who we are."""
+        sock = socket.create_connection((address.host, address.data_port), CONNECT_S)
+        hello = Hello(cluster=self._cluster, sender=self._board, receiver=peer)
+        try:
+            connection = self._connected(tuned(sock), peer)
+            connection.send(frames.text(Kind.HELLO, to_json(hello).decode()))
+        except OSError:  # reset at once: it is going just now
+            sock.close()
+            raise
         return connection
 
     def _read_on(self, connection: Connection, within_s: float = math.inf) -> None:

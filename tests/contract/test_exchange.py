@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from shoal import frames
-from shoal.agent.connection import Buffers, Purpose
+from shoal.agent.connection import Buffers, Connection, Purpose
 from shoal.agent.executor import Executor
+from shoal.agent.inbox import Inbox
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Trace
@@ -237,6 +238,23 @@ def test_an_address_that_nobody_listens_on_is_an_error_at_once(boards: tuple[Boa
     boards[0].peers.know({})
     with pytest.raises(ExchangeError, match="address is not known"):
         ask(boards[0])
+
+
+def test_a_connection_that_is_reset_at_once_is_not_kept() -> None:
+    opened: list[socket.socket] = []
+
+    def reset(sock: socket.socket, peer: BoardId | None) -> Connection:
+        opened.append(sock)
+        sock.shutdown(socket.SHUT_RDWR)
+        return Connection(sock, peer)
+
+    peers = Peers("test", A, lambda _header, _peer: Inbox(frozenset(), frozenset()), reset)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        peers.know({B: Address(host="127.0.0.1", data_port=listening.getsockname()[1], http_port=1)})
+        with pytest.raises(ExchangeError, match="cannot send"):
+            peers.send(B, frames.text(Kind.ABORT, "over"))
+    assert [sock.fileno() for sock in opened] == [-1]
+    assert not peers.connected(B)
 
 
 def test_many_attempts_with_failures_leave_nothing_behind(boards: tuple[Board, Board]) -> None:
