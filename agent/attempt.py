@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -37,7 +37,8 @@ from shoal.errors import BoardError, ModelError
 from shoal.frames import Header
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
 from shoal.records import Array, BoardId
-from shoal.session import Session
+from shoal.session import Session, Staged
+from shoal.staging import staying
 from shoal.timeline import What
 
 _NOT_NOTED: Final = nullcontext()
@@ -54,6 +55,8 @@ class Turn:
     """Those under way of which it needs a tensor."""
     drops: tuple[str, ...]
     """Tensors that nothing needs behind it."""
+    stays: frozenset[str]
+    """What it makes that only runs need, which may stay on the board's device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,8 @@ class Attempt:
     """What of the messages with a deadline may be left out."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
+    staged: dict[str, Staged] = field(default_factory=dict)
+    """Tensors on the board's device."""
 
     def play(self, given: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Take all steps with the tensors `given`, and return those `wanted`.
@@ -107,7 +112,7 @@ class Attempt:
                 tensors |= self._compute_in_chunks(step, behind, tensors)
                 awaited[behind.tag] = _begun(behind, tensors)
             elif isinstance(step, Run):
-                tensors |= self._compute(step, tensors)
+                tensors |= self._compute(step, tensors, turn.stays)
             elif isinstance(step, Collective):
                 self._hand_out(step, tensors)
                 awaited[step.tag] = _begun(step, tensors)
@@ -119,20 +124,23 @@ class Attempt:
             for name in turn.drops:
                 if name not in wanted:
                     tensors.pop(name, None)
+                    self.staged.pop(name, None)
         for waits in awaited.values():
             if any(name in wanted for name in makes(waits.step)):
                 tensors |= self._settle(waits)
-        return {name: tensors[name] for name in wanted}
+        return {n: tensors[n] if n in tensors else self.staged[n].host() for n in wanted}
 
-    def _compute(self, step: Run, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        session = self.sessions[step]
-        shapes = {name: tensors[name].shape for name in session.inputs if name in tensors}
+    def _compute(
+        self, step: Run, tensors: Mapping[str, Array], stays: frozenset[str] = frozenset()
+    ) -> Mapping[str, Array]:
+        session, staged = self.sessions[step], self.staged
+        there = {name: tensors.get(name, staged.get(name)) for name in session.inputs}
+        shapes = {name: tensor.shape for name, tensor in there.items() if tensor is not None}
         with self.alone, self._noting("run", step.segment):
-            begun_s = time.perf_counter()
-            made = session.run(tensors)
-            took_s = time.perf_counter() - begun_s
-        self.on_run(step, shapes, took_s)
-        return made
+            made = session.work(tensors, staged, stays)
+        self.staged.update(made.staged)
+        self.on_run(step, shapes, made.took_s)
+        return made.arrays
 
     def _compute_in_chunks(
         self, step: Run, behind: Collective, tensors: Mapping[str, Array]
@@ -140,7 +148,7 @@ class Attempt:
         """Run a segment on one range of the board's rows after the other, and send each on at once."""
         axes = self.sessions[step].rows
         first, stop, total = tensors[RANGE].tolist()
-        found: list[dict[str, Array]] = []
+        found: list[Mapping[str, Array]] = []
         for number, (begin, end) in enumerate(ranges(stop - first, behind.chunks)):
             chunk = {
                 name: array[(slice(None),) * axes[name] + (slice(begin, end),)] if name in axes else array
@@ -289,6 +297,7 @@ def awaited_in(program: Program, board: BoardId) -> frozenset[Key]:
 def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:
     """Return what a board does in its order, with all that can be told before there are tensors."""
     turns = list(program.turns())
+    staged = staying(program, lambda run: (sessions[run].inputs, sessions[run].outputs))
     last = {name: at for at, (step, behind) in enumerate(turns) for name in _needs(step, behind, sessions)}
     there, under_way = set(last), dict[str, Collective]()
     found = []
@@ -304,7 +313,8 @@ def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, .
             there |= set(sessions[step].outputs if isinstance(step, Run) else step.tensors)
         drops = tuple(sorted(name for name in there if last.get(name, -1) <= at))
         there -= set(drops)
-        found.append(Turn(step=step, behind=behind, settles=settles, drops=drops))
+        stays = staged.intersection(sessions[step].outputs if isinstance(step, Run) else ())
+        found.append(Turn(step=step, behind=behind, settles=settles, drops=drops, stays=stays))
     return tuple(found)
 
 

@@ -3,7 +3,6 @@
 import logging
 import statistics
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from shoal.manifest import Manifest, Segment
 from shoal.profiler.counts import samples
 from shoal.profiler.statistics import BAND, differs
 from shoal.records import Array, Timing
-from shoal.session import Session
+from shoal.session import Made, Session
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Canary:
         believed, it is the middle of more runs.  Raises BoardError or ModelError if it cannot be run.
         """
         count = max(1, round(PERIOD_S * SHARE / now_s))
-        run = partial((self.session or sessions.borrow(self.segment)).run, self.tensors)
+        run = partial((self.session or sessions.borrow(self.segment)).work, self.tensors)
         with alone:
             run()
             took_s = _took_s(run, count)
@@ -60,7 +59,7 @@ class Canary:
         return statistics.median(_runs_s(run, alone, max(LEAST_RUNS, round(CLOSER_S / now_s))))
 
 
-def _runs_s(run: Callable[[], object], alone: threading.Lock, count: int) -> Iterator[float]:
+def _runs_s(run: Callable[[], Made], alone: threading.Lock, count: int) -> Iterator[float]:
     """Yield what runs take, each by itself: requests go in between."""
     for _ in range(count):
         with alone:
@@ -68,11 +67,8 @@ def _runs_s(run: Callable[[], object], alone: threading.Lock, count: int) -> Ite
         yield took_s
 
 
-def _took_s(run: Callable[[], object], count: int) -> float:
-    begun_s = time.perf_counter()
-    for _ in range(count):
-        run()
-    return (time.perf_counter() - begun_s) / count
+def _took_s(run: Callable[[], Made], count: int) -> float:
+    return sum(run().took_s for _ in range(count)) / count
 
 
 def chosen(manifest: Manifest, timings: Mapping[str, Timing], sessions: Sessions) -> Canary | None:

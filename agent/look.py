@@ -99,7 +99,7 @@ def profile(
     """Time the segments of `bundle` here, with power and heat meanwhile.  Raises ModelError."""
     manifest = _manifest(bundle)
     providers = usable_providers(config.runtime.providers)
-    device = device_of(providers)
+    device = device_of(providers[0])
     observer = Observer(config, tree, boot_s, bundle, firmware(config, tree))
     alone = contextlib.nullcontext()
 
@@ -334,7 +334,7 @@ def _providers_line(found: BoardFound) -> str:
     if found.staging is None:
         return words
     there, back = (1e9 * seconds for seconds in (found.staging.to_device_s, found.staging.to_host_s))
-    return f"{words}; the times have staging in them, {there:.3g} ns a byte to the device, {back:.3g} ns back"
+    return f"{words}; staging is not in the times: {there:.3g} ns a byte to the device, {back:.3g} ns back"
 
 
 def _power_line(power: PowerFound | None) -> str:

@@ -362,7 +362,7 @@ class Reconciler:
         for run, session in sessions.items():
             # Made-up tensors need not make sense in the middle of a model.
             with contextlib.suppress(ModelError), self._executor.alone:
-                session.run(samples(manifest.by_name[run.segment], manifest.sizes))
+                session.work(samples(manifest.by_name[run.segment], manifest.sizes))
         shrink()
         give_back()
 

@@ -125,7 +125,7 @@ class Sessions:
 
     def staging_s(self) -> float:
         """Measure what a byte takes to a device with memory of its own, or back, on average; 0: none has."""
-        device = device_of(usable_providers(self._runtime.providers))
+        device = device_of(usable_providers(self._runtime.providers)[0])
         if device is None:
             return 0.0
         found = measure_staging(device)

@@ -23,6 +23,7 @@ from shoal.manifest import Manifest, ShardCollective, Sharding
 from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, rows_of, serving
 from shoal.records import BoardId, LinkProfile, Profile
 from shoal.sizes import gathered_by, in_chunks, resized, sizes_at
+from shoal.staging import staying
 from shoal.traffic import Flow, flows
 
 Profiles = Mapping[BoardId, Profile]
@@ -103,7 +104,7 @@ def predict(
         slowest_s=_slowest_s(counts),
         above_idle_j=request_j(powers, busy_s) if powers else None,
         idle_w=idle_w(powers) if powers else None,
-        staging_s=sum(each.weight * _staging_s(manifest, profiles[lead], lead, each) for each in lanes),
+        staging_s=sum(weight * played.staging_s for weight, played in counts),
     )
 
 
@@ -176,15 +177,19 @@ def _played(
 ) -> Played:
     boards = tuple(lane.programs)
     sharding = sharding_of(manifest, lane)
-    words = _plain(manifest, profiles) if sharding is None else _divided(manifest, profiles, sharding, lane)
+    words = (
+        _plain(manifest, profiles, lane) if sharding is None else _divided(manifest, profiles, sharding, lane)
+    )
     return play(lead, lane, Wires(boards, path, cells), words)
 
 
-def _plain(manifest: Manifest, profiles: Profiles) -> Words:
+def _plain(manifest: Manifest, profiles: Profiles, lane: Lane) -> Words:
     """Return what steps mean where every board does whole segments, at the sample sizes."""
+    staged_s = _staged_s(manifest, profiles, lane)
     return Words(
         inputs=partial(_inputs, manifest),
         run_s=lambda board, run: (segment_s(profiles[board], run.segment),),
+        staged_s=lambda board, run: (staged_s(board, run, manifest.sizes),),
         sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
         flows=lambda _step: (),
         floats=lambda _step: 1.0,
@@ -207,19 +212,26 @@ def sharding_of(manifest: Manifest, lane: Lane) -> Sharding | None:
     raise PlanError("plan: its collectives are of no sharding of the bundle")
 
 
-def _staging_s(manifest: Manifest, profile: Profile, lead: BoardId, lane: Lane) -> float:
-    """Return what the lead spends on copies to its device and back in one request."""
-    if not profile.staging_s:
-        return 0.0
-    sharding = sharding_of(manifest, lane)
-    sizes = None if sharding is None else _sizes_of(manifest, sharding, lane)
-    of_lead = frozenset[str]() if sharding is None else sharding.of_lead
-    total_bytes = 0
-    for name in (step.segment for step in lane.programs[lead].steps if isinstance(step, Run)):
-        own = manifest.sizes if sizes is None else sizes(PLAIN, name in of_lead)[lead]
-        segment = manifest.by_name[name]
-        total_bytes += sum(spec.size_bytes(own) for spec in (*segment.inputs, *segment.outputs))
-    return profile.staging_s * total_bytes
+def _staged_s(
+    manifest: Manifest, profiles: Profiles, lane: Lane
+) -> Callable[[BoardId, Run, Mapping[str, int]], float]:
+    """Return what tells the seconds in which a board copies tensors of a run to its device and back."""
+
+    def ports(run: Run) -> tuple[list[str], list[str]]:
+        segment = manifest.by_name[run.segment]
+        return [spec.name for spec in segment.inputs], [spec.name for spec in segment.outputs]
+
+    stays = cache(lambda board: staying(lane.programs[board], ports))
+
+    def seconds(board: BoardId, run: Run, sizes: Mapping[str, int]) -> float:
+        byte_s = profiles[board].staging_s
+        if not byte_s:
+            return 0.0
+        segment = manifest.by_name[run.segment]
+        moved = (s for s in (*segment.inputs, *segment.outputs) if s.name not in stays(board))
+        return byte_s * sum(spec.size_bytes(sizes) for spec in moved)
+
+    return seconds
 
 
 _Sizes = Callable[[Codec, bool], Mapping[BoardId, Mapping[str, int]]]
@@ -269,14 +281,24 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
             by_tag[step.tag] = alike[nameless, specs]
         return by_tag[step.tag]
 
+    staged_s = _staged_s(manifest, profiles, lane)
+
+    def of_chunks(board: BoardId, run: Run) -> list[Mapping[str, int]]:
+        each = sizes(gathered.get(run.segment, PLAIN), run.segment in of_lead)[board]
+        return in_chunks(each, run.chunks)
+
     @cache
     def seconds(board: BoardId, run: Run) -> list[float]:
-        each = sizes(gathered.get(run.segment, PLAIN), run.segment in of_lead)[board]
-        return [run_s(manifest, profiles[board], run, one) for one in in_chunks(each, run.chunks)]
+        return [run_s(manifest, profiles[board], run, one) for one in of_chunks(board, run)]
+
+    @cache
+    def staged(board: BoardId, run: Run) -> list[float]:
+        return [staged_s(board, run, one) for one in of_chunks(board, run)]
 
     return Words(
         inputs=cache(partial(_inputs, manifest)),
         run_s=seconds,
+        staged_s=staged,
         sent_bytes=_none,
         flows=lambda step: crossing(step).coded,
         floats=lambda step: crossing(step).ratio,

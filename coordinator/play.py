@@ -30,6 +30,8 @@ class Words:
     """The tensors that a segment reads."""
     run_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk; a board with few rows may have fewer chunks than the run says."""
+    staged_s: Callable[[BoardId, Run], Sequence[float]]
+    """Of each chunk: in which the board copies tensors to its device and back besides."""
     sent_bytes: Callable[[Exchange], int]
     flows: Callable[[Collective], Sequence[Sequence[Flow]]]
     """Of each chunk; the same list for collectives in which the same happens."""
@@ -45,7 +47,9 @@ class Played:
     latency_s: float = 0.0
     """Until the lead has the answer."""
     compute_s: float = 0.0
-    """In which segments ran at the lead."""
+    """In which segments ran at the lead, and tensors were copied to its device and back."""
+    staging_s: float = 0.0
+    """Of it, in which they were copied."""
     busy_s: dict[BoardId, float] = field(default_factory=lambda: defaultdict(float))
     """Processor time of each board."""
     carried_bytes: dict[tuple[BoardId, BoardId], float] = field(default_factory=lambda: defaultdict(float))
@@ -163,11 +167,15 @@ class _Stage:
         if step is None:
             return []
         if isinstance(step, Run):
-            each_s = self._words.run_s(self._boards[board], step)
-            seconds = each_s[chunk] if chunk < len(each_s) else 0.0
+            words, name = self._words, self._boards[board]
+            run_s, staged_s = words.run_s(name, step), words.staged_s(name, step)
+            if chunk >= len(run_s):
+                return []
+            seconds = run_s[chunk] + staged_s[chunk]
             self._work(board, seconds)
             if board == self._lead:
                 self._played.compute_s += seconds
+                self._played.staging_s += staged_s[chunk]
             return []
         if isinstance(step, Collective):
             return self._begin(board, step, chunk)

@@ -3,9 +3,12 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when onnxruntime is imported
@@ -23,8 +26,42 @@ CPU: Final = "CPUExecutionProvider"
 """Every onnxruntime has it, and it takes every segment."""
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A tensor in the memory of a device."""
+
+    value: onnxruntime.OrtValue
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
+        return tuple(self.value.shape())
+
+    def host(self) -> Array:
+        """Return a copy of it in the host's memory."""
+        return np.asarray(self.value.numpy())
+
+
+NONE_STAGED: Final[Mapping[str, Staged]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a run made."""
+
+    arrays: Mapping[str, Array]
+    """In the host's memory."""
+    staged: Mapping[str, Staged]
+    """What was left in that of the device."""
+    took_s: float
+    """By the wall clock; copies to the device and back are left out."""
+
+
 class Session:
     """An ONNX file opened on this machine."""
+
+    device: str | None = None
+    """In whose memory it works, as onnxruntime calls it; None: in the host's."""
 
     def __init__(
         self,
@@ -32,12 +69,15 @@ class Session:
         where: str,
         fixed: Mapping[str, Array] | None = None,
         rows: Mapping[str, int] | None = None,
+        device: str | None = None,
     ) -> None:
-        """Take an open session; `fixed` are inputs that are the same in every run.
+        """Take an open session, which works in the memory of `device`.
 
-        `rows` says of inputs and outputs that have the board's own rows along which axis these lie.
+        `fixed` are inputs that are the same in every run, `rows` says of inputs and outputs that have the
+        board's own rows along which axis these lie.
         """
         self.rows = dict(rows or {})
+        self.device = device
         self._session = session
         self._where = where
         self._fixed = dict(fixed or {})
@@ -55,11 +95,62 @@ class Session:
         try:
             feeds = {n: self._fixed[n] if n in self._fixed else inputs[n] for n in self._takes}
             return dict(zip(names, self._session.run(names, feeds), strict=True))
-        except KeyError as error:
-            raise ModelError(f"{self._where}: no input tensor {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no common base
-            kind = BoardError if _NO_MEMORY.search(str(error)) else ModelError
-            raise kind(f"{self._where}: {_first_line(error)}") from error
+            raise self._fault(error) from error
+
+    def work(
+        self,
+        inputs: Mapping[str, Array],
+        staged: Mapping[str, Staged] = NONE_STAGED,
+        stays: Collection[str] = (),
+    ) -> Made:
+        """Run among others on the same board: what is in `staged` is taken from the device.
+
+        Outputs that may stay there are left there, if there is one with memory of its own.  Raises as `run`.
+        """
+        if self.device is None:
+            if staged:  # another session's, which its device takes and this one's does not
+                inputs = {**inputs, **{n: staged[n].host() for n in self.inputs if n in staged}}
+            begun_s = time.perf_counter()
+            made = self.run(inputs)
+            return Made(arrays=made, staged=NONE_STAGED, took_s=time.perf_counter() - begun_s)
+        try:
+            return self._work_on(self.device, inputs, staged, stays)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise self._fault(error) from error
+
+    def _work_on(
+        self, device: str, inputs: Mapping[str, Array], staged: Mapping[str, Staged], stays: Collection[str]
+    ) -> Made:
+        bound = self._session.io_binding()
+        for name in self._takes:
+            if name in staged:
+                bound.bind_ortvalue_input(name, staged[name].value)
+                continue
+            array = np.ascontiguousarray(self._fixed[name] if name in self._fixed else inputs[name])
+            if array.dtype.kind in "iu":  # ids and sizes: the host looks at them too, to know shapes
+                bound.bind_cpu_input(name, array)
+            else:
+                bound.bind_ortvalue_input(name, to_device(array, device))
+        for name in self.outputs:
+            bound.bind_output(name, device)
+        begun_s = time.perf_counter()
+        self._session.run_with_iobinding(bound)
+        bound.synchronize_outputs()
+        took_s = time.perf_counter() - begun_s
+        values = dict(zip(self.outputs, map(Staged, bound.get_outputs()), strict=True))
+        return Made(
+            arrays={name: value.host() for name, value in values.items() if name not in stays},
+            staged={name: value for name, value in values.items() if name in stays},
+            took_s=took_s,
+        )
+
+    def _fault(self, error: Exception) -> BoardError | ModelError:
+        """Return what `run` raises where this went wrong."""
+        if isinstance(error, KeyError):
+            return ModelError(f"{self._where}: no input tensor {error}")
+        kind = BoardError if _NO_MEMORY.search(str(error)) else ModelError
+        return kind(f"{self._where}: {_first_line(error)}")
 
 
 _NO_MEMORY: Final = re.compile(r"allocat|bad_alloc|out of memory", re.IGNORECASE)
@@ -83,7 +174,7 @@ def open_session(
     1.26 knows no limit, so there they look until the run ends.
 
     Of `providers`, best first, those that this onnxruntime has run it, and the processor what they leave;
-    one that does not take the segment at all is logged.  Tensors are on the host before and after each run.
+    one that does not take the segment at all is logged.
 
     Inputs that are `fixed` need not be given to its runs; for `rows` see `Session`.  Raises ModelError,
     with the file and what onnxruntime said, if it cannot be opened.
@@ -91,14 +182,14 @@ def open_session(
     if not model.is_file():
         raise ModelError(f"{model}: expected an ONNX file, found none")
     options = _options(threads, spin_us)
-    session = _session(model, options, usable_providers(providers), threads)
-    return Session(session, model.name, fixed, rows)
+    session, best = _session(model, options, usable_providers(providers), threads)
+    return Session(session, model.name, fixed, rows, device_of(best))
 
 
 def _session(
     model: Path, options: onnxruntime.SessionOptions, providers: Sequence[str], threads: int
-) -> onnxruntime.InferenceSession:
-    """Return a session with the first of `providers` that can, and those after it."""
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """Return a session with the first of `providers` that can, and the best that it then has."""
     settings = [{_OWN_THREADS[each]: str(threads)} if each in _OWN_THREADS else {} for each in providers]
     try:
         session = onnxruntime.InferenceSession(
@@ -116,7 +207,7 @@ def _session(
         log.warning(
             "%s: not run by %s, but by %s: it takes none of its nodes", model.name, providers[0], best
         )
-    return session
+    return session, best
 
 
 _OWN_THREADS: Final = {
@@ -221,9 +312,9 @@ _DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider":
 """Providers that work in memory of a device, by onnxruntime's word for it; the others work in the host's."""
 
 
-def device_of(providers: Sequence[str]) -> str | None:
-    """Return the device in whose memory the best of `providers` works; None: in the host's."""
-    return _DEVICES.get(providers[0])
+def device_of(provider: str) -> str | None:
+    """Return the device in whose memory `provider` works; None: in the host's."""
+    return _DEVICES.get(provider)
 
 
 def to_device(array: Array, device: str) -> onnxruntime.OrtValue:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from aiohttp import web
 
+from shoal import session
 from shoal.agent.connection import Connection
 from shoal.agent.executor import Executor
 from shoal.agent.fetch import Fetcher
@@ -35,7 +36,7 @@ from shoal.measured import Codebook, recipe_of
 from shoal.parts import pieces
 from shoal.program import Lane, Plan, Prediction, Program, Run
 from shoal.records import Address, Array, BoardId, Sha256
-from shoal.session import open_session
+from shoal.session import CPU, open_session
 from shoal.sharding import programs
 from shoal.store import Store
 from tests import models
@@ -160,6 +161,37 @@ def test_boards_together_answer_like_the_model(cluster: Cluster, bundle: tuple[P
             assert np.allclose(got[name], array, atol=1e-5)
     assert cluster.settled(), "something is left behind"
     assert not any(board.peers.admission.foreign for board in cluster.boards.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks"), [("sequence", 1), ("sequence", 2), ("sequence-hidden", 1), ("tensor", 1)]
+)
+def test_boards_with_a_device_answer_like_the_model(
+    bundle: tuple[Path, Path, Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    chunks: int,
+) -> None:
+    """The processor stands for the device: tensors are bound to it, copied there and back as to a GPU."""
+    model, depot, manifest = bundle
+    original = open_session(model)
+    monkeypatch.setitem(session._DEVICES, CPU, "cpu")
+    sharding = next(s for s in manifest.shardings if s.name == name)
+    names = [BoardId(each) for each in ("a", "b", "c")]
+    told = programs(sharding, names, names[0], (0.25, 0.5, 0.25), chunks=chunks)
+    cluster = Cluster(tmp_path, depot, manifest, told)
+    try:
+        asked = question(2, 40, 0)
+        got = cluster.ask(asked, original.outputs)
+        for output, array in original.run(asked).items():
+            assert np.allclose(got[output], array, atol=1e-5)
+        for board in cluster.boards.values():
+            (held,) = board.executor._held.values()
+            assert {each.device for each in held.sessions.values()} == {"cpu"}
+            assert any(turn.stays for turn in held.turns[0])
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.parametrize(

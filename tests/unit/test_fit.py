@@ -1,10 +1,9 @@
 """The law of a segment is found again from readings of it, and holds at counts that were not read."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -229,15 +228,16 @@ def test_a_board_that_is_wanted_stops_looking(tmp_path: Path) -> None:
     assert closer(manifest, open_session(file), runs=0) == []
 
 
-class Counted:
+class Counted(Session):
     """A session that counts its runs."""
 
     def __init__(self, session: Session) -> None:
         self.inner, self.runs = session, 0
+        self.inputs, self.outputs = session.inputs, session.outputs
 
-    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         self.runs += 1
-        return self.inner.run(tensors)
+        return self.inner.run(inputs, outputs)
 
 
 @pytest.mark.parametrize(
@@ -251,5 +251,5 @@ def test_what_comes_while_a_board_looks_waits_for_one_run_at_most(
     """It asks whether to go on before it begins, and before each run of nine counts."""
     manifest, _, file = divisible(tmp_path)
     session = Counted(open_session(file))
-    assert len(closer(manifest, cast(Session, session), runs=asked)) == looks
+    assert len(closer(manifest, session, runs=asked)) == looks
     assert session.runs == runs

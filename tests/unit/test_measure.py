@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,8 @@ from typing import cast
 
 import pytest
 
-from shoal.agent import canary, measure
+from shoal import session
+from shoal.agent import measure
 from shoal.agent.exchanges import NEWEST
 from shoal.agent.executor import Executor
 from shoal.agent.expected import Expectations, Shapes
@@ -33,15 +34,16 @@ PARTS = [segment.name for segment in MODEL.segments]
 FIRST = Run(segment="s00")
 
 
-class Timed:
+class Timed(Session):
     """A session that takes as long as it is told, by a clock that only runs of sessions move."""
 
     clock: SimpleNamespace
 
     def __init__(self, board: "Board", segment: Segment) -> None:
         self.board, self.segment = board, segment
+        self.inputs, self.outputs = (), ()
 
-    def run(self, _tensors: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, _inputs: Mapping[str, Array], _outputs: Sequence[str] | None = None) -> dict[str, Array]:
         self.board.runs.append(self.segment.name)
         self.board.ran(self.segment)
         self.clock.ran_s += self.board.takes_s
@@ -83,7 +85,7 @@ class Board:
     def borrow(self, segment: Segment, _part: tuple[int, ...] = ()) -> Session:
         if not self.fits(segment) or segment.name in self.gone:
             raise BoardError("does not fit")
-        return cast(Session, Timed(self, segment))
+        return Timed(self, segment)
 
     def staging_s(self) -> float:
         return 0.0
@@ -107,7 +109,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     found = SimpleNamespace(now_s=1000.0, ran_s=0.0)
     moves = SimpleNamespace(monotonic=lambda: found.now_s, perf_counter=lambda: found.ran_s)
     monkeypatch.setattr(measure, "time", moves)
-    monkeypatch.setattr(canary, "time", moves)
+    monkeypatch.setattr(session, "time", moves)
     monkeypatch.setattr(segments, "time", moves)
     monkeypatch.setattr(Timed, "clock", found, raising=False)
     return found
