@@ -21,16 +21,17 @@ from shoal.errors import BoardError, ModelError
 from shoal.frames import Kind
 from shoal.program import COLUMNS, Collective, Exchange, Lane, Plan, Prediction, Program, Run
 from shoal.records import Address, Array, BoardId, Sha256
+from shoal.session import Session
 
 A, B = BoardId("a"), BoardId("b")
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-class Double:
+class Double(Session):
     """A session that doubles `x` into `y`, or `y` into `z`; it can be told to fail or to wait."""
 
     def __init__(self, source: str, target: str) -> None:
-        self.inputs, self.outputs = (source,), (target,)
+        self.rows, self.inputs, self.outputs = {}, (source,), (target,)
         self.failure: Exception | None = None
         self.gate: threading.Event | None = None
 
@@ -95,7 +96,7 @@ def boards() -> Iterator[tuple[Board, Board]]:
     plan = plan_of(addresses)
     for board in (a, b):
         board.peers.know(addresses)
-        board.executor.hold(plan, {Run(segment="first"): board.first, Run(segment="second"): board.second})  # type: ignore[dict-item]
+        board.executor.hold(plan, {Run(segment="first"): board.first, Run(segment="second"): board.second})
     yield a, b
     a.peers.stop()
     b.peers.stop()
@@ -430,7 +431,7 @@ def test_a_bug_on_the_lead_keeps_nobody_waiting(boards: tuple[Board, Board]) -> 
     )
     plan = replace(good, epoch=2, lanes=(Lane(programs={A: fails, B: waits}, weight=1.0),))
     for board in boards:
-        board.executor.hold(plan, {Run(segment="first"): board.first, Run(segment="second"): board.second})  # type: ignore[dict-item]
+        board.executor.hold(plan, {Run(segment="first"): board.first, Run(segment="second"): board.second})
     boards[0].first.failure = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         ask(boards[0], epoch=2)
@@ -458,7 +459,7 @@ def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board])
     lane = Lane(programs={A: Program(steps=steps), B: Program(steps=steps)}, weight=1.0)
     own = {board: Double("part", "y") for board in boards}
     for board, session in own.items():
-        board.executor.hold(replace(plan, epoch=2, lanes=(lane,)), {Run(segment="double"): session})  # type: ignore[dict-item]
+        board.executor.hold(replace(plan, epoch=2, lanes=(lane,)), {Run(segment="double"): session})
 
     def asked(epoch: int = 2) -> dict[str, Array]:
         deadline_s = time.monotonic() + 3.0
@@ -480,7 +481,7 @@ def test_a_board_goes_on_without_rows_that_are_late(boards: tuple[Board, Board])
     lane = Lane(programs={A: Program(steps=strict), B: Program(steps=strict)}, weight=1.0)
     own[b].gate = gate = threading.Event()
     for board, session in own.items():
-        board.executor.hold(replace(plan, epoch=3, lanes=(lane,)), {Run(segment="double"): session})  # type: ignore[dict-item]
+        board.executor.hold(replace(plan, epoch=3, lanes=(lane,)), {Run(segment="double"): session})
     threading.Timer(0.4, gate.set).start()
     np.testing.assert_array_equal(
         asked(3)["z"], 2 * X, "too much was left out: it waits, beyond the deadline"

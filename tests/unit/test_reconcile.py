@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +98,7 @@ class Boards:
         if not self.room:
             raise BoardError("does not fit")
         self.opened += [segment.name for segment in wanted.values()]
-        return {run: cast(Session, Quick()) for run in wanted}
+        return {run: Quick() for run in wanted}
 
     def keep(self, wanted: Iterable[tuple[Segment, Run]]) -> None:
         self.kept = [segment.name for segment, _ in wanted]
@@ -141,14 +141,15 @@ class Boards:
         return {readiness.epoch: readiness.phase for readiness in self.reconciler.epochs}
 
 
-class Quick:
+class Quick(Session):
     """A session of the whole model that answers as told."""
 
-    inputs = ("x",)
-    outputs = ("y",)
     answer: float = 1.0
 
-    def run(self, _inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def __init__(self) -> None:
+        self.inputs, self.outputs = ("x",), ("y",)
+
+    def run(self, _inputs: Mapping[str, Array], _outputs: Sequence[str] | None = None) -> dict[str, Array]:
         return {"y": np.full(3, self.answer, np.float32)}
 
 
@@ -226,7 +227,7 @@ def test_what_is_broken_off_has_had_its_time_however_often_something_else_is_des
 ) -> None:
     now_s = [100.0]
     monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
-    boards.executor.hold(boards.plan(1, B), {Run(segment=WHOLE): cast(Session, Quick())})
+    boards.executor.hold(boards.plan(1, B), {Run(segment=WHOLE): Quick()})
     held, inbox = boards.executor._enter(1), Inbox(frozenset({B}), frozenset({(0, B, 0)}))
     held.inboxes.add(inbox)
 
