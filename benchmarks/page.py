@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page_board, page_control, page_export
+from benchmarks import page_board, page_control, page_export, page_parts
 from benchmarks.lab import PLOTS, PLOTTED
 from benchmarks.sections import number, read, section, table
 
@@ -312,6 +312,7 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "looking": page_board.looking,
     "exchange": exchange,
     "speedup": speedup,
+    "parts": page_parts.parts,
     "collective": collective,
     "coding": coding,
     "calibration": calibration,
