@@ -77,5 +77,7 @@ def _won(way: Mapping[str, Any]) -> str:
 
 
 def _between(wins: Mapping[str, float]) -> str:
-    low, high = (round(100 * share, 1) + 0.0 for share in sorted(wins.values()))  # + 0.0: no minus for nothing
+    low, high = (
+        round(100 * share, 1) + 0.0 for share in sorted(wins.values())
+    )  # + 0.0: no minus for nothing
     return f"{low:.1f} to {high:.1f} %"
