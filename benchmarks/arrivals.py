@@ -72,16 +72,17 @@ def saved(exchange: Exchange, graphs: Mapping[str, Any], pace: float) -> dict[st
     ways = graphs["ways"]
     own_s, each_s = (at_pace(ways[name]["early_cpu_s"]) for name in ("own", "each"))
     part_s = max(0.0, each_s - own_s) / max(1, others - 1)
-    begun, decoded_s = exchange.waits_s + own_s, exchange.waits_s
+    attended_s, decoded_s = exchange.waits_s + own_s, exchange.waits_s
     for index, came_s in enumerate(exchange.came_s, 1):
         is_last = index == others
         decoding_s = decode_last_s if is_last else decode_each_s
         decoded_s = max(decoded_s, came_s) + decoding_s
-        begun = max(begun, came_s) + decoding_s + (at_pace(ways["each"]["late_cpu_s"]) if is_last else part_s)
+        taken_s = at_pace(ways["each"]["late_cpu_s"]) if is_last else part_s
+        attended_s = max(attended_s, came_s) + decoding_s + taken_s
     whole_s = at_pace(ways["whole"]["late_cpu_s"])
     now_s = last_s + decode_s + whole_s
     own_ends_s = max(last_s, exchange.waits_s + own_s) + decode_s + at_pace(ways["own"]["late_cpu_s"])
-    return {"own": now_s - own_ends_s, "each": now_s - begun, "decode": now_s - decoded_s - whole_s}
+    return {"own": now_s - own_ends_s, "each": now_s - attended_s, "decode": now_s - decoded_s - whole_s}
 
 
 async def _timelines(
