@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page_board, page_control, page_export
+from benchmarks import page_board, page_control, page_export, page_parts
 from benchmarks.lab import PLOTS, PLOTTED
 from benchmarks.sections import number, read, section, table
 
@@ -157,6 +157,9 @@ def aborts(found: dict[str, Any]) -> list[str]:
 
 
 def peers(found: dict[str, Any]) -> list[str]:
+    hidden = "*Hidden* is shoal's `sequence-hidden`, which does so too."
+    if not any(row["what"].startswith("shoal hidden") for row in found["rows"]):
+        hidden = "Shoal's `sequence-hidden`, which does so too, was not measured here."
     lines = section(
         "Beside the published baseline",
         found,
@@ -164,7 +167,7 @@ def peers(found: dict[str, Any]) -> list[str]:
         "for each board, on cables with a round trip of 2 ms: shoal's `sequence`, and torch.distributed",
         "with Gloo, eager, one thread a rank, splitting by positions (Voltage) and by heads (Megatron-LM).",
         "Below 1 it lost. Voltage hands on hidden rows, half the bytes of keys and values: with float32 on",
-        "slow cables that is quicker (shoal's `sequence-hidden`, which does so too, was not measured here).",
+        f"slow cables that is quicker than `sequence`. {hidden}",
     )
     body = [
         (
@@ -312,6 +315,7 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "looking": page_board.looking,
     "exchange": exchange,
     "speedup": speedup,
+    "parts": page_parts.parts,
     "collective": collective,
     "coding": coding,
     "calibration": calibration,

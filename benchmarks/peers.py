@@ -2,8 +2,9 @@
 
 The same weights, quotas of processor time, network and question for all, in one run, in turns: one board
 alone (onnxruntime as an agent runs it, and eager torch, so that the baseline has its own ratio), shoal's
-`sequence` with several codecs, and torch.distributed with Gloo by positions (Voltage) and by heads
-(Megatron-LM), one thread each.  Needs root and torch; `make bench-peers` installs it.
+`sequence` and `sequence-hidden` (hidden rows cross, not keys and values) with several codecs, and
+torch.distributed with Gloo by positions (Voltage) and by heads (Megatron-LM), one thread each.  Needs root
+and torch; `make bench-peers` installs it.
 """
 
 import asyncio
@@ -33,7 +34,14 @@ from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
 
-CODECS = ("f32", "f16", "i8")
+SHOAL = {
+    "shoal f32": ("sequence", "f32"),
+    "shoal f16": ("sequence", "f16"),
+    "shoal i8": ("sequence", "i8"),
+    "shoal hidden f32": ("sequence-hidden", "f32"),
+    "shoal hidden i8": ("sequence-hidden", "i8"),
+}
+"""Shardings and codecs."""
 TURNS = {197: 2, 1024: 1}
 """By tokens."""
 REQUESTS = 3
@@ -111,19 +119,18 @@ async def measure(
         scenario(count, QUOTAS[count], cells[0].link_bits_per_s, RTT_S), bundle, folder
     ) as cluster:
         lead = cluster.boards[0]
-        sharding = next(s for s in cluster.manifest.shardings if s.name == "sequence")
+        shardings = {sharding.name: sharding for sharding in cluster.manifest.shardings}
         gloo = Rank(cluster, weights, folder)
         for cell in cells:
             cluster.shape(cell.link_bits_per_s, RTT_S)
             inputs = {"input_ids": question(cell.tokens)}
             wanted = open_session(bundle / f"{WHOLE}.onnx").run(inputs)["logits"]
+            shares = (1 / count,) * count
             told = {
-                f"shoal {codec}": programs(
-                    sharding, cluster.boards, lead, (1 / count,) * count, codec_of(codec)
-                )
-                for codec in CODECS
+                what: (name, programs(shardings[name], cluster.boards, lead, shares, codec_of(codec)))
+                for what, (name, codec) in SHOAL.items()
             }
-            told["onnxruntime alone"] = {lead: Program(steps=(Run(segment=WHOLE),))}
+            told["onnxruntime alone"] = ("local", {lead: Program(steps=(Run(segment=WHOLE),))})
             ranked = {
                 "torch alone": ("positions", (lead,)),
                 "Gloo by positions": ("positions", cluster.boards),
@@ -132,8 +139,8 @@ async def measure(
             taken: dict[str, list[float]] = {}
             errors: dict[str, float] = {}
             for _ in range(TURNS[cell.tokens]):
-                for what, given in told.items():
-                    await cluster.run("sequence", given, lead)
+                for what, (strategy, given) in told.items():
+                    await cluster.run(strategy, given, lead)
                     await cluster.ask(inputs, 1)
                     answers, _ = await cluster.ask(inputs, REQUESTS)
                     taken.setdefault(what, []).extend(seconds(answers))
