@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from shoal.errors import ModelError
 from shoal.exporter.division import Model
 from shoal.exporter.normalise import prune
 from shoal.exporter.samples import Sample
@@ -84,6 +85,8 @@ def answers_as_wanted(
     path.write_bytes(model.SerializeToString())
     try:
         return compare_runs("rewritten", run_file(path), samples, wanted).verified
+    except ModelError:
+        return False
     finally:
         path.unlink()
 
