@@ -6,9 +6,9 @@ keys and values only when the queries are made too.  So such a product, and what
 once for each of its parts, over the columns of the weight and the bias that make this one.  What the parts
 are called, and each of their numbers, stays.
 
-In one piece a model does not get slower by it, for nothing is taken apart any more: a block of 768 features
-takes 0.98 to 1.00 of the time (docs/benchmarks.md).  So the parts of the weights take the place of the whole
-in all of the bundle, and none is there twice.
+In one piece a model is not slower with three products, for nothing has to be taken apart any more.  So the
+parts of the weights take the place of the whole in all of the bundle, and none is there twice.  Products
+whose weight is not a constant of float32 (quantised ones, say) are left as they are.
 """
 
 from collections.abc import Mapping, Sequence
