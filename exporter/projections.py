@@ -207,6 +207,8 @@ def _joint(model: Model, chain: _Chain) -> _Joint | None:
         product = model.nodes[index].op_type in _PRODUCTS
         if weights and dim.axis != last:
             return None
+        if not isinstance(model.tensors[model.nodes[index].output[0]].dims[dim.axis], int):
+            return None  # they are packed with rows
         if product and len(call.reads) > len(weights) + 1:
             return None  # what it adds is not known
         if not all(_is_row(call, place) for place in weights if not (product and place == 1)):

@@ -1,6 +1,7 @@
 """Products that make queries, keys and values in one are written as one for each, and answer as before."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from shoal.exporter.projections import split_projections, with_products_apart
 from shoal.exporter.samples import uses_of
 from shoal.exporter.shapes import find_apart
 from shoal.exporter.weights import lift_weights
+from shoal.manifest import Manifest
 from shoal.records import Array
 from shoal.session import open_session
 from tests.models import Builder
@@ -86,27 +88,41 @@ def test_every_number_is_made_as_before(
     assert apart(changed, folder) is None, "nothing is left to do"
 
 
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Manifest]]:
+    """Export a model of a form, or with three products if it is empty, once; return where the bundle lies."""
+
+    @cache
+    def write(form: str) -> tuple[Path, Manifest]:
+        folder = tmp_path_factory.mktemp("form")
+        return folder / "bundle", exported(Writer(Style(fused_qkv=form)).model(), folder)
+
+    return write
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_boards_hold_in_each_segment_what_they_would_of_three_products(form: str, tmp_path: Path) -> None:
+def test_boards_hold_in_each_segment_what_they_would_of_three_products(
+    form: str, bundles: Callable[[str], tuple[Path, Manifest]]
+) -> None:
     """So that of the queries is in none that ends at a meeting: it is made while keys and values travel."""
-    held = []
-    for name in (form, ""):
-        folder = tmp_path / (name or "three")
-        folder.mkdir()
-        found = sharding(exported(Writer(Style(fused_qkv=name)).model(), folder), "sequence")
-        held.append([sorted(blob.size_bytes for blob in segment.weights) for segment in found.segments])
+    held = [
+        [
+            sorted(blob.size_bytes for blob in segment.weights)
+            for segment in sharding(bundles(name)[1], "sequence").segments
+        ]
+        for name in (form, "")
+    ]
     assert held[0] == held[1]
 
 
-def test_no_weight_is_in_the_bundle_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_no_weight_is_in_the_bundle_twice(form: str, bundles: Callable[[str], tuple[Path, Manifest]]) -> None:
     held = []
-    for name in ("gathered", ""):
-        folder = tmp_path / (name or "three")
-        folder.mkdir()
-        manifest = exported(Writer(Style(fused_qkv=name)).model(), folder)
+    for name in (form, ""):
+        bundle, manifest = bundles(name)
         needed = {blob for segment in manifest.by_name.values() for blob in segment.weights}
         assert manifest.golden is not None
-        there = {path.name for path in (folder / "bundle" / "blobs").iterdir()}
+        there = {path.name for path in (bundle / "blobs").iterdir()}
         assert there == {blob.sha256 for blob in (*needed, manifest.golden)}
         held.append((manifest.whole.weight_bytes, sum(blob.size_bytes for blob in needed)))
     assert held[0] == held[1], "as much as where each has a weight of its own from the start"
@@ -210,6 +226,14 @@ def row_by_row() -> onnx.ModelProto:
     return p.model(*(p.columns(y, start, start + 16) for start in (0, 16, 32)))
 
 
+def between_rows() -> onnx.ModelProto:
+    """Return one whose parts lie behind one another as rows, for a while."""
+    p = Product()
+    y = p.b.node("Reshape", p.b.linear(p.x, HIDDEN, 48), p.b.integers(0, -1, 16))
+    y = p.b.node("Reshape", y, p.b.integers(0, -1, 3, 16))
+    return p.model(*(p.b.node("Gather", y, p.b.constant(i, np.int64), axis=2) for i in range(3)))
+
+
 def tied_otherwise() -> onnx.ModelProto:
     """Return one whose weight is also multiplied with as a whole."""
     p = Product()
@@ -253,6 +277,7 @@ def not_constant() -> onnx.ModelProto:
         by_rows,
         many,
         row_by_row,
+        between_rows,
         tied_otherwise,
         quantised,
         in_integers,
