@@ -211,7 +211,7 @@ def model_of(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Model:
         nodes=list(model.graph.node),
         graph=view(model.graph),
         tensors=tensors,
-        ints=_small_integers(model.graph),
+        ints=small_integers(model.graph),
         batch=lead_of(input_specs(model.graph)),
         opset=opset_of(model),
     )
@@ -277,7 +277,7 @@ def without_bias(node: onnx.NodeProto, plain: onnx.NodeProto) -> tuple[onnx.Node
     return plain, bias
 
 
-def _small_integers(graph: onnx.GraphProto) -> dict[str, Array]:
+def small_integers(graph: onnx.GraphProto) -> dict[str, Array]:
     """Return the constant whole numbers of a graph that may say something about sizes."""
     tensors = {n: t for n, t in initializers(graph).items() if not is_external(t)}
     for node in graph.node:

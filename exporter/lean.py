@@ -6,22 +6,17 @@ whole, a Slice cuts these out.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from shoal.errors import ModelError
 from shoal.exporter.division import ALL, Model, model_of, without_attributes
 from shoal.exporter.needed import SIZED, WORTH, Few, Needed
-from shoal.exporter.normalise import prune
+from shoal.exporter.rewriting import LIMITS, Rewriting, answers_as_wanted
 from shoal.exporter.samples import Sample, Use
 from shoal.exporter.shapes import find_apart
-from shoal.exporter.verify import Answer, compare_runs, run_file
-
-_FILE: Final = "lean.onnx"
+from shoal.exporter.verify import Answer
 
 
 def lean(
@@ -44,15 +39,9 @@ def lean(
     except ModelError:
         return model
     found = without_needless(model, model_of(model, tensors))
-    path = folder / _FILE
     if found is None:
         return model
-    path.write_bytes(found.SerializeToString())
-    try:
-        same = compare_runs("lean", run_file(path), samples, wanted).verified
-    finally:
-        path.unlink()
-    return found if same else model
+    return found if answers_as_wanted(found, folder, samples, wanted) else model
 
 
 def without_needless(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto | None:
@@ -66,12 +55,7 @@ def without_needless(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto | 
     writer = _Writer(model, needed)
     for index in range(len(model.nodes)):
         writer.take(index)
-    found = onnx.ModelProto()
-    found.CopyFrom(proto)
-    found.graph.ClearField("node")
-    found.graph.node.extend(writer.nodes)
-    found.graph.initializer.extend(writer.constants)
-    return prune(found)
+    return writer.written(proto)
 
 
 def _may_pick(model: onnx.ModelProto) -> bool:
@@ -86,18 +70,13 @@ def _may_pick(model: onnx.ModelProto) -> bool:
     )
 
 
-class _Writer:
+class _Writer(Rewriting):
     """Writes the nodes of a model, each for the rows that are needed of it."""
 
     def __init__(self, model: Model, needed: Needed) -> None:
-        self._model, self._needed = model, needed
-        self._names = {
-            *model.graph.inputs,
-            *(n for each in (*model.graph.reads, *model.graph.makes) for n in each),
-        }
+        super().__init__(model)
+        self._needed = needed
         self._cuts: dict[tuple[str, Few], str] = {}
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
 
     def take(self, index: int) -> None:
         """Add a node of the model."""
@@ -131,7 +110,7 @@ class _Writer:
             return name
         if (name, few) not in self._cuts:
             end = f"first{few.many}" if few.many > 0 else f"last{-few.many}"
-            made = self._new(f"{name}/{end}of{few.dim.axis}")
+            made = self.new(f"{name}/{end}of{few.dim.axis}")
             if (few.dim.outer, few.dim.inner) == (1, 1):
                 self._slice(name, few, made)
             else:
@@ -143,8 +122,8 @@ class _Writer:
     def _slice(self, name: str, few: Few, made: str) -> None:
         start, stop = (0, few.many) if few.many > 0 else (few.many, ALL)
         limits = (
-            self._constant(made, word, [n])
-            for word, n in zip(_LIMITS, (start, stop, few.dim.axis), strict=True)
+            self.constant(made, word, [n])
+            for word, n in zip(LIMITS, (start, stop, few.dim.axis), strict=True)
         )
         self.nodes.append(helper.make_node("Slice", [name, *limits], [made], name=made))
 
@@ -154,45 +133,5 @@ class _Writer:
         assert fitted is not None, "the search for what is needed has asked"
         if fitted.size is None:
             return
-        told, made = plain.input[1], plain.output[0]
-        given = self._model.ints.get(told)
-        size = [fitted.size]
-        if given is not None:
-            sizes = given.reshape(-1).tolist()
-            plain.input[1] = self._constant(
-                made, "sizes", sizes[: fitted.axis] + size + sizes[fitted.axis + 1 :]
-            )
-        else:
-            count = self._model.tensors[told].sizes[0]
-            pieces = [self._constant(made, "size", size)]
-            if fitted.axis > 0:
-                pieces.insert(0, self._piece(told, made, 0, fitted.axis))
-            if fitted.axis + 1 < count:
-                pieces.append(self._piece(told, made, fitted.axis + 1, count))
-            plain.input[1] = self._new(f"{made}/sizes")
-            self.nodes.append(
-                helper.make_node("Concat", pieces, [plain.input[1]], name=plain.input[1], axis=0)
-            )
+        plain.input[1] = self.resized(plain.input[1], plain.output[0], fitted.axis, fitted.size)
         without_attributes(plain, "allowzero")
-
-    def _piece(self, told: str, made: str, start: int, stop: int) -> str:
-        name = self._new(f"{made}/sizes{start}")
-        limits = (self._constant(name, word, [n]) for word, n in zip(_LIMITS, (start, stop, 0), strict=True))
-        self.nodes.append(helper.make_node("Slice", [told, *limits], [name], name=name))
-        return name
-
-    def _constant(self, made: str, word: str, numbers: Sequence[int]) -> str:
-        name = self._new(f"{made}/{word}")
-        values: NDArray[np.int64] = np.array(numbers, np.int64)
-        self.constants.append(numpy_helper.from_array(values, name))
-        return name
-
-    def _new(self, name: str) -> str:
-        """Return a name that nothing has, as like `name` as can be."""
-        while name in self._names:
-            name += "'"
-        self._names.add(name)
-        return name
-
-
-_LIMITS: Final = ("start", "stop", "axis")

@@ -11,13 +11,14 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from shoal.errors import ModelError
 from shoal.exporter.bundle import BLOBS, store
 from shoal.exporter.view import inner_graphs
-from shoal.records import Blob, Sha256
+from shoal.records import Array, Blob, Sha256
 
 SMALLEST: Final = 1024
 """Weights of fewer bytes stay inside the ONNX file."""
@@ -66,6 +67,32 @@ def blob_of(tensor: onnx.TensorProto) -> Blob:
     entries = _entries(tensor)
     digest = PurePosixPath(entries["location"]).name
     return Blob(sha256=Sha256(digest), size_bytes=int(entries["length"]))
+
+
+def read_weight(tensor: onnx.TensorProto, bundle: Path) -> Array:
+    """Return the numbers of a weight, those of a big one as they lie in the folder `bundle`."""
+    if not is_external(tensor):
+        return numpy_helper.to_array(tensor)
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).newbyteorder("<")
+    path = bundle / BLOBS / blob_of(tensor).sha256
+    return np.memmap(path, dtype, "r", shape=tuple(tensor.dims))
+
+
+def write_weight(name: str, array: Array, bundle: Path) -> onnx.TensorProto:
+    """Return the weight `array`, whose data are written to the folder `bundle` if they are big."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    if is_big(tensor):
+        refer(tensor, store(tensor.raw_data, bundle))
+    return tensor
+
+
+def drop_blobs(before: onnx.GraphProto, after: onnx.GraphProto, bundle: Path) -> None:
+    """Remove from the folder `bundle` the data of weights that `before` has and `after` has not."""
+    held, kept = (
+        {blob_of(w).sha256 for w in weights_in(graph) if is_external(w)} for graph in (before, after)
+    )
+    for digest in held - kept:
+        (bundle / BLOBS / digest).unlink()
 
 
 def _size_bytes(tensor: onnx.TensorProto) -> int:

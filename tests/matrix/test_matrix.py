@@ -10,11 +10,14 @@ pytest.importorskip("transformers", reason="transformers is not installed: make 
 from shoal.exporter.export import export
 from shoal.exporter.verify import compare
 from shoal.session import open_session
-from tests.matrix.zoo import FORMS, MODELS, Form, write
+from tests.matrix.zoo import FORMS, LAYERS, MODELS, WIDTH, Form, write
+from tests.unit.test_exporter_shardings import HIDDEN, assert_queries_are_made_while_rows_travel
 
 pytestmark = [pytest.mark.matrix, pytest.mark.filterwarnings("ignore")]
 
-CAUSAL = ("gpt2", "llama")
+CAUSAL = ("gpt2", "llama", "nanogpt")
+JOINT = ("gpt2", "nanogpt", "timm")
+"""One product makes queries, keys and values."""
 ONE_ROW = ("llama-dynamo23-sdpa-dynamic",)
 """torch writes RotaryEmbedding with angles for one row, whatever the batch: onnxruntime takes no other."""
 CASES = [(name, form) for name in MODELS for form in FORMS]
@@ -35,6 +38,10 @@ def test_every_way_is_proved(name: str, form: Form, tmp_path: Path) -> None:
     causal = {sharding.name: sharding.causal for sharding in manifest.shardings}
     assert causal["sequence"] == (name in CAUSAL)
     assert manifest.shardings[-1].name == "tensor"
+    if name in JOINT:
+        assert WIDTH == HIDDEN
+        for sharding in manifest.shardings[:-1]:
+            assert_queries_are_made_while_rows_travel(sharding, layers=LAYERS)
     rows = slice(0, 1 if one_row else None)
     inputs = {key: array[rows] for key, array in inputs.items()}
     got = open_session(tmp_path / "bundle" / "whole.onnx").run(inputs)["output"]

@@ -181,6 +181,66 @@ def _llama(attention: str) -> tuple[Any, Tensors]:
     return tf.LlamaForCausalLM(config), _words(mask=False)
 
 
+class _JointAttention(torch.nn.Module):
+    """Attention whose queries, keys and values one product makes, taken apart as timm or nanoGPT do it."""
+
+    def __init__(self, *, stacked: bool, causal: bool) -> None:
+        super().__init__()
+        self.stacked, self.causal = stacked, causal
+        self.joint, self.out = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, _ = x.shape
+        made = self.joint(x)
+        if self.stacked:
+            made = made.reshape(batch, tokens, 3, HEADS, WIDTH // HEADS)
+            q, k, v = made.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (
+                part.view(batch, tokens, HEADS, WIDTH // HEADS).transpose(1, 2)
+                for part in made.split(WIDTH, dim=2)
+            )
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        found: torch.Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, WIDTH))
+        return found
+
+
+class _JointModel(torch.nn.Module):
+    """Blocks of such attention, with its first output in a tuple as those of transformers have it."""
+
+    def __init__(self, *, stacked: bool, causal: bool) -> None:
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(WORDS, WIDTH), torch.nn.Linear(WIDTH, WORDS)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.ModuleList(
+                (
+                    torch.nn.LayerNorm(WIDTH),
+                    _JointAttention(stacked=stacked, causal=causal),
+                    torch.nn.LayerNorm(WIDTH),
+                    torch.nn.Sequential(
+                        torch.nn.Linear(WIDTH, 64), torch.nn.GELU(), torch.nn.Linear(64, WIDTH)
+                    ),
+                )
+            )
+            for _ in range(LAYERS)
+        )
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
+        x = self.table(input_ids)
+        for norm, attention, other_norm, inner in self.blocks:
+            x = x + attention(norm(x))
+            x = x + inner(other_norm(x))
+        return (self.head(x),)
+
+
+def _timm(_: str) -> tuple[Any, Tensors]:
+    return _JointModel(stacked=True, causal=False), _words(mask=False)
+
+
+def _nanogpt(_: str) -> tuple[Any, Tensors]:
+    return _JointModel(stacked=False, causal=True), _words(mask=False)
+
+
 MODELS: Final[Mapping[str, Callable[[str], tuple[Any, Tensors]]]] = {
     "vit": _vit,
     "dinov2": _dinov2,
@@ -189,6 +249,8 @@ MODELS: Final[Mapping[str, Callable[[str], tuple[Any, Tensors]]]] = {
     "distilbert": _distilbert,
     "whisper": _whisper,
     "gpt2": _gpt2,
+    "nanogpt": _nanogpt,
+    "timm": _timm,
     "llama": _llama,
 }
 

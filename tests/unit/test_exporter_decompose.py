@@ -12,6 +12,7 @@ from shoal.exporter.decompose import decompose
 from shoal.exporter.shapes import Tensor
 from shoal.records import Array
 from shoal.session import open_session
+from tests.models import Builder
 
 B, N, M, HEADS, WIDTH = 2, 5, 7, 4, 6
 DEPTH = HEADS * WIDTH
@@ -185,3 +186,40 @@ def test_what_is_not_known_is_left_as_it_is(tmp_path: Path) -> None:
     model, tensors = model_of("Attention", inputs, {"y": 4, "k2": 4, "v2": 4}, attributes={})
     assert [node.op_type for node in decompose(model, tensors).graph.node] == ["Attention"]
     assert answers(model, inputs, tmp_path)["y"].shape == (B, HEADS, N, WIDTH)
+
+
+def test_a_number_of_features_that_is_read_off_a_tensor_is_written(tmp_path: Path) -> None:
+    """A number of tokens is not, nor one that is an answer."""
+    b = Builder()
+    x = b.input("x", ["batch", "tokens", DEPTH])
+    shape = b.node("Shape", x)
+    last = [
+        b.node("Gather", shape, b.constant(2, np.int64)),
+        b.node("Gather", shape, b.integers(-1)),
+        b.node("Slice", shape, b.integers(-1), b.integers(2**62)),
+        b.node("Slice", shape, b.integers(2), b.integers(3), b.integers(0), b.integers(1)),
+    ]
+    others = [
+        b.node("Gather", shape, b.constant(1, np.int64)),
+        b.node("Slice", shape, b.integers(1), b.integers(3)),
+        b.node("Gather", shape, b.constant(2, np.int64), output="answer"),
+    ]
+    sizes = [
+        b.node("ReduceSum", b.node("Cast", name, to=TensorProto.FLOAT), keepdims=0)
+        for name in (*last, *others)
+    ]
+    y = x
+    for size in sizes:
+        y = b.node("Add", y, size)
+    b.node("Identity", y, output="y")
+    model = b.model({"y": ["batch", "tokens", DEPTH]})
+    model.graph.output.append(helper.make_tensor_value_info("answer", TensorProto.INT64, []))
+    asked = {"x": floats(B, N, DEPTH)}
+    want = answers(model, asked, tmp_path)
+    dims = ("batch", "tokens", DEPTH)
+    decompose(model, {"x": Tensor(dtype="float32", sizes=(B, N, DEPTH), dims=dims)})
+    made = {name for node in model.graph.node for name in node.output}
+    assert made.isdisjoint(last)
+    assert made.issuperset(others)
+    got = answers(model, asked, tmp_path)
+    assert all(np.array_equal(got[name], array) for name, array in want.items())

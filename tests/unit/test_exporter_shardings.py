@@ -32,6 +32,8 @@ from tests.models import Builder
 Written = Callable[[str], tuple[Path, Manifest]]
 HIDDEN, HEADS = 32, 4
 WIDTH = HIDDEN // HEADS
+STACKED = ("gathered", "unbound", "interleaved")
+"""Ways to take queries, keys and values apart when they have become heads already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,16 @@ class Style:
     causal: bool = False
     kv_heads: int = HEADS
     rotary: bool = False
-    fused_qkv: bool = False
+    fused_qkv: str = ""
+    """How queries, keys and values are taken out of what one product makes; empty: each has its own."""
     gemm: bool = False
     norm: str = "layer"
     parallel: bool = False
     bias: bool = True
     attention: str = "plain"
     window: int = 0
+    measured_scale: bool = False
+    """Queries and keys are scaled by what is read off the sizes of the queries."""
     sizes: str = "copied"
     """How Reshape is told of sizes that vary: copied (0), written or computed."""
     picks: int | tuple[int, ...] = ()
@@ -103,12 +108,40 @@ class Writer:
         if not self.style.fused_qkv:
             return self.linear(x, HIDDEN, HIDDEN), self.linear(x, HIDDEN, kv), self.linear(x, HIDDEN, kv)
         made = self.linear(x, HIDDEN, HIDDEN + 2 * kv)
+        if self.style.fused_qkv == "split":
+            q, k, v = self.split(made, 2, HIDDEN, kv, kv)
+            return q, k, v
         ends = (0, HIDDEN, HIDDEN + kv, HIDDEN + 2 * kv)
         q, k, v = (
             b.node("Slice", made, b.integers(start), b.integers(stop), b.integers(2))
             for start, stop in pairwise(ends)
         )
         return q, k, v
+
+    def split(self, x: str, axis: int, *sizes: int) -> list[str]:
+        first = self.b.node("Split", x, self.b.integers(*sizes), axis=axis)
+        names = [f"{first}_{index}" for index in range(len(sizes))]
+        self.b._nodes[-1].output[:] = names
+        return names
+
+    def stacked(self, x: str) -> list[str]:
+        """Return heads of queries, keys and values that lie behind one another in one tensor."""
+        b, made = self.b, self.linear(x, HIDDEN, 3 * HIDDEN)
+        if self.style.fused_qkv == "interleaved":
+            apart = b.node("Reshape", made, self.sizes_like(x, HEADS, 3 * WIDTH))
+            return self.split(b.node("Transpose", apart, perm=[0, 2, 1, 3]), 3, WIDTH, WIDTH, WIDTH)
+        apart = b.node("Reshape", made, self.sizes_like(x, 3, HEADS, WIDTH))
+        heads = b.node("Transpose", apart, perm=[2, 0, 3, 1, 4])
+        if self.style.fused_qkv == "unbound":
+            return [b.node("Squeeze", one, b.integers(0)) for one in self.split(heads, 0, 1, 1, 1)]
+        return [b.node("Gather", heads, b.constant(index, np.int64), axis=0) for index in range(3)]
+
+    def scaled(self, q: str, k: str) -> tuple[str, str]:
+        """Return both scaled as torch's older exporter writes it."""
+        b = self.b
+        width = b.node("Cast", b.node("Slice", b.node("Shape", q), b.integers(-1), b.integers(9)), to=1)
+        scale = b.node("Sqrt", b.node("Div", b.constant([1.0]), b.node("Sqrt", width)))
+        return b.node("Mul", q, scale), b.node("Mul", k, scale)
 
     def turned(self, x: str, cos: str, sin: str) -> str:
         b = self.b
@@ -129,21 +162,25 @@ class Writer:
 
     def attention(self, x: str, bias: str, angles: tuple[str, str] | None) -> str:
         b, style = self.b, self.style
-        q, k, v = self.projected(x)
+        q, k, v = self.stacked(x) if style.fused_qkv in STACKED else self.projected(x)
         if style.attention == "multi-head":
             inputs = [q, k, v, "", "", bias] if bias else [q, k, v]
             mixed = b.node("MultiHeadAttention", *inputs, num_heads=HEADS)
             b._nodes[-1].domain = "com.microsoft"
             return self.linear(mixed, HIDDEN, HIDDEN)
-        q, k, v = self.heads(q, HEADS), self.heads(k, style.kv_heads), self.heads(v, style.kv_heads)
+        if style.fused_qkv not in STACKED:
+            q, k, v = self.heads(q, HEADS), self.heads(k, style.kv_heads), self.heads(v, style.kv_heads)
         if angles:
             q, k = self.turned(q, *angles), self.turned(k, *angles)
         if style.attention == "standard":
             mixed = b.node("Attention", q, k, v, *([bias] if bias else []))
         else:
             k, v = self.repeated(k), self.repeated(v)
+            if style.measured_scale:
+                q, k = self.scaled(q, k)
             scores = b.node("MatMul", q, b.node("Transpose", k, perm=[0, 1, 3, 2]))
-            scores = b.node("Div", scores, b.constant(WIDTH**0.5))
+            if not style.measured_scale:
+                scores = b.node("Div", scores, b.constant(WIDTH**0.5))
             scores = b.node("Add", scores, bias) if bias else scores
             mixed = b.node("MatMul", b.node("Softmax", scores, axis=-1), v)
         tokens_first = b.node("Transpose", mixed, perm=[0, 2, 1, 3])
@@ -214,12 +251,18 @@ STYLES: Mapping[str, Style] = {
     "written sizes": Style(tokens=14, sizes="written"),
     "computed sizes": Style(sizes="computed"),
     "gemm": Style(gemm=True, sizes="computed", causal=True),
-    "gemm, fused qkv": Style(gemm=True, fused_qkv=True, sizes="computed", causal=True),
+    "gemm, fused qkv": Style(gemm=True, fused_qkv="slices", sizes="computed", causal=True),
     "gemm, static": Style(gemm=True, tokens=14, sizes="written"),
     "grouped heads": Style(kv_heads=2, causal=True),
     "one key head": Style(kv_heads=1),
     "rotary": Style(rotary=True, causal=True, kv_heads=2, norm="rms", bias=False),
-    "fused qkv": Style(fused_qkv=True),
+    "fused qkv": Style(fused_qkv="slices"),
+    "fused qkv, split": Style(fused_qkv="split", measured_scale=True, kv_heads=2, causal=True),
+    "fused qkv, gathered": Style(fused_qkv="gathered"),
+    "fused qkv, unbound": Style(fused_qkv="unbound", gemm=True, sizes="computed", causal=True, picks=-1),
+    "fused qkv, interleaved": Style(
+        fused_qkv="interleaved", rotary=True, bias=False, tokens=14, sizes="written"
+    ),
     "old": Style(opset=14, norm="rms", sizes="computed"),
     "standard attention": Style(attention="standard", opset=23, kv_heads=2),
     "standard attention, causal": Style(attention="standard", opset=23, causal=True),
@@ -227,7 +270,7 @@ STYLES: Mapping[str, Style] = {
     "never seen": Style(parallel=True, norm="rms", bias=False, window=4),
     "never seen, causal": Style(parallel=True, norm="rms", bias=False, window=4, causal=True, kv_heads=2),
     "class token": Style(picks=0),
-    "class token, gemm, fused qkv": Style(gemm=True, fused_qkv=True, sizes="computed", picks=0),
+    "class token, gemm, fused qkv": Style(gemm=True, fused_qkv="slices", sizes="computed", picks=0),
     "class token, contributed attention": Style(attention="multi-head", picks=0),
     "two class tokens, written sizes": Style(tokens=14, sizes="written", picks=(0, 1)),
     "last token": Style(rotary=True, causal=True, kv_heads=2, norm="rms", bias=False, picks=-1),
@@ -278,8 +321,7 @@ def test_every_style_is_divided_by_tokens_and_by_heads(name: str, written: Writt
     assert heads.units == HEADS, "not limited by the heads that keys have"
     assert heads.exchanges == (1 if style.parallel else 3), "two for each layer, the last at the lead only"
     for way in (each for each in manifest.shardings if each.strategy == "sequence"):
-        if not style.fused_qkv:  # else one product makes all three
-            assert_queries_are_made_while_rows_travel(way, layers=2 if style.picks == () else 1)
+        assert_queries_are_made_while_rows_travel(way, layers=2 if style.picks == () else 1)
 
 
 def assert_queries_are_made_while_rows_travel(found: Sharding, layers: int) -> None:
