@@ -2,7 +2,7 @@
 
 A collective begins at its step and is settled at the first step that needs a tensor of it, so bytes travel
 while the board computes.  A run in chunks and the collective behind it take turns.  What can be told of a
-program before any request comes is worked out once (`turns_in`).
+program before any request comes is worked out once (`shoal.agent.turns`).
 """
 
 import threading
@@ -21,42 +21,18 @@ from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
-from shoal.collective import (
-    NO_BOOKS,
-    Books,
-    MisfitError,
-    handed_out,
-    made_of,
-    makes,
-    may_give,
-    messages,
-    needs,
-)
+from shoal.agent.turns import Turn
+from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.crossing import Crossed
 from shoal.errors import BoardError, ModelError
 from shoal.frames import Header
-from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
+from shoal.merging import Part, merged
+from shoal.program import RANGE, Collective, Exchange, Run, ranges
 from shoal.records import Array, BoardId
 from shoal.session import Session, Staged
-from shoal.staging import staying
 from shoal.timeline import What
 
 _NOT_NOTED: Final = nullcontext()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What a board does next in its program."""
-
-    step: Step
-    behind: Collective | None
-    """The collective that takes turns with a run in chunks."""
-    settles: tuple[Collective, ...]
-    """Those under way of which it needs a tensor."""
-    drops: tuple[str, ...]
-    """Tensors that nothing needs behind it."""
-    stays: frozenset[str]
-    """What it makes that only runs need, which may stay on the board's device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +41,19 @@ class _Awaited:
 
     step: Collective
     mine: Mapping[str, Array]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Taken:
+    """What this board took in of a collective, as far as it has come."""
+
+    messages: int = 0
+    made_bytes: int = 0
+    """Of what was made of them, with its own rows if these are among it,"""
+    own_bytes: int = 0
+    """which are so many."""
+    came_bytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +100,8 @@ class Attempt:
             if isinstance(step, Run) and behind is not None:
                 tensors |= self._compute_in_chunks(step, behind, tensors)
                 awaited[behind.tag] = _begun(behind, tensors)
+            elif isinstance(step, Run) and turn.merges is not None:
+                tensors |= self._attend(step, awaited.pop(turn.merges.tag), tensors, turn.stays)
             elif isinstance(step, Run):
                 tensors |= self._compute(step, tensors, turn.stays)
             elif isinstance(step, Collective):
@@ -131,16 +122,53 @@ class Attempt:
         return {n: tensors[n] if n in tensors else self.staged[n].host() for n in wanted}
 
     def _compute(
-        self, step: Run, tensors: Mapping[str, Array], stays: frozenset[str] = frozenset()
+        self,
+        step: Run,
+        tensors: Mapping[str, Array],
+        stays: frozenset[str] = frozenset(),
+        outputs: Sequence[str] | None = None,
     ) -> Mapping[str, Array]:
+        """Run a segment and return what it makes, but for what `stays` on the device.
+
+        If only some `outputs` are made, nobody is told of it: that takes less than a run does.
+        """
         session, staged = self.sessions[step], self.staged
         there = {name: tensors.get(name, staged.get(name)) for name in session.inputs}
         shapes = {name: tensor.shape for name, tensor in there.items() if tensor is not None}
         with self.alone, self._noting("run", step.segment):
-            made = session.work(tensors, staged, stays)
+            made = session.work(tensors, staged, stays, outputs)
         self.staged.update(made.staged)
-        self.on_run(step, shapes, made.took_s)
+        if outputs is None:
+            self.on_run(step, shapes, made.took_s)
         return made.arrays
+
+    def _attend(
+        self, step: Run, waits: _Awaited, tensors: Mapping[str, Array], stays: frozenset[str]
+    ) -> Mapping[str, Array]:
+        """Attend to the rows of a gather: to this board's own while it would wait, then to others as they come.
+
+        To all at once if they are here, or if another request computes, so that there is no time to be won:
+        in parts it takes more of that.
+        """
+        gather = waits.step
+        name, (mixed, log_sum) = f"{gather.kind} {gather.tag}", step.merged
+        missing = self._keys(waits)
+        came = self._take(name, missing) if self.alone.locked() else self._here(name, missing)
+        taken = _Taken()
+        found: Part | None = None
+        while True:
+            missing = [key for key in missing if key not in came]
+            made = self._made(waits, came, taken, with_own=found is None)
+            if found is None and not missing:
+                self._tell_taken(waits, taken)
+                return self._compute(step, {**tensors, **made}, stays, (mixed,))
+            ran = self._compute(step, {**tensors, **made})
+            part = Part(mixed=ran[mixed], log_sum=ran[log_sum])
+            found = part if found is None else merged(found, part)
+            if not missing:
+                self._tell_taken(waits, taken)
+                return {mixed: found.mixed}
+            came = self._here(name, missing, wait=True)
 
     def _compute_in_chunks(
         self, step: Run, behind: Collective, tensors: Mapping[str, Array]
@@ -185,34 +213,59 @@ class Attempt:
     def _settle(self, waits: _Awaited) -> dict[str, Array]:
         """Wait for what the others hand over in a collective, and return what is made of it."""
         step = waits.step
-        name = f"{step.kind} {step.tag}"
-        wanted = messages(step, self.board, waits.mine)
         begun_s = time.monotonic()
-        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step)
+        came = self._take(f"{step.kind} {step.tag}", self._keys(waits), step)
+        taken = _Taken()
+        made = self._made(waits, came, taken)
+        ready_s = max([begun_s, *(arrived.ended_s for arrived in came.values())])
+        taken.seconds = time.monotonic() - ready_s
+        self._tell_taken(waits, taken)
+        return made
+
+    def _keys(self, waits: _Awaited) -> list[Key]:
+        """Return the messages that this board needs of the others in a collective."""
+        tag = waits.step.tag
+        return [(tag, giver, chunk) for giver, chunk in messages(waits.step, self.board, waits.mine)]
+
+    def _made(
+        self, waits: _Awaited, came: Mapping[Key, Arrived], taken: _Taken, *, with_own: bool = True
+    ) -> dict[str, Array]:
+        """Return what is made of what came in a collective, and note in `taken` what that took."""
+        step = waits.step
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
+        books = self.books.get(step.tag, NO_BOOKS)
+        begun_s = time.monotonic()
         try:
-            with self._noting("code", name):
-                made = made_of(step, self.board, waits.mine, handed, self.books.get(step.tag, NO_BOOKS))
+            with self._noting("code", f"{step.kind} {step.tag}"):
+                made = made_of(step, self.board, waits.mine, handed, books, with_own=with_own)
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
-        if came and step.kind in ("gather", "reduce"):
-            whole_bytes = sum(made[each].nbytes for each in step.made)
-            own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
-            came_bytes = sum(arrived.size_bytes for arrived in came.values())
-            # Of means each row that came was made of several; of some rows only what crosses as it is.
-            taken_bytes = came_bytes if step.rows else round((whole_bytes - own_bytes) * step.codec.rate)
-            crossed = Crossed(
-                given=False,
-                codec=step.codec,
-                messages=len(came),
-                float_bytes=taken_bytes if step.kind == "gather" else len(came) * whole_bytes,
-                size_bytes=came_bytes,
-            )
-            ready_s = max(begun_s, *(arrived.ended_s for arrived in came.values()))
-            self.on_exchange(crossed, time.monotonic() - ready_s)
+        taken.messages += len(came)
+        taken.made_bytes += sum(made[each].nbytes for each in step.made) if came else 0
+        taken.came_bytes += sum(arrived.size_bytes for arrived in came.values())
+        if came and with_own:
+            taken.own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
+        taken.seconds += time.monotonic() - begun_s
         return made
+
+    def _tell_taken(self, waits: _Awaited, taken: _Taken) -> None:
+        """Tell what it took to take in what came in a collective, if anything came."""
+        step = waits.step
+        if not taken.messages or step.kind not in ("gather", "reduce"):
+            return
+        # Of means each row that came was made of several; of some rows only what crosses as it is.
+        whole = round((taken.made_bytes - taken.own_bytes) * step.codec.rate)
+        gathered = taken.came_bytes if step.rows else whole
+        crossed = Crossed(
+            given=False,
+            codec=step.codec,
+            messages=taken.messages,
+            float_bytes=gathered if step.kind == "gather" else taken.messages * taken.made_bytes,
+            size_bytes=taken.came_bytes,
+        )
+        self.on_exchange(crossed, taken.seconds)
 
     def _received(self, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
@@ -221,6 +274,19 @@ class Attempt:
             why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(came.arrays)}"
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, came.arrays, strict=True))
+
+    def _here(self, name: str, keys: Sequence[Key], *, wait: bool = False) -> Mapping[Key, Arrived]:
+        """Return those of the messages `keys` that are here; with `wait`, once one or more are."""
+        try:
+            if wait:
+                with self._noting("wait", name):
+                    came = self.inbox.take_first(keys, self.deadline_s)
+            else:
+                came = self.inbox.take_in_time(keys, 0.0)
+        except (BoardError, ModelError) as error:
+            raise _at(name, error) from error
+        self._note_came(name, came)
+        return came
 
     def _take(self, name: str, keys: Sequence[Key], step: Collective | None = None) -> Mapping[Key, Arrived]:
         """Return all of the messages `keys`, or those that come by the deadline of `step` if it has one.
@@ -240,11 +306,14 @@ class Attempt:
                 came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
         except (BoardError, ModelError) as error:
             raise _at(name, error) from error
+        self._note_came(name, came)
+        return came
+
+    def _note_came(self, name: str, came: Mapping[Key, Arrived]) -> None:
         if self.notes is not None:
             for (_, giver, chunk), one in came.items():
-                what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
+                what = name if len(came) == len({key[1] for key in came}) else f"{name}.{chunk}"
                 self.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
-        return came
 
     def _send(self, name: str, peer: BoardId, buffers: Buffers) -> None:
         begun_s = time.monotonic()
@@ -281,52 +350,6 @@ def _at(step: str, error: BoardError | ModelError) -> BoardError | ModelError:
     return same(f"{step}: {error}")
 
 
-def awaited_in(program: Program, board: BoardId) -> frozenset[Key]:
-    """Return all messages that `board` may wait for in its program, whatever the sizes of a request."""
-    collectives = [step for step in program.steps if isinstance(step, Collective)]
-    found = {
-        (step.tag, giver, chunk)
-        for step in collectives
-        for giver in may_give(step, board)
-        for chunk in range(step.chunks)
-    }
-    exchanges = [step for step in program.steps if isinstance(step, Exchange) and step.kind == "recv"]
-    return frozenset(found.union((step.tag, step.peer, 0) for step in exchanges))
-
-
-def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:
-    """Return what a board does in its order, with all that can be told before there are tensors."""
-    turns = list(program.turns())
-    staged = staying(program, lambda run: (sessions[run].inputs, sessions[run].outputs))
-    last = {name: at for at, (step, behind) in enumerate(turns) for name in _needs(step, behind, sessions)}
-    there, under_way = set(last), dict[str, Collective]()
-    found = []
-    for at, (step, behind) in enumerate(turns):
-        needed = (under_way[name] for name in _needs(step, behind, sessions) if name in under_way)
-        settles = tuple(dict.fromkeys(needed))
-        under_way = {name: begun for name, begun in under_way.items() if begun not in settles}
-        for begun in (step, behind):
-            if isinstance(begun, Collective):
-                under_way |= dict.fromkeys(makes(begun), begun)
-        there |= {name for begun in settles for name in makes(begun)}
-        if not isinstance(step, Collective):
-            there |= set(sessions[step].outputs if isinstance(step, Run) else step.tensors)
-        drops = tuple(sorted(name for name in there if last.get(name, -1) <= at))
-        there -= set(drops)
-        stays = staged.intersection(sessions[step].outputs if isinstance(step, Run) else ())
-        found.append(Turn(step=step, behind=behind, settles=settles, drops=drops, stays=stays))
-    return tuple(found)
-
-
 def _begun(step: Collective, tensors: Mapping[str, Array]) -> _Awaited:
     """Return a collective that was handed out; what it awaits, it keeps itself."""
     return _Awaited(step=step, mine={name: tensors[name] for name in needs(step) if name in tensors})
-
-
-def _needs(step: Step, behind: Collective | None, sessions: Mapping[Run, Session]) -> tuple[str, ...]:
-    """Return the tensors that a turn reads."""
-    if isinstance(step, Run):
-        return (*sessions[step].inputs, *((RANGE, *needs(behind)) if behind is not None else ()))
-    if isinstance(step, Collective):
-        return needs(step)
-    return () if step.kind == "recv" else step.tensors

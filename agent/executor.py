@@ -18,13 +18,14 @@ from types import MappingProxyType
 from typing import Final
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, Turn, awaited_in, turns_in
+from shoal.agent.attempt import Attempt
 from shoal.agent.connection import Purpose
 from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook, Trace, Traces
+from shoal.agent.turns import Turn, awaited_in, turns_in
 from shoal.collective import Books
 from shoal.crossing import Crossed
 from shoal.encoding import to_json

@@ -39,9 +39,10 @@ from shoal.segment import memory_bytes as memory_bytes
 from shoal.segment import swapped, swapped_name
 
 FORMAT = "shoal-bundle"
-VERSION = 4
+VERSION = 5
 """What is written.  From 4 on, what boards gather can be for the lead alone, which then has it of all boards,
-also where they attend to earlier ones only: who does not know that makes programs of it that fail."""
+also where they attend to earlier ones only: who does not know that makes programs of it that fail.  From 5 on
+a step can have two segments in place of one (`InParts`), which is a word that readers of 4 do not know."""
 OLDEST = 3
 """Read as it is: in none of it the lead alone reads what is gathered among all."""
 WHOLE = "whole"
@@ -59,6 +60,23 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InParts:
+    """Two segments to run one after the other in place of one that attends to gathered rows.
+
+    So a board can attend to the rows of some boards at a time, as they come (`shoal.program.Run.merged`).
+    """
+
+    attend: str
+    """It has no weights, and makes of gathered rows, all or some of them, `mixed` and `log_sum`."""
+    rest: str
+    """All behind it, which reads none of the gathered rows."""
+    mixed: str
+    """The tensor of what attention makes of the rows, and"""
+    log_sum: str
+    """that of the logarithm of the sum of the exponentials of its scores, with a last size of 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRun:
     """A step of a sharding: run a segment, at every board or at the lead only."""
 
@@ -67,6 +85,10 @@ class ShardRun:
     for_means: str = ""
     """The segment to run instead where the rows that it reads were gathered as means: it takes
     `shoal.program.LOG_COUNTS` too, and `COLUMNS` if it has a mask.  Empty: there is none."""
+    in_parts: InParts | None = None
+    """What to run instead where it attends to rows as they come; None: there is nothing."""
+    means_in_parts: InParts | None = None
+    """And in place of `for_means`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

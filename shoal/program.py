@@ -31,9 +31,17 @@ class Run:
     chunks: int = 1
     """Run it on so many ranges of the board's rows, one after the other: what a collective in as many chunks
     gathers of the first ones travels while the others are computed."""
+    merged: tuple[str, ...] = ()
+    """Of one that attends to what a gather makes, and makes two tensors: what it mixes of these rows, and the
+    logarithm of the sum of the exponentials of their scores.  It may be run on the rows of some boards at a
+    time, as they come: `shoal.merging` makes one of what comes of it.  Empty: it is run on all rows at once."""
 
     def __post_init__(self) -> None:
         check_positive(f"run {self.segment} chunks", self.chunks)
+        if len(self.merged) not in (0, 2) or (self.merged and self.chunks > 1):
+            raise ValueError(
+                f"run {self.segment}: expected two tensors that are merged, in one chunk, or none, got {self}"
+            )
         if self.part and not (len(self.part) == 2 and 0 <= self.part[0] < self.part[1]):
             raise ValueError(f"run {self.segment}: expected a part of 0 <= start < stop, got {self.part}")
 
