@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, awaited_in, turns_in
+from shoal.agent.attempt import Attempt
 from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
+from shoal.agent.turns import awaited_in, turns_in
 from shoal.codec import codec_of
 from shoal.crossing import Crossed
 from shoal.errors import BoardError, ModelError, ShoalError
@@ -68,7 +69,26 @@ ASKING = (
     ANSWER,
 )
 """The queries are made of a board's own rows, while what others hand over travels."""
+class Attends(Session):
+    """A segment in which queries attend to what was gathered, or to some of it."""
+
+    inputs, outputs = ("Q", "K"), ("mixed", "log_sum")
+
+    def __init__(self) -> None:
+        self.rows = {name: 0 for name in ("Q", *self.outputs)}
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        shares = np.exp(inputs["Q"] @ inputs["K"].T / 1000)
+        total = shares.sum(axis=1, keepdims=True)
+        made = {"mixed": (shares / total) @ inputs["K"], "log_sum": np.log(total)}
+        return {name: made[name] for name in outputs or self.outputs}
+
+
+IN_PARTS = Run(segment="attention", merged=("mixed", "log_sum"))
+ATTENDING = (*ASKING[:5], IN_PARTS, Run(segment="rest"), ANSWER)
 SESSIONS = {
+    IN_PARTS: Attends(),
+    Run(segment="rest"): Maps(["mixed"], "y", lambda mixed: mixed),
     Run(segment="same"): Maps(["x"], "h", lambda x: x),
     Run(segment="double"): Maps(["h"], "k", lambda h: 2 * h),
     Run(segment="ask"): Maps(["h"], "Q", lambda h: 3 * h),
@@ -90,9 +110,11 @@ class Noted(Inbox):
     def __init__(self, did: list[str]) -> None:
         super().__init__(frozenset({B}), frozenset((tag, B, chunk) for tag in (1, 2, 7) for chunk in (0, 1)))
         self._did = did
+        self.on_take: Callable[[], None] = lambda: None
 
     def take(self, keys: Sequence[Key], deadline_s: float) -> list[Arrived]:
         self._did += [f"take {tag}.{chunk}" for tag, _, chunk in keys]
+        self.on_take()
         return super().take(keys, deadline_s)
 
 
@@ -280,3 +302,80 @@ def test_a_collective_is_settled_where_a_tensor_of_it_is_needed_first(
 ) -> None:
     turns = turns_in(Program(steps=tuple(steps)), SESSIONS)
     assert [[begun.kind for begun in turn.settles] for turn in turns] == settled
+
+
+def attended(rows: Array) -> Array:
+    """Return what the queries of the first board make of the keys of all, `rows` of which are its own."""
+    return SESSIONS[IN_PARTS].run({"Q": 3 * rows, "K": 2 * X})["mixed"]
+
+
+def test_rows_that_are_here_already_are_attended_to_at_once() -> None:
+    board = Alone()
+    board.came(1, 2 * X[4:])
+    board.came(2, X[4:])
+    got = board.part(*ATTENDING).play({"q": X}, ["z"])["z"]
+    assert np.array_equal(got, np.concatenate([attended(X[:4]), X[4:]]))
+    assert "run attention" not in board.did, "what it takes without the sums tells nothing of a run"
+    assert board.crossed[-1][0] == Crossed(
+        given=False, codec=GATHER.codec, messages=1, float_bytes=48, size_bytes=48
+    )
+
+
+def test_own_rows_are_attended_to_while_others_are_to_come() -> None:
+    board, shapes = Alone(), []
+    board.came(2, X[4:])
+    notes = Notebook()
+
+    def ran(run: Run, inputs: Mapping[str, tuple[int, ...]], _took_s: float) -> None:
+        if run == IN_PARTS:
+            shapes.append(inputs["K"])
+            if len(shapes) == 1:
+                board.came(1, 2 * X[4:])
+
+    part = replace(board.part(*ATTENDING, notes=notes), on_run=ran)
+    got = part.play({"q": X}, ["z"])["z"]
+    assert np.allclose(got, np.concatenate([attended(X[:4]), X[4:]]), rtol=1e-6)
+    assert shapes == [(4, 3), (4, 3)], "its own, then those of the other"
+    did = [mark.name for mark in notes.marks if mark.what in ("run", "wait")]
+    assert did[-5:-1] == ["attention", "gather 1", "attention", "rest"]
+    taken = [crossed for crossed, _ in board.crossed if not crossed.given]
+    assert taken == [Crossed(given=False, codec=GATHER.codec, messages=1, float_bytes=48, size_bytes=48)]
+
+
+def test_while_another_request_computes_no_more_of_the_processor_is_taken_than_needed() -> None:
+    board = Alone()
+    board.came(2, X[4:])
+    part = board.part(*ATTENDING)
+
+    def taken() -> None:
+        if part.alone.locked():
+            board.came(1, 2 * X[4:])
+            part.alone.release()
+
+    def ran(run: Run, *_run: object) -> None:
+        board.did.append(f"run {run.segment}")
+        if run.segment == "ask":
+            part.alone.acquire()
+
+    board.inbox.on_take = taken
+    part = replace(part, on_run=ran)
+    got = part.play({"q": X}, ["z"])["z"]
+    assert np.array_equal(got, np.concatenate([attended(X[:4]), X[4:]]))
+    assert "take 1.0" in board.did
+    assert "run attention" not in board.did
+
+
+def test_a_board_that_hands_over_nothing_in_time_is_named() -> None:
+    part = replace(Alone().part(*ATTENDING), deadline_s=time.monotonic() + 0.01)
+    with pytest.raises(BoardError, match="^gather 1: nothing came from b in time$"):
+        part.play({"q": X}, ["z"])
+
+
+def test_what_comes_in_parts_is_settled_by_the_run_that_attends_to_it() -> None:
+    turns = turns_in(Program(steps=ATTENDING), SESSIONS)
+    (attends,) = (turn for turn in turns if turn.merges is not None)
+    assert attends.step == IN_PARTS
+    assert not attends.settles
+    hurried = replace(GATHER, chunks=1, deadline_s=1.0)
+    steps = tuple(hurried if step == ASKING[3] else step for step in ATTENDING)
+    assert all(turn.merges is None for turn in turns_in(Program(steps=steps), SESSIONS)), "as a whole"

@@ -347,3 +347,22 @@ def test_only_a_gather_of_all_rows_has_a_deadline() -> None:
             collective(kind, BOARDS, deadline_s=0.1, **more)
     with pytest.raises(ValueError, match="expected a deadline of 0 s or more"):
         collective("gather", BOARDS, deadline_s=-1.0)
+
+
+@given(shares=shares_of, units=st.integers(4, 40), words=st.sampled_from(["f32", "i8", "means3", "means2-i8"]))
+def test_what_is_made_board_by_board_is_what_is_made_at_once(
+    shares: Sequence[float], units: int, words: str
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 3)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    step = collective("gather", boards, codec=codec_of(words))
+    taker, names = boards[0], makes(step)
+    handed = {giver: [handed_out(step, giver, own[giver])[taker]] for giver in boards[1:]}
+    whole = made_of(step, taker, own[taker], handed)
+    parts = [made_of(step, taker, own[taker], {})]
+    for giver in boards[1:]:
+        parts.append(made_of(step, taker, own[taker], {giver: handed[giver]}, with_own=False))
+    for name in names:
+        axis = 1 if name == "y" else 0
+        assert np.array_equal(np.concatenate([part[name] for part in parts], axis), whole[name])

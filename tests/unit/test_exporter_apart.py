@@ -1,0 +1,118 @@
+"""Attention to gathered rows as a segment of its own, which boards can run on parts of the rows."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from shoal.codec import codec_of
+from shoal.exporter.prove import InPieces, Segments
+from shoal.exporter.together import Runs, play
+from shoal.manifest import InParts, Manifest, Sharding, ShardRun
+from shoal.program import LOG_COUNTS, RANGE, Run
+from shoal.records import Array, BoardId
+from shoal.session import open_session
+from shoal.sharding import programs
+from tests import models
+from tests.unit.test_exporter_shardings import STYLES, Style, Writer, exported, proof, sharding
+
+BOARDS = (BoardId("a"), BoardId("b"), BoardId("c"))
+SHARES = (0.4, 0.3, 0.3)
+NAMES = ("encoder", "one key head", "old", "standard attention", "class token, gemm, fused qkv")
+ASKED: Mapping[str, Array] = {"input_ids": np.random.default_rng(4).integers(0, 50, (2, 14))}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("parts")
+    return folder, exported(Writer(STYLES[request.param]).model(), folder)
+
+
+def apart(found: Sharding) -> list[tuple[InParts, InParts]]:
+    """Return what there is to attend to parts, of rows and of means, for each run that does."""
+    runs = [step for step in found.steps if isinstance(step, ShardRun)]
+    assert all((step.in_parts is None) == (step.means_in_parts is None) for step in runs)
+    return [(s.in_parts, s.means_in_parts) for s in runs if s.in_parts and s.means_in_parts]
+
+
+def answered(folder: Path, found: Sharding, words: str, pieces: int) -> Array:
+    """Return what boards answer that attend to gathered rows in so many pieces; 0: by the usual segments."""
+    by_name = {segment.name: segment for segment in found.segments}
+    plain = Segments(folder / "bundle", by_name)
+
+    def opened(run: Run) -> Runs:
+        return InPieces(plain(run), by_name[run.segment], run, pieces) if run.merged else plain(run)
+
+    told = programs(found, BOARDS, BOARDS[0], SHARES, codec_of(words), in_parts=pieces > 0)
+    assert any(run.merged for run in told[BOARDS[1]].runs) == (pieces > 0)
+    return play(told, BOARDS[0], ASKED, opened)["logits"]
+
+
+def test_parts_of_rows_are_attended_to_as_all_are(case: tuple[Path, Manifest]) -> None:
+    folder, manifest = case
+    found = sharding(manifest, "sequence")
+    want = open_session(folder / "model.onnx").run(ASKED)["logits"]
+    scale = float(np.max(np.abs(want)))
+    for pieces in (1, 2, 5):
+        assert np.allclose(answered(folder, found, "f32", pieces), want, rtol=0, atol=1e-5 * scale)
+    plain = answered(folder, found, "means2", 0)
+    assert np.allclose(answered(folder, found, "means2", 4), plain, rtol=0, atol=1e-5 * scale)
+
+
+def test_the_weights_are_with_the_rest_and_rows_with_the_attention(case: tuple[Path, Manifest]) -> None:
+    _, manifest = case
+    found = sharding(manifest, "sequence")
+    assert proof(manifest, "sequence-parts").verified
+    assert proof(manifest, "sequence-means-parts").verified
+    by_name = {segment.name: segment for segment in found.segments}
+    gathered = {s.name for step in found.steps if not isinstance(step, ShardRun) for s in step.made}
+    both = apart(found)
+    assert len(both) == len([s for s in found.steps if isinstance(s, ShardRun) and s.for_means and not s.lead_only])
+    for pair in both:
+        for index, each in enumerate(pair):
+            attend, rest = by_name[each.attend], by_name[each.rest]
+            plain = by_name[each.attend.removesuffix("-attend")]
+            assert not attend.weights
+            assert rest.weights == plain.weights
+            assert rest.outputs == plain.outputs
+            assert {spec.name for spec in attend.outputs} == {each.mixed, each.log_sum}
+            assert gathered.isdisjoint(spec.name for spec in rest.inputs)
+            given = {spec.name for spec in attend.inputs}
+            assert given & gathered
+            assert RANGE not in given
+            assert (LOG_COUNTS in given) == bool(index)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (models.tiny_bert, "which has something for each row"),
+        (lambda: Writer(Style(window=4)).model(), "made only now"),
+    ],
+)
+def test_what_stands_against_parts_is_named(
+    make: Callable[[], onnx.ModelProto], words: str, tmp_path: Path
+) -> None:
+    manifest = exported(make(), tmp_path)
+    found = sharding(manifest, "sequence")
+    assert not apart(found)
+    assert not proof(manifest, "sequence-parts").verified
+    assert words in proof(manifest, "sequence-parts").reason
+    assert not list((tmp_path / "bundle").glob("*-attend.onnx")), "nothing is left of the attempt"
+    told = programs(found, BOARDS, BOARDS[0], SHARES, in_parts=True)
+    assert told == programs(found, BOARDS, BOARDS[0], SHARES), "so nothing is done in parts"
+
+
+def test_boards_that_wait_for_earlier_ones_only_do_it_at_once(tmp_path: Path) -> None:
+    found = sharding(exported(Writer(Style(causal=True)).model(), tmp_path), "sequence")
+    assert found.causal
+    assert not apart(found)
+
+
+def test_chunks_and_deadlines_take_the_place_of_parts(case: tuple[Path, Manifest]) -> None:
+    found = sharding(case[1], "sequence")
+    for how in ({"chunks": 2}, {"deadline_s": 0.1}):
+        told = programs(found, BOARDS, BOARDS[0], SHARES, **how, in_parts=True)  # type: ignore[arg-type]
+        assert not any(run.merged for program in told.values() for run in program.runs)
