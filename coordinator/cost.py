@@ -19,7 +19,7 @@ from shoal.coordinator.watts import UNTOLD, Powers, idle_w, request_j
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s, timings_at
 from shoal.errors import PlanError
-from shoal.manifest import Manifest, ShardCollective, Sharding
+from shoal.manifest import COLUMNS, ROWS, Manifest, ShardCollective, Sharding
 from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, rows_of, serving
 from shoal.records import BoardId, LinkProfile, Profile
 from shoal.sizes import gathered_by, in_chunks, resized, sizes_at
@@ -189,6 +189,7 @@ def _plain(manifest: Manifest, profiles: Profiles, lane: Lane) -> Words:
     return Words(
         inputs=partial(_inputs, manifest),
         run_s=lambda board, run: (segment_s(profiles[board], run.segment),),
+        part_s=_no_parts,
         staged_s=lambda board, run: (staged_s(board, run, manifest.sizes),),
         sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
         flows=lambda _step: (),
@@ -292,12 +293,23 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
         return [run_s(manifest, profiles[board], run, one) for one in of_chunks(board, run)]
 
     @cache
+    def gives_of(codec: Codec, taker: BoardId) -> Mapping[BoardId, int]:
+        return _given(codec, sizes(PLAIN, False), taker)
+
+    def part(board: BoardId, run: Run, givers: Sequence[BoardId]) -> float:
+        codec = gathered.get(run.segment, PLAIN)
+        gives = gives_of(codec, board)
+        share = sum(gives[giver] for giver in givers) / sum(gives.values())
+        return run_s(manifest, profiles[board], run, _attended(sizes(codec, False)[board], share))
+
+    @cache
     def staged(board: BoardId, run: Run) -> list[float]:
         return [staged_s(board, run, one) for one in of_chunks(board, run)]
 
     return Words(
         inputs=cache(partial(_inputs, manifest)),
         run_s=seconds,
+        part_s=part,
         staged_s=staged,
         sent_bytes=_none,
         flows=lambda step: crossing(step).coded,
@@ -313,6 +325,29 @@ class _Crossing:
         self.coded = coded
         sent = sum(size for chunk in coded for _, _, size in chunk)
         self.ratio = sum(size for _, _, size in plain) / sent if sent else 1.0
+
+
+def _given(
+    codec: Codec, sizes: Mapping[BoardId, Mapping[str, int]], taker: BoardId
+) -> dict[BoardId, int]:
+    """Return how many rows each board gives to one of them, in one chunk; that has its own as they are."""
+    found, start = {}, 0
+    for board, each in sizes.items():
+        found[board] = each[ROWS] if board == taker else codec.rows(each[ROWS], start)
+        start += each[ROWS]
+    return found
+
+
+def _attended(sizes: Mapping[str, int], share: float) -> Mapping[str, int]:
+    """Return the sizes of named dimensions where a board attends to a share of the rows that it gathers."""
+    return {
+        name: max(1, round(share * size)) if name.startswith(COLUMNS) else size
+        for name, size in sizes.items()
+    }
+
+
+def _no_parts(board: BoardId, run: Run, _givers: Sequence[BoardId]) -> float:
+    raise PlanError(f"plan: {board} has no rows to attend to in parts in {run.segment}")
 
 
 def _none(step: Exchange) -> int:

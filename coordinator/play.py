@@ -2,7 +2,8 @@
 
 As on a board, a collective begins at its step, or with the first chunk of the run before it, and is awaited
 by the first later step that needs a tensor of it, so what travels meanwhile costs nothing while the board
-computes.
+computes.  A run that attends to gathered rows as they come (`Run.merged`) does so as on a board: to the
+board's own if it would stand still, then to all that has come meanwhile.
 """
 
 import heapq
@@ -30,6 +31,8 @@ class Words:
     """The tensors that a segment reads."""
     run_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk; a board with few rows may have fewer chunks than the run says."""
+    part_s: Callable[[BoardId, Run, Sequence[BoardId]], float]
+    """Of a run that attends to gathered rows, on those of some boards only."""
     staged_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk: in which the board copies tensors to its device and back besides."""
     sent_bytes: Callable[[Exchange], int]
@@ -96,6 +99,8 @@ class _Mail:
     missing: list[int]
     there_s: Floats
     end_s: Mapping[int, float]
+    came: list[list[tuple[float, int]]]
+    """To each board: when what each other board sent is there."""
 
 
 class _Stage:
@@ -124,9 +129,15 @@ class _Stage:
             if position[board] == len(self._scripts[board]):
                 continue
             awaited, step, chunk = self._scripts[board][position[board]]
+            in_parts = isinstance(step, Run) and bool(step.merged)
             lacks, there_s = self._lacks(board, awaited, step)
             if lacks is not None:
                 self._stuck[lacks] = board
+            elif in_parts and there_s > self._now_s[board]:
+                position[board] += 1
+                assert isinstance(step, Run)
+                self._attend(board, step, [self._mail[tag] for tag in awaited])
+                heapq.heappush(due, (self._now_s[board], board))
             elif there_s > self._now_s[board]:
                 self._now_s[board] = there_s
                 self._played.waits += board == self._lead
@@ -187,6 +198,30 @@ class _Stage:
         self._posted[board, target, step.tag] = float(there_s)
         return self._wake((board, target, step.tag))
 
+    def _attend(self, board: int, run: Run, mails: Sequence[_Mail]) -> None:
+        """Attend to the board's own rows, of which it knows when those of others come, and then to these.
+
+        What it does with what came takes as long for each message.
+        """
+        name, words = self._boards[board], self._words
+        left = sorted(came for mail in mails for came in mail.came[board])
+        each_s = sum(mail.end_s.get(board, 0.0) for mail in mails) / max(1, len(left))
+        givers = [name]
+        while True:
+            here = [source for there_s, source in left if there_s <= self._now_s[board]]
+            left = left[len(here) :]
+            givers += [self._boards[source] for source in here]
+            attended_s = words.part_s(name, run, givers)
+            self._work(board, each_s * len(here) + attended_s)
+            if board == self._lead:
+                self._played.compute_s += attended_s
+            if not left:
+                return
+            if left[0][0] > self._now_s[board]:
+                self._now_s[board] = left[0][0]
+                self._played.waits += board == self._lead
+            givers = []
+
     def _begin(self, board: int, step: Collective, chunk: int) -> list[int]:
         mail = self._mail_of(step)
         parcel = self._shape(step).parcels[chunk].get(board)
@@ -197,7 +232,8 @@ class _Stage:
         there_s = self._send(board, targets, parcel.size_bytes)
         mail.there_s[targets] = np.maximum(mail.there_s[targets], there_s)
         woken: list[int] = []
-        for target in targets.tolist():
+        for target, target_s in zip(targets.tolist(), there_s.tolist(), strict=True):
+            mail.came[target].append((target_s, board))
             mail.missing[target] -= 1
             if not mail.missing[target]:
                 woken += self._wake((target, step.tag))
@@ -216,7 +252,10 @@ class _Stage:
         found = self._mail.get(step.tag)
         if found is None:
             shape = self._shape(step)
-            found = self._mail[step.tag] = _Mail(list(shape.coming), np.zeros(len(self._boards)), shape.end_s)
+            count = len(self._boards)
+            found = self._mail[step.tag] = _Mail(
+                list(shape.coming), np.zeros(count), shape.end_s, [[] for _ in range(count)]
+            )
         return found
 
     def _shape(self, step: Collective) -> _Shape:

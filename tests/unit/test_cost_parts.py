@@ -1,0 +1,75 @@
+"""What boards cost that attend to rows as they come, worked out by hand; the figures are those of test_cost."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from shoal.codec import codec_of
+from shoal.coordinator.cost import predict
+from shoal.manifest import InParts, Manifest, ShardRun
+from shoal.program import Lane, Prediction
+from shoal.records import Profile, TensorSpec
+from shoal.sharding import programs
+from tests import build
+from tests.build import A, B
+from tests.unit.test_cost import TINY, law
+
+
+def in_parts() -> Manifest:
+    """Return `build.sharded`, whose second segment can be run as two: q1a attends, and q1r is the rest."""
+    plain = build.sharded()
+    (sharding,) = plain.shardings
+    q0, q1 = sharding.segments
+    (part,) = q1.outputs
+    mixed, log_sum = replace(part, name="m"), TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1))
+    attend = replace(q1, name="q1a", kind="q1a", outputs=(mixed, log_sum))
+    rest = replace(q1, name="q1r", kind="q1r", inputs=(mixed,))
+    apart = InParts(attend="q1a", rest="q1r", mixed="m", log_sum="s")
+    steps = tuple(
+        replace(step, in_parts=apart, for_means="q1", means_in_parts=apart)
+        if isinstance(step, ShardRun) and step.segment == "q1"
+        else step
+        for step in sharding.steps
+    )
+    changed = replace(sharding, steps=steps, segments=(q0, q1, attend, rest))
+    return replace(plain, shardings=(changed,))
+
+
+MANIFEST = in_parts()
+
+
+def predicted(shares: Sequence[float], pair_s: float, *, parts: bool, words: str = "f32") -> Prediction:
+    laws = {"q0": law(0.1), "q1": law(0.2, pair_s), "q1a": law(0.0, pair_s), "q1r": law(0.2)}
+    links = {peer: build.link(0.2, 1000.0) for peer in (A, B)}
+    profile: Profile = replace(build.profile(MANIFEST, 5.0, links=links), laws=laws)
+    told = programs(MANIFEST.shardings[0], (A, B), A, shares, codec_of(words), in_parts=parts)
+    lane = Lane(programs=told, weight=1.0)
+    return predict(MANIFEST, {A: profile, B: profile}, frozenset(), A, (lane,))
+
+
+def test_own_rows_are_attended_to_while_others_travel() -> None:
+    # a has made its own k after 6 * 0.1 s; those of b are there after 0.904 s (see test_cost)
+    whole, parts = (predicted((0.6, 0.4), 0.001, parts=each) for each in (False, True))
+    assert whole.latency_s == pytest.approx(0.904 + 6 * 10 * 0.001 + 1.2, abs=TINY)
+    assert parts.latency_s == pytest.approx(0.904 + 6 * 4 * 0.001 + 1.2, abs=TINY)
+    assert parts.compute_s == pytest.approx(whole.compute_s) == pytest.approx(0.6 + 0.06 + 1.2)
+    assert parts.waits == whole.waits == 1
+
+
+def test_what_comes_while_own_rows_are_attended_to_is_next() -> None:
+    found = predicted((0.6, 0.4), 0.01, parts=True)
+    # its own rows keep a busy until 0.6 + 6 * 6 * 0.01 s, when those of b are there already
+    assert found.latency_s == pytest.approx(0.6 + 6 * 10 * 0.01 + 1.2, abs=1e-4)
+    assert found.waits == 0
+
+
+def test_what_is_there_before_is_attended_to_at_once() -> None:
+    whole, parts = (predicted((0.8, 0.2), 0.01, parts=each) for each in (False, True))
+    assert parts == whole
+
+
+def test_of_means_there_are_fewer_to_attend_to() -> None:
+    found = predicted((0.6, 0.4), 0.001, parts=True, words="means2")
+    # b's two means of k, 64 bytes, are there 0.064 s earlier than its four rows
+    assert found.latency_s == pytest.approx(0.84 + 6 * 2 * 0.001 + 1.2, abs=1e-4)
