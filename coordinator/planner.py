@@ -32,6 +32,9 @@ from shoal.records import BoardId
 
 MAX_CHUNKS: Final = 3
 """In no more chunks rows are computed and gathered: each costs another run and another message."""
+PARTS_WORTH: Final = 0.02
+"""Rows are attended to as they come if that is predicted to be so much better: it takes more of the processor's
+time, which is not free where boards do not stand still after all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,11 +297,13 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
     manifest, goal = question.manifest, question.goal
     measures = (True, False) if wide else (goal.objective == "latency",)
 
-    def priced(division: Division, recipe: Recipe, chunks: int = 1) -> Candidate | None:
-        lead, lane = division.boards[0], division.lane(chunks)
+    def priced(
+        division: Division, recipe: Recipe, chunks: int = 1, *, in_parts: bool = False
+    ) -> Candidate | None:
+        lead, lane = division.boards[0], division.lane(chunks, in_parts=in_parts)
         name = division.sharding.name
-        if lane.chunks != chunks:
-            return None  # nothing of it can be made in chunks
+        if (lane.chunks, lane.in_parts) != (chunks, in_parts):
+            return None  # nothing of it can be made in chunks, or attended to in parts
         try:
             predicted = question.predict(lead, (lane,))
             if recipe.late:
@@ -337,6 +342,10 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
                 if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break
                 best = finer
+            parts = priced(division, recipe, in_parts=True) if not recipe.late else None
+            if parts is not None:
+                least = (1 - PARTS_WORTH) * goal.cost(best.predicted)
+                best = parts if goal.cost(parts.predicted) < least else best
             yield best
             if wide:
                 yield from (candidate for candidate, _ in found)

@@ -271,6 +271,11 @@ class Lane:
         """Return in how many chunks, at most, its boards compute what others gather."""
         return max((run.chunks for program in self.programs.values() for run in program.runs), default=1)
 
+    @property
+    def in_parts(self) -> bool:
+        """Say whether boards attend to what they gather as it comes."""
+        return any(run.merged for program in self.programs.values() for run in program.runs)
+
 
 def serving(lanes: Sequence[Lane], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Return which lanes are for a request whose named dimensions have `sizes`; none: it fits no lane.
