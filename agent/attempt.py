@@ -45,7 +45,7 @@ class _Awaited:
 
 @dataclass(slots=True, kw_only=True)
 class _Taken:
-    """What this board took in of a collective, as far as it has come."""
+    """What this board took in of a gather or reduce, as far as it has come."""
 
     messages: int = 0
     made_bytes: int = 0
@@ -242,18 +242,18 @@ class Attempt:
                 made = made_of(step, self.board, waits.mine, handed, books, with_own=with_own)
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
-        taken.messages += len(came)
-        taken.made_bytes += sum(made[each].nbytes for each in step.made) if came else 0
-        taken.came_bytes += sum(arrived.size_bytes for arrived in came.values())
-        if came and with_own:
-            taken.own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
-        taken.seconds += time.monotonic() - begun_s
+        if came and step.kind in ("gather", "reduce"):
+            taken.messages += len(came)
+            taken.made_bytes += sum(made[each].nbytes for each in step.made)
+            taken.came_bytes += sum(arrived.size_bytes for arrived in came.values())
+            taken.own_bytes += sum(waits.mine[each].nbytes for each in step.tensors) if with_own else 0
+            taken.seconds += time.monotonic() - begun_s
         return made
 
     def _tell_taken(self, waits: _Awaited, taken: _Taken) -> None:
-        """Tell what it took to take in what came in a collective, if anything came."""
+        """Tell what it took to take in what came in a gather or reduce, if anything came."""
         step = waits.step
-        if not taken.messages or step.kind not in ("gather", "reduce"):
+        if not taken.messages:
             return
         # Of means each row that came was made of several; of some rows only what crosses as it is.
         whole = round((taken.made_bytes - taken.own_bytes) * step.codec.rate)

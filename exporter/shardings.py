@@ -33,7 +33,7 @@ from shoal.exporter.slices import Slices, find_slices
 from shoal.exporter.stages import stage
 from shoal.exporter.verify import Answer, refused
 from shoal.exporter.view import initializers
-from shoal.manifest import Sharding, Verification
+from shoal.manifest import Sharding, ShardRun, Verification
 from shoal.memory import give_back
 
 

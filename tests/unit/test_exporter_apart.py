@@ -67,7 +67,8 @@ def test_the_weights_are_with_the_rest_and_rows_with_the_attention(case: tuple[P
     assert proof(manifest, "sequence-parts").verified
     assert proof(manifest, "sequence-means-parts").verified
     by_name = {segment.name: segment for segment in found.segments}
-    gathered = {s.name for step in found.steps if not isinstance(step, ShardRun) for s in step.made}
+    meetings = [step for step in found.steps if not isinstance(step, ShardRun)]
+    gathered = {spec.name for step in meetings if step.kind == "gather" for spec in step.made}
     both = apart(found)
     assert len(both) == len([s for s in found.steps if isinstance(s, ShardRun) and s.for_means and not s.lead_only])
     for pair in both:
