@@ -145,7 +145,7 @@ class Attempt:
     def _attend(
         self, step: Run, waits: _Awaited, tensors: Mapping[str, Array], stays: frozenset[str]
     ) -> Mapping[str, Array]:
-        """Attend to the rows of a gather: to this board's own while it would wait, then to others as they come.
+        """Attend to the rows of a gather: to this board's own while it would wait, then to others that came.
 
         To all at once if they are here, or if another request computes, so that there is no time to be won:
         in parts it takes more of that.

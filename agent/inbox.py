@@ -77,7 +77,7 @@ class Inbox:
             return True
 
     def put(self, key: Key, arrived: Arrived) -> bool:
-        """Take what was admitted and has come; the thread that waits wakes with the last it needs, or the first.
+        """Take what was admitted and has come; who waits wakes with the last it needs, or with the first.
 
         Returns False if nobody takes it out any more.
         """

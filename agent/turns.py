@@ -63,14 +63,12 @@ def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, .
         drops = tuple(sorted(name for name in there if last.get(name, -1) <= at))
         there -= set(drops)
         stays = staged.intersection(sessions[step].outputs if isinstance(step, Run) else ())
-        found.append(
-            Turn(step=step, behind=behind, settles=settles, merges=merges, drops=drops, stays=stays)
-        )
+        found.append(Turn(step=step, behind=behind, settles=settles, merges=merges, drops=drops, stays=stays))
     return tuple(found)
 
 
 def _comes_in_parts(step: Step, begun: Collective) -> bool:
-    """Say whether a step may be done on the rows of some boards at a time, and what it needs comes board by board."""
+    """Say whether a step may be done on the rows of some boards at a time, and these come so."""
     by_board = begun.kind == "gather" and begun.chunks == 1 and not begun.rows and not begun.deadline_s
     return isinstance(step, Run) and bool(step.merged) and by_board
 

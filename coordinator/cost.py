@@ -327,9 +327,7 @@ class _Crossing:
         self.ratio = sum(size for _, _, size in plain) / sent if sent else 1.0
 
 
-def _given(
-    codec: Codec, sizes: Mapping[BoardId, Mapping[str, int]], taker: BoardId
-) -> dict[BoardId, int]:
+def _given(codec: Codec, sizes: Mapping[BoardId, Mapping[str, int]], taker: BoardId) -> dict[BoardId, int]:
     """Return how many rows each board gives to one of them, in one chunk; that has its own as they are."""
     found, start = {}, 0
     for board, each in sizes.items():

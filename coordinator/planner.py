@@ -33,8 +33,8 @@ from shoal.records import BoardId
 MAX_CHUNKS: Final = 3
 """In no more chunks rows are computed and gathered: each costs another run and another message."""
 PARTS_WORTH: Final = 0.02
-"""Rows are attended to as they come if that is predicted to be so much better: it takes more of the processor's
-time, which is not free where boards do not stand still after all."""
+"""Rows are attended to as they come if that is predicted to be so much better: it takes more of the
+processor's time, which is not free where boards do not stand still after all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class Division:
     def lane(
         self, chunks: int = 1, deadline_s: float = 0.0, late_rows: float = 1.0, *, in_parts: bool = False
     ) -> Lane:
-        """Return the lane; what can be is gathered in `chunks`, by a deadline or in parts; see `shoal.sharding`.
+        """Return the lane; what can be is gathered in `chunks`, by a deadline, in parts (`shoal.sharding`).
 
         Raises PlanError if there are too few of some units for these shares.
         """

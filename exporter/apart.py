@@ -57,10 +57,10 @@ def write_in_parts(
     *,
     means: bool,
 ) -> list[ShardStep]:
-    """Write those segments once more that attend to gathered rows, each as two, and return `steps` with these.
+    """Write those segments once more that attend to gathered rows, each as two; return `steps` with these.
 
-    `division` is the one for `means`, or the one for rows as they are, to which nodes are added; `stages` those
-    of it.  Raises NotDivisibleError if it can be done with none of them.
+    `division` is the one for `means`, or the one for rows as they are, to which nodes are added; `stages`
+    those of it.  Raises NotDivisibleError if it can be done with none of them.
     """
     wanted = Wanted(division, stages, outputs)
     found: dict[str, InParts] = {}
@@ -74,7 +74,9 @@ def write_in_parts(
                 reasons.append(f"segment {plain}: {error}")
                 continue
             if attention is not None:
-                found[writer.named(plain)] = _written(writer, plain, works, attention, division, wanted, opset)
+                found[writer.named(plain)] = _written(
+                    writer, plain, works, attention, division, wanted, opset
+                )
     if not found:
         raise NotDivisibleError(next(iter(reasons), "no segment attends to rows that boards gather"))
     return [_with(step, found) if isinstance(step, ShardRun) else step for step in steps]
@@ -112,7 +114,9 @@ def attention_in(
             raise NotDivisibleError(f"{where(node)}: reads the shares of rows")
         if node.op_type == "Softmax":
             if shares or not _along_columns(node, division, writer):
-                raise NotDivisibleError(f"{where(node)}: expected one Softmax along the rows that are gathered")
+                raise NotDivisibleError(
+                    f"{where(node)}: expected one Softmax along the rows that are gathered"
+                )
             scores, shares = node.input[0], output
         elif node.op_type in WITH_OTHERS:
             _check_each_alike(node, beside, division, writer)
@@ -140,7 +144,7 @@ def _columns(name: str, division: Division) -> Dim | None:
 
 
 def _check_others(node: onnx.NodeProto, beside: Sequence[str], made: set[str], writer: ShardWriter) -> None:
-    """Raise NotDivisibleError unless what a node reads besides gathered rows is there before, and no weight."""
+    """Raise NotDivisibleError unless what a node reads besides gathered rows is there, and no weight."""
     for name in beside:
         weight = writer.weights.get(name)
         if name in made:

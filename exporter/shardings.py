@@ -154,7 +154,7 @@ class ShardingSearch:
         self._verification.append(found)
 
     def _parts(self, roots: Mapping[str, Dim | None]) -> None:
-        """Give the sequence that was found last segments to attend to parts of rows, and so the ones for means."""
+        """Give the sequence that was found last segments to attend to parts of rows, and those for means."""
         plain = self._shardings[-1]
         steps = [step for step in plain.steps if isinstance(step, ShardRun)]
         for means in (False, True) if any(step.for_means for step in steps) else (False,):
@@ -175,9 +175,7 @@ class ShardingSearch:
         writer = self._sequence_writer(plain.name, plain.units)
         outputs = self._model.outputs
         stages = stage(division, outputs)
-        steps = write_in_parts(
-            writer, plain.steps, division, stages, outputs, self._model.opset, means=means
-        )
+        steps = write_in_parts(writer, plain.steps, division, stages, outputs, self._model.opset, means=means)
         return replace(plain, steps=tuple(steps), segments=(*plain.segments, *writer.segments))
 
     def _attempt(

@@ -22,8 +22,8 @@ def merged(old: Part, new: Part) -> Part:
 
     In both together a row's weights in a part are what they were times the share of the part in the sum.
     """
-    beyond = new.log_sum - old.log_sum
-    share = np.exp(-np.logaddexp(0, -beyond))  # 1 / (1 + exp(-beyond)), for any difference
+    short = np.subtract(old.log_sum, new.log_sum)
+    share = np.exp(np.negative(np.logaddexp(0, short)))  # 1 / (1 + exp(short)), for any difference
     mixed = new.mixed
     np.subtract(mixed, old.mixed, out=mixed)
     np.multiply(mixed, share, out=mixed)

@@ -32,9 +32,9 @@ class Run:
     """Run it on so many ranges of the board's rows, one after the other: what a collective in as many chunks
     gathers of the first ones travels while the others are computed."""
     merged: tuple[str, ...] = ()
-    """Of one that attends to what a gather makes, and makes two tensors: what it mixes of these rows, and the
-    logarithm of the sum of the exponentials of their scores.  It may be run on the rows of some boards at a
-    time, as they come: `shoal.merging` makes one of what comes of it.  Empty: it is run on all rows at once."""
+    """Of one that attends to what a gather makes, and makes two tensors: what it mixes of these rows, and
+    the logarithm of the sum of the exponentials of their scores.  It may be run on the rows of some boards at
+    a time, as they come: `shoal.merging` makes one of what comes of it.  Empty: it is run on all rows."""
 
     def __post_init__(self) -> None:
         check_positive(f"run {self.segment} chunks", self.chunks)

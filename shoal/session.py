@@ -88,8 +88,8 @@ class Session:
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the outputs (all, or those named) for `inputs`, which may hold more than is needed.
 
-        What only others lead to is not computed.  Raises ModelError with onnxruntime's words if a tensor is missing or does not fit, BoardError if
-        the board has not the memory for it.
+        What leads only to others is not computed.  Raises ModelError with onnxruntime's words if a tensor is
+        missing or does not fit, BoardError if the board has not the memory for it.
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
@@ -108,8 +108,8 @@ class Session:
     ) -> Made:
         """Run among others on the same board: what is in `staged` is taken from the device.
 
-        Outputs (all, or those named) that may stay there are left there, if there is one with memory of its own.
-        Raises as `run`.
+        Outputs (all, or those named) that may stay there are left there, if there is one with memory of its
+        own.  Raises as `run`.
         """
         if self.device is None:
             if staged:  # another session's, which its device takes and this one's does not

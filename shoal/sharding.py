@@ -28,9 +28,10 @@ def programs(
     another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
     `chunks`, so that the rows of one travel while those of the next are computed; a board whose rows go to
     nobody computes them at once.  With a `deadline_s` boards go on without rows that do not come in time,
-    of no more than the part `late_rows` of the messages.  With `in_parts` they attend to rows as they come, where
-    the sharding has segments for it and there is neither more than one chunk nor a deadline.  Raises PlanError
-    if a board would have none of a segment's units, or if the model does not take means, or fewer rows, there.
+    of no more than the part `late_rows` of the messages.  With `in_parts` they attend to rows as they come,
+    where the sharding has segments for it and there is neither more than one chunk nor a deadline.  Raises
+    PlanError if a board would have none of a segment's units, or if the model does not take means, or fewer
+    rows, there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():

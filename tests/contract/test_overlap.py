@@ -17,7 +17,7 @@ from shoal.exporter.export import export
 from shoal.frames import Kind
 from shoal.manifest import Manifest
 from shoal.program import Collective, Program, Run
-from shoal.records import BoardId
+from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
 from shoal.store import Store
@@ -135,7 +135,7 @@ def test_rows_are_attended_to_while_others_come_in(tmp_path: Path) -> None:
     cluster.boards[A].executor._on_run = lambda step, *_run: attended.set() if step == attend else None
     original = open_session(model)
     try:
-        asked = {"input_ids": np.random.default_rng(1).integers(0, 50, (2, 20))}
+        asked: dict[str, Array] = {"input_ids": np.random.default_rng(1).integers(0, 50, (2, 20))}
         got = cluster.ask(asked, original.outputs, trace=trace)
         for output, array in original.run(asked).items():
             assert np.allclose(got[output], array, atol=1e-5)

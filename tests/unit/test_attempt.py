@@ -69,18 +69,21 @@ ASKING = (
     ANSWER,
 )
 """The queries are made of a board's own rows, while what others hand over travels."""
+
+
 class Attends(Session):
     """A segment in which queries attend to what was gathered, or to some of it."""
 
     inputs, outputs = ("Q", "K"), ("mixed", "log_sum")
 
     def __init__(self) -> None:
-        self.rows = {name: 0 for name in ("Q", *self.outputs)}
+        self.rows = dict.fromkeys(("Q", *self.outputs), 0)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        shares = np.exp(inputs["Q"] @ inputs["K"].T / 1000)
+        queries, keys = (np.asarray(inputs[name], np.float32) for name in self.inputs)
+        shares = np.exp(queries @ keys.T / 1000)
         total = shares.sum(axis=1, keepdims=True)
-        made = {"mixed": (shares / total) @ inputs["K"], "log_sum": np.log(total)}
+        made = {"mixed": (shares / total) @ keys, "log_sum": np.log(total)}
         return {name: made[name] for name in outputs or self.outputs}
 
 
@@ -368,7 +371,7 @@ def test_while_another_request_computes_no_more_of_the_processor_is_taken_than_n
 
 def test_a_board_that_hands_over_nothing_in_time_is_named() -> None:
     part = replace(Alone().part(*ATTENDING), deadline_s=time.monotonic() + 0.01)
-    with pytest.raises(BoardError, match="^gather 1: nothing came from b in time$"):
+    with pytest.raises(BoardError, match=r"^gather 1: nothing came from b in time$"):
         part.play({"q": X}, ["z"])
 
 

@@ -349,7 +349,9 @@ def test_only_a_gather_of_all_rows_has_a_deadline() -> None:
         collective("gather", BOARDS, deadline_s=-1.0)
 
 
-@given(shares=shares_of, units=st.integers(4, 40), words=st.sampled_from(["f32", "i8", "means3", "means2-i8"]))
+@given(
+    shares=shares_of, units=st.integers(4, 40), words=st.sampled_from(["f32", "i8", "means3", "means2-i8"])
+)
 def test_what_is_made_board_by_board_is_what_is_made_at_once(
     shares: Sequence[float], units: int, words: str
 ) -> None:

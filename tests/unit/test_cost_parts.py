@@ -1,4 +1,4 @@
-"""What boards cost that attend to rows as they come, worked out by hand; the figures are those of test_cost."""
+"""What boards cost that attend to rows as they come, worked out by hand, with the figures of test_cost."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,10 @@ def in_parts() -> Manifest:
     (sharding,) = plain.shardings
     q0, q1 = sharding.segments
     (part,) = q1.outputs
-    mixed, log_sum = replace(part, name="m"), TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1))
+    mixed, log_sum = (
+        replace(part, name="m"),
+        TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1)),
+    )
     attend = replace(q1, name="q1a", kind="q1a", outputs=(mixed, log_sum))
     rest = replace(q1, name="q1r", kind="q1r", inputs=(mixed,))
     apart = InParts(attend="q1a", rest="q1r", mixed="m", log_sum="s")

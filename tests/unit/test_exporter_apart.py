@@ -70,7 +70,9 @@ def test_the_weights_are_with_the_rest_and_rows_with_the_attention(case: tuple[P
     meetings = [step for step in found.steps if not isinstance(step, ShardRun)]
     gathered = {spec.name for step in meetings if step.kind == "gather" for spec in step.made}
     both = apart(found)
-    assert len(both) == len([s for s in found.steps if isinstance(s, ShardRun) and s.for_means and not s.lead_only])
+    assert len(both) == len(
+        [s for s in found.steps if isinstance(s, ShardRun) and s.for_means and not s.lead_only]
+    )
     for pair in both:
         for index, each in enumerate(pair):
             attend, rest = by_name[each.attend], by_name[each.rest]
@@ -115,5 +117,5 @@ def test_boards_that_wait_for_earlier_ones_only_do_it_at_once(tmp_path: Path) ->
 def test_chunks_and_deadlines_take_the_place_of_parts(case: tuple[Path, Manifest]) -> None:
     found = sharding(case[1], "sequence")
     for how in ({"chunks": 2}, {"deadline_s": 0.1}):
-        told = programs(found, BOARDS, BOARDS[0], SHARES, **how, in_parts=True)  # type: ignore[arg-type]
+        told = programs(found, BOARDS, BOARDS[0], SHARES, **how, in_parts=True)
         assert not any(run.merged for program in told.values() for run in program.runs)
