@@ -122,24 +122,15 @@ class Attempt:
         return {n: tensors[n] if n in tensors else self.staged[n].host() for n in wanted}
 
     def _compute(
-        self,
-        step: Run,
-        tensors: Mapping[str, Array],
-        stays: frozenset[str] = frozenset(),
-        outputs: Sequence[str] | None = None,
+        self, step: Run, tensors: Mapping[str, Array], stays: frozenset[str] = frozenset()
     ) -> Mapping[str, Array]:
-        """Run a segment and return what it makes, but for what `stays` on the device.
-
-        If only some `outputs` are made, nobody is told of it: that takes less than a run does.
-        """
         session, staged = self.sessions[step], self.staged
         there = {name: tensors.get(name, staged.get(name)) for name in session.inputs}
         shapes = {name: tensor.shape for name, tensor in there.items() if tensor is not None}
         with self.alone, self._noting("run", step.segment):
-            made = session.work(tensors, staged, stays, outputs)
+            made = session.work(tensors, staged, stays)
         self.staged.update(made.staged)
-        if outputs is None:
-            self.on_run(step, shapes, made.took_s)
+        self.on_run(step, shapes, made.took_s)
         return made.arrays
 
     def _attend(
@@ -161,7 +152,7 @@ class Attempt:
             made = self._made(waits, came, taken, with_own=found is None)
             if found is None and not missing:
                 self._tell_taken(waits, taken)
-                return self._compute(step, {**tensors, **made}, stays, (mixed,))
+                return self._compute(step, {**tensors, **made}, stays)
             ran = self._compute(step, {**tensors, **made})
             part = Part(mixed=ran[mixed], log_sum=ran[log_sum])
             found = part if found is None else merged(found, part)

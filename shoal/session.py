@@ -88,14 +88,13 @@ class Session:
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the outputs (all, or those named) for `inputs`, which may hold more than is needed.
 
-        What leads only to others is not computed.  Raises ModelError with onnxruntime's words if a tensor is
-        missing or does not fit, BoardError if the board has not the memory for it.
+        Raises ModelError with onnxruntime's words if a tensor is missing or does not fit, BoardError if
+        the board has not the memory for it.
         """
         names = list(self.outputs if outputs is None else outputs)
         try:
             feeds = {n: self._fixed[n] if n in self._fixed else inputs[n] for n in self._takes}
-            made = self._session.run(names, feeds, None if outputs is None else _only_these())
-            return dict(zip(names, made, strict=True))
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self._fault(error) from error
 
@@ -104,31 +103,24 @@ class Session:
         inputs: Mapping[str, Array],
         staged: Mapping[str, Staged] = NONE_STAGED,
         stays: Collection[str] = (),
-        outputs: Sequence[str] | None = None,
     ) -> Made:
         """Run among others on the same board: what is in `staged` is taken from the device.
 
-        Outputs (all, or those named) that may stay there are left there, if there is one with memory of its
-        own.  Raises as `run`.
+        Outputs that may stay there are left there, if there is one with memory of its own.  Raises as `run`.
         """
         if self.device is None:
             if staged:  # another session's, which its device takes and this one's does not
                 inputs = {**inputs, **{n: staged[n].host() for n in self.inputs if n in staged}}
             begun_s = time.perf_counter()
-            made = self.run(inputs, outputs)
+            made = self.run(inputs)
             return Made(arrays=made, staged=NONE_STAGED, took_s=time.perf_counter() - begun_s)
         try:
-            return self._work_on(self.device, inputs, staged, stays, outputs)
+            return self._work_on(self.device, inputs, staged, stays)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self._fault(error) from error
 
     def _work_on(
-        self,
-        device: str,
-        inputs: Mapping[str, Array],
-        staged: Mapping[str, Staged],
-        stays: Collection[str],
-        outputs: Sequence[str] | None,
+        self, device: str, inputs: Mapping[str, Array], staged: Mapping[str, Staged], stays: Collection[str]
     ) -> Made:
         bound = self._session.io_binding()
         for name in self._takes:
@@ -140,14 +132,13 @@ class Session:
                 bound.bind_cpu_input(name, array)
             else:
                 bound.bind_ortvalue_input(name, to_device(array, device))
-        names = self.outputs if outputs is None else outputs
-        for name in names:
+        for name in self.outputs:
             bound.bind_output(name, device)
         begun_s = time.perf_counter()
-        self._session.run_with_iobinding(bound, None if outputs is None else _only_these())
+        self._session.run_with_iobinding(bound)
         bound.synchronize_outputs()
         took_s = time.perf_counter() - begun_s
-        values = dict(zip(names, map(Staged, bound.get_outputs()), strict=True))
+        values = dict(zip(self.outputs, map(Staged, bound.get_outputs()), strict=True))
         return Made(
             arrays={name: value.host() for name, value in values.items() if name not in stays},
             staged={name: value for name, value in values.items() if name in stays},
@@ -160,14 +151,6 @@ class Session:
             return ModelError(f"{self._where}: no input tensor {error}")
         kind = BoardError if _NO_MEMORY.search(str(error)) else ModelError
         return kind(f"{self._where}: {_first_line(error)}")
-
-
-@cache
-def _only_these() -> onnxruntime.RunOptions:
-    """Return options by which a run computes what leads to the outputs asked for, and nothing else."""
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
-    return options
 
 
 _NO_MEMORY: Final = re.compile(r"allocat|bad_alloc|out of memory", re.IGNORECASE)
