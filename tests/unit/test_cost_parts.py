@@ -8,12 +8,15 @@ import pytest
 from shoal.codec import codec_of
 from shoal.coordinator.cost import predict
 from shoal.manifest import InParts, Manifest, ShardRun
+from shoal.messages import Objective
 from shoal.program import Lane, Prediction
 from shoal.records import Profile, TensorSpec
 from shoal.sharding import programs
 from tests import build
+from tests.asking import propose
 from tests.build import A, B
 from tests.unit.test_cost import TINY, law
+from tests.unit.test_sharded import verified
 
 
 def in_parts() -> Manifest:
@@ -42,10 +45,15 @@ def in_parts() -> Manifest:
 MANIFEST = in_parts()
 
 
-def predicted(shares: Sequence[float], pair_s: float, *, parts: bool, words: str = "f32") -> Prediction:
+def board(pair_s: float) -> Profile:
+    """Return a board that takes 0.1 s for a row of q0, 0.2 s for one of q1, and so long for each it attends to."""
     laws = {"q0": law(0.1), "q1": law(0.2, pair_s), "q1a": law(0.0, pair_s), "q1r": law(0.2)}
     links = {peer: build.link(0.2, 1000.0) for peer in (A, B)}
-    profile: Profile = replace(build.profile(MANIFEST, 5.0, links=links), laws=laws)
+    return replace(build.profile(MANIFEST, 5.0, links=links), laws=laws)
+
+
+def predicted(shares: Sequence[float], pair_s: float, *, parts: bool, words: str = "f32") -> Prediction:
+    profile = board(pair_s)
     told = programs(MANIFEST.shardings[0], (A, B), A, shares, codec_of(words), in_parts=parts)
     lane = Lane(programs=told, weight=1.0)
     return predict(MANIFEST, {A: profile, B: profile}, frozenset(), A, (lane,))
@@ -77,3 +85,15 @@ def test_of_means_there_are_fewer_to_attend_to() -> None:
     found = predicted((0.6, 0.4), 0.001, parts=True, words="means2")
     # b's two means of k, 64 bytes, are there 0.064 s earlier than its four rows
     assert found.latency_s == pytest.approx(0.84 + 6 * 2 * 0.001 + 1.2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "pair_s", "parts"), [("latency", 0.02, True), ("latency", 0.0001, False), ("throughput", 0.02, False)]
+)
+def test_it_is_planned_where_boards_would_stand_still(
+    objective: Objective, pair_s: float, parts: bool
+) -> None:
+    manifest = verified(MANIFEST, "local", "sequence")
+    found = propose(manifest, {each: board(pair_s) for each in (A, B)}, frozenset(), objective, 0)
+    (shared,) = (candidate for candidate in found if candidate.strategy == "sequence")
+    assert shared.lanes[-1].in_parts == parts
