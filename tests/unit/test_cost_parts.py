@@ -45,10 +45,10 @@ def in_parts() -> Manifest:
 MANIFEST = in_parts()
 
 
-def board(pair_s: float) -> Profile:
-    """Return a board that takes 0.1 s for a row of q0, 0.2 s for one of q1, and so long for each it attends to."""
+def board(pair_s: float, goodput: float = 1000.0) -> Profile:
+    """Return a board that takes 0.1 s for a row of q0, 0.2 s for one of q1, and `pair_s` for each pair."""
     laws = {"q0": law(0.1), "q1": law(0.2, pair_s), "q1a": law(0.0, pair_s), "q1r": law(0.2)}
-    links = {peer: build.link(0.2, 1000.0) for peer in (A, B)}
+    links = {peer: build.link(0.2, goodput) for peer in (A, B)}
     return replace(build.profile(MANIFEST, 5.0, links=links), laws=laws)
 
 
@@ -88,12 +88,14 @@ def test_of_means_there_are_fewer_to_attend_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "pair_s", "parts"), [("latency", 0.02, True), ("latency", 0.0001, False), ("throughput", 0.02, False)]
+    ("objective", "pair_s", "parts"),
+    [("latency", 0.02, True), ("latency", 0.0001, False), ("throughput", 0.02, False)],
 )
 def test_it_is_planned_where_boards_would_stand_still(
     objective: Objective, pair_s: float, parts: bool
 ) -> None:
     manifest = verified(MANIFEST, "local", "sequence")
-    found = propose(manifest, {each: board(pair_s) for each in (A, B)}, frozenset(), objective, 0)
+    profiles = {each: board(pair_s, goodput=200.0) for each in (A, B)}
+    found = propose(manifest, profiles, frozenset(), objective)
     (shared,) = (candidate for candidate in found if candidate.strategy == "sequence")
     assert shared.lanes[-1].in_parts == parts
