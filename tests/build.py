@@ -528,8 +528,6 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Deployment, "late_rows"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
-    (Run, "chunks"): st.integers(1, 4),
-    (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),
 }
 """Fields whose records take less than their type says."""
 
@@ -545,6 +543,8 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         return _plans()
     if kind is Manifest:
         return _manifests()
+    if kind is Run:
+        return _runs()
     if kind is Collective:
         return _collectives()
     if kind is Slice:
@@ -585,6 +585,17 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         str: st.text(max_size=8),
     }
     return plain[kind]
+
+
+@st.composite
+def _runs(draw: st.DrawFn) -> Run:
+    merged = draw(st.tuples(st.text(max_size=5), st.text(max_size=5)) | st.just(()))
+    return Run(
+        segment=draw(any_of(str)),
+        part=draw(st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(())),
+        chunks=1 if merged else draw(st.integers(1, 4)),
+        merged=merged,
+    )
 
 
 @st.composite
