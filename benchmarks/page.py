@@ -131,13 +131,15 @@ def exchange(found: dict[str, Any]) -> list[str]:
 
 
 def aborts(found: dict[str, Any]) -> list[str]:
+    verdict = found["rows"][-1]
     lines = section(
         "Requests that are aborted",
         found,
         "Three boards in one process; in one request of three the last of them refuses, fails, closes",
-        "mid-frame, sends another shape or garbage, says nothing, or reads nothing. Of the memory only",
-        "what the boards remember of attempts that are over may grow, by "
-        f"{found['rows'][-1]['allowed_bytes'] / 1e6:.1f} MB.",
+        "mid-frame, sends another shape or garbage, says nothing, or reads nothing. By "
+        f"{verdict['since']} requests",
+        "the boards remember as many attempts that are over as they ever will; from then on resident memory",
+        f"grew by {verdict['rss_bytes'] / 1e6:.1f} MB ({verdict['allowed_bytes'] / 1e6:.1f} allowed).",
     )
     body = [
         (
@@ -187,11 +189,13 @@ def speedup(found: dict[str, Any]) -> list[str]:
     lines = section(
         "One request on several boards",
         found,
-        "A Transformer of ViT-B's shape (12 layers of 768, fp32) by `sequence`, next to the best single",
-        "board of the same run with the original graph, or with fused attention where that takes less.",
+        "A Transformer of ViT-B's shape (12 layers of 768, fp32) by `sequence`, where boards hand over keys",
+        "and values, or *hidden*, by `sequence-hidden`, where they hand over the rows that go into a block,",
+        "half as many bytes, and each makes keys and values of all of them. Next to the best single board of",
+        "the same run with the original graph, or with fused attention where that takes less.",
         "Real agents in namespaces, a quota of processor time each, RTT 2 ms. *Limit* is what computing",
         "alone would give: the whole model against a board's share, without exchange or waiting, on one",
-        "thread of this machine. *Hidden* is in what share of the time in which bytes came in the boards",
+        "thread of this machine. *Behind work* is in what share of the time in which bytes came in they",
         "computed, *waiting* the share of a request in which a board had processor time to spare, *exchange*",
         "all that it spent beside segments, for one exchange; rows in chunks spend some of it on reading",
         "weights again. *MB* is what is resident of an agent beside its weights: with two requests in",
@@ -200,7 +204,7 @@ def speedup(found: dict[str, Any]) -> list[str]:
     body = [
         (
             f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:.0f} Mbit/s, "
-            f"{r['codec']}",
+            f"{r['codec']}" + (", hidden" if r["sharding"] == "sequence-hidden" else ""),
             str(r["chunks"]),
             number(1e3 * r["alone_s"]["median"], 0),
             number(1e3 * r["one_s"]["median"], 0),
@@ -216,7 +220,7 @@ def speedup(found: dict[str, Any]) -> list[str]:
         for r in found["rows"]
     ]
     head = ("cell", "chunks", "alone ms", "together ms", "speed-up (asked)", "two in flight (asked)")
-    lines += table((*head, "limit", "hidden", "waiting", "exchange ms", "MB", "largest error"), body)
+    lines += table((*head, "limit", "behind work", "waiting", "exchange ms", "MB", "largest error"), body)
     lines += [
         "What four boards did in one request: [request.trace.json](plots/request.trace.json), to be opened",
         "in ui.perfetto.dev.",

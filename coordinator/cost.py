@@ -216,16 +216,17 @@ def _staged_s(
     manifest: Manifest, profiles: Profiles, lane: Lane
 ) -> Callable[[BoardId, Run, Mapping[str, int]], float]:
     """Return what tells the seconds in which a board copies tensors of a run to its device and back."""
+    answer = [spec.name for spec in manifest.outputs]
 
     def ports(run: Run) -> tuple[list[str], list[str]]:
         segment = manifest.by_name[run.segment]
         return [spec.name for spec in segment.inputs], [spec.name for spec in segment.outputs]
 
-    stays = cache(lambda board: staying(lane.programs[board], ports))
+    stays = cache(lambda board: staying(lane.programs[board], ports, answer))
 
     def seconds(board: BoardId, run: Run, sizes: Mapping[str, int]) -> float:
         byte_s = profiles[board].staging_s
-        if not byte_s:
+        if not byte_s:  # which is usual
             return 0.0
         segment = manifest.by_name[run.segment]
         moved = (s for s in (*segment.inputs, *segment.outputs) if s.name not in stays(board))
@@ -291,8 +292,9 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
     def seconds(board: BoardId, run: Run) -> list[float]:
         return [run_s(manifest, profiles[board], run, one) for one in of_chunks(board, run)]
 
-    @cache
     def staged(board: BoardId, run: Run) -> list[float]:
+        if not profiles[board].staging_s:
+            return [0.0] * run.chunks
         return [staged_s(board, run, one) for one in of_chunks(board, run)]
 
     return Words(

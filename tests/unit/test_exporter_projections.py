@@ -18,7 +18,7 @@ from shoal.exporter.normalise import normalise
 from shoal.exporter.projections import split_projections, with_products_apart
 from shoal.exporter.samples import uses_of
 from shoal.exporter.shapes import find_apart
-from shoal.exporter.weights import lift_weights
+from shoal.exporter.weights import blob_of, is_external, lift_weights
 from shoal.manifest import Manifest
 from shoal.records import Array
 from shoal.session import open_session
@@ -234,6 +234,14 @@ def between_rows() -> onnx.ModelProto:
     return p.model(*(p.b.node("Gather", y, p.b.constant(i, np.int64), axis=2) for i in range(3)))
 
 
+def gains_an_axis() -> onnx.ModelProto:
+    """Return one in which what is added has more axes than what it is added to."""
+    p = Product()
+    y = p.b.node("Add", p.b.linear(p.x, HIDDEN, 48), p.b.weight(1, 1, 1, 48))
+    y = p.b.node("Transpose", y, perm=[0, 1, 2, 3])
+    return p.model(*(p.columns(y, start, start + 16, axis=3) for start in (0, 16, 32)))
+
+
 def tied_otherwise() -> onnx.ModelProto:
     """Return one whose weight is also multiplied with as a whole."""
     p = Product()
@@ -278,6 +286,7 @@ def not_constant() -> onnx.ModelProto:
         many,
         row_by_row,
         between_rows,
+        gains_an_axis,
         tied_otherwise,
         quantised,
         in_integers,
@@ -319,6 +328,25 @@ def test_layers_that_share_a_weight_share_its_parts(tmp_path: Path) -> None:
     held = [weight for weight in found.graph.initializer if len(weight.dims) == 2]
     assert [list(weight.dims) for weight in held] == [[HIDDEN, HIDDEN]] * 3
     assert widths(found) == [(HIDDEN, HIDDEN)] * 6
+    asked = np.random.default_rng(0).standard_normal((1, 4, HIDDEN)).astype(np.float32)
+    assert np.allclose(answers(found, asked, tmp_path), answers(model, asked, tmp_path), atol=1e-6)
+
+
+def test_a_part_that_nobody_needs_is_not_made(tmp_path: Path) -> None:
+    p = Product()
+    y = p.b.linear(p.x, HIDDEN, 48)
+    p.b.node("Split", y, axis=2, output="one")
+    model = p.model("one", "three")
+    split = next(node for node in model.graph.node if node.op_type == "Split")
+    split.output[:] = ["one", "two", "three"]
+    model = lifted(model, tmp_path)
+    before = {path.name for path in (tmp_path / "blobs").iterdir()}
+    found = apart(model, tmp_path)
+    assert found is not None
+    assert widths(found) == [(HIDDEN, 16)] * 2
+    held = {blob_of(weight).sha256 for weight in found.graph.initializer if is_external(weight)}
+    assert held
+    assert {path.name for path in (tmp_path / "blobs").iterdir()} == before | held
     asked = np.random.default_rng(0).standard_normal((1, 4, HIDDEN)).astype(np.float32)
     assert np.allclose(answers(found, asked, tmp_path), answers(model, asked, tmp_path), atol=1e-6)
 
