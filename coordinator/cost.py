@@ -216,20 +216,22 @@ def _staged_s(
     manifest: Manifest, profiles: Profiles, lane: Lane
 ) -> Callable[[BoardId, Run, Mapping[str, int]], float]:
     """Return what tells the seconds in which a board copies tensors of a run to its device and back."""
-    answer = [spec.name for spec in manifest.outputs]
+    answer = {spec.name for spec in manifest.outputs}
 
     def ports(run: Run) -> tuple[list[str], list[str]]:
         segment = manifest.by_name[run.segment]
         return [spec.name for spec in segment.inputs], [spec.name for spec in segment.outputs]
 
-    stays = cache(lambda board: staying(lane.programs[board], ports, answer))
+    stays = cache(lambda board: staying(lane.programs[board], ports))
 
     def seconds(board: BoardId, run: Run, sizes: Mapping[str, int]) -> float:
         byte_s = profiles[board].staging_s
         if not byte_s:  # which is usual
             return 0.0
         segment = manifest.by_name[run.segment]
-        moved = (s for s in (*segment.inputs, *segment.outputs) if s.name not in stays(board))
+        stay = stays(board)
+        moved = [spec for spec in segment.inputs if spec.name not in stay]
+        moved += [spec for spec in segment.outputs if spec.name not in stay or spec.name in answer]
         return byte_s * sum(spec.size_bytes(sizes) for spec in moved)
 
     return seconds

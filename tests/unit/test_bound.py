@@ -82,7 +82,6 @@ def test_what_stays_on_the_device_is_what_only_runs_hand_on() -> None:
         )
     )
     assert staying(program, lambda run: ports[run.segment]) == {"h", "y"}
-    assert staying(program, lambda run: ports[run.segment], ("y", "z")) == {"h"}
 
 
 def test_tensors_stay_on_the_device_and_come_back_when_wanted(

@@ -236,10 +236,11 @@ def between_rows() -> onnx.ModelProto:
 
 def gains_an_axis() -> onnx.ModelProto:
     """Return one in which what is added has more axes than what it is added to."""
-    p = Product()
-    y = p.b.node("Add", p.b.linear(p.x, HIDDEN, 48), p.b.weight(1, 1, 1, 48))
-    y = p.b.node("Transpose", y, perm=[0, 1, 2, 3])
-    return p.model(*(p.columns(y, start, start + 16, axis=3) for start in (0, 16, 32)))
+    p = Product(tokens=8)
+    y = p.b.node("Reshape", p.b.linear(p.x, HIDDEN, 48), p.b.integers(0, 0, 2, 24))
+    y = p.b.node("Add", y, p.b.weight(1, 1, 1, 1, 24))
+    parts = (p.columns(y, start, start + 8, axis=4) for start in (0, 8, 16))
+    return p.model(*(p.b.node("Reshape", part, p.b.integers(-1, 8, 16)) for part in parts))
 
 
 def tied_otherwise() -> onnx.ModelProto:
