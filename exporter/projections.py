@@ -23,13 +23,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from shoal.errors import ModelError
 from shoal.exporter.axes import Call, Dim, moved_by_reshape
-from shoal.exporter.division import Model, call_of, known_rows, model_of
-from shoal.exporter.rewriting import Rewriting, answers_as_wanted
-from shoal.exporter.samples import Sample, Use
-from shoal.exporter.shapes import find_apart
-from shoal.exporter.verify import Answer
+from shoal.exporter.division import Model, call_of, known_rows
+from shoal.exporter.rewriting import Original, Rewriting
 from shoal.exporter.view import MAIN_DOMAINS, initializers, view
 from shoal.exporter.weights import drop_blobs, read_weight, write_weight
 
@@ -43,31 +39,18 @@ _BETWEEN: Final = frozenset({"Add", "Reshape", "Transpose"})
 _TAKERS: Final = frozenset({"Gather", "Slice", "Split"})
 
 
-def split_projections(
-    model: onnx.ModelProto,
-    folder: Path,
-    uses: Mapping[str, Use],
-    sizes: Mapping[str, int],
-    samples: Sequence[Sample],
-    wanted: Sequence[Answer],
-) -> onnx.ModelProto:
-    """Return a normalised model, whose weights lie in `folder`, with a product for each of the parts.
+def split_projections(model: onnx.ModelProto, original: Original) -> onnx.ModelProto:
+    """Return a normalised model with a product for each of the parts.
 
-    It is `model` itself if none is made with others, or if what it would be does not answer all `samples`
-    as the original, which answered `wanted`.  Weights that are not needed any more are removed.
+    It is `model` itself if none is made with others, or if what it would be does not answer as the original.
+    Weights that are not needed any more are removed.
     """
-    if not _Chains(model.graph).found:
-        return model
-    try:
-        tensors = find_apart(model, folder, uses, sizes)
-    except ModelError:
-        return model
-    found = with_products_apart(model, model_of(model, tensors), folder)
+    known = original.known(model) if _Chains(model.graph).found else None
+    found = with_products_apart(model, known, original.folder) if known is not None else None
     if found is None:
         return model
-    same = answers_as_wanted(found, folder, samples, wanted)
-    kept, dropped = (found, model) if same else (model, found)
-    drop_blobs(dropped.graph, kept.graph, folder)
+    kept, dropped = (found, model) if original.answers(found) else (model, found)
+    drop_blobs(dropped.graph, kept.graph, original.folder)
     return kept
 
 
@@ -199,7 +182,8 @@ def _joint(model: Model, chain: _Chain) -> _Joint | None:
     dims = [Dim(axes.pop())]
     if axes:
         return None
-    for index, weights in [*zip(chain.nodes, chain.weights, strict=True)][:0:-1]:
+    behind = list(zip(chain.nodes, chain.weights, strict=True))[1:]
+    for index, weights in reversed(behind):
         dim = _before(calls[index], min({0, 1} - weights.keys()), dims[0])
         if dim is None:
             return None

@@ -1,6 +1,7 @@
 """Products that make queries, keys and values in one are written as one for each, and answer as before."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from shoal.exporter import projections
+from shoal.exporter import rewriting
 from shoal.exporter.division import model_of
 from shoal.exporter.export import export
 from shoal.exporter.normalise import normalise
 from shoal.exporter.projections import split_projections, with_products_apart
+from shoal.exporter.rewriting import Original
 from shoal.exporter.samples import uses_of
 from shoal.exporter.shapes import find_apart
 from shoal.exporter.weights import blob_of, is_external, lift_weights
@@ -136,14 +138,15 @@ def test_what_answers_otherwise_is_not_taken_and_leaves_nothing(
     asked = [{"input_ids": np.arange(8)[None]}]
     right = [{"logits": answers(model, asked[0]["input_ids"], tmp_path)}]
     wrong = [{"logits": right[0]["logits"] + 1}]
-    found = split_projections(model, tmp_path, uses_of(model.graph), SIZES, asked, wrong)
+    original = Original(folder=tmp_path, uses=uses_of(model.graph), sizes=SIZES, samples=asked, wanted=right)
+    found = split_projections(model, replace(original, wanted=wrong))
     assert found is model
     assert {path.name for path in (tmp_path / "blobs").iterdir()} == before
-    found = split_projections(model, tmp_path, uses_of(model.graph), SIZES, asked, right)
+    found = split_projections(model, original)
     assert found is not model
-    monkeypatch.setattr(projections, "find_apart", None)  # to look at a model is to run it a few times
+    monkeypatch.setattr(rewriting, "find_apart", None)  # to look at a model is to run it a few times
     plain = lifted(Writer(Style()).model(), tmp_path)
-    assert split_projections(plain, tmp_path, uses_of(plain.graph), SIZES, asked, right) is plain
+    assert split_projections(plain, original) is plain
 
 
 class Product:
