@@ -129,6 +129,8 @@ class Attempt:
         shapes = {name: tensor.shape for name, tensor in there.items() if tensor is not None}
         with self.alone, self._noting("run", step.segment):
             made = session.work(tensors, staged, stays)
+        for name in made.arrays if self.staged else ():
+            self.staged.pop(name, None)
         self.staged.update(made.staged)
         self.on_run(step, shapes, made.took_s)
         return made.arrays

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -30,7 +29,7 @@ from shoal.agent.inbox import Arrived, Inboxes
 from shoal.agent.reading import Reader, Reading, accepting
 from shoal.encoding import from_json, to_json
 from shoal.errors import BoardError, ModelError, WireError
-from shoal.frames import Header, Kind
+from shoal.frames import Header, Hello, Kind
 from shoal.profiler import tcp_info
 from shoal.profiler.goodput import Transfer
 from shoal.profiler.tcp_info import TcpInfo
@@ -52,15 +51,6 @@ class ExchangeError(BoardError):
         super().__init__(f"exchange with {peer}: {why}")
         self.peer = peer
         self.why = why
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
-    """First on a connection: who opened it, and whom it wants to reach."""
-
-    cluster: str
-    sender: BoardId
-    receiver: BoardId
 
 
 class Peers:

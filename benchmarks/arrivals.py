@@ -144,7 +144,7 @@ async def _timelines(
 def measured(graphs: Sequence[Mapping[str, Any]], bundle: Path | None) -> list[dict[str, Any]]:
     """Return rows of the lab for the cells of `benchmarks.speedup` in one chunk.  Needs root."""
     by_case = {(row["boards"], row["tokens"], row["codec"]): row for row in graphs}
-    cells = [cell for cell in CELLS if cell.chunks == 1]
+    cells = [cell for cell in CELLS if cell.chunks == 1 and cell.sharding == "sequence"]
     rows = []
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(name)

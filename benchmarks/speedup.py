@@ -30,7 +30,7 @@ from shoal.codec import codec_of
 from shoal.exporter.bundle import read_manifest
 from shoal.exporter.together import play
 from shoal.lab import namespaces
-from shoal.manifest import WHOLE
+from shoal.manifest import WHOLE, Manifest, Sharding
 from shoal.program import Program, Run
 from shoal.records import Array, BoardId
 from shoal.session import Session, open_session
@@ -55,6 +55,7 @@ class Cell:
     chunks: int
     one: float
     two: float
+    sharding: str = "sequence"
 
 
 CELLS = (
@@ -67,6 +68,24 @@ CELLS = (
     Cell(boards=4, tokens=1024, link_bits_per_s=250e6, codec="i8", chunks=2, one=4.8, two=5.0),
     Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="i8", chunks=1, one=4.2, two=4.6),
     Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="i8", chunks=2, one=4.2, two=4.6),
+    *(
+        Cell(
+            boards=4,
+            tokens=tokens,
+            link_bits_per_s=rate,
+            codec=codec,
+            chunks=1,
+            one=one,
+            two=two,
+            sharding="sequence-hidden",
+        )
+        for tokens, rate, codec, one, two in (
+            (197, 250e6, "i8", 2.9, 3.2),
+            (1024, 250e6, "f16", 4.2, 4.6),
+            (1024, 250e6, "i8", 4.8, 5.0),
+            (1024, 100e6, "i8", 4.2, 4.6),
+        )
+    ),
     Cell(boards=4, tokens=1024, link_bits_per_s=100e6, codec="means4-i8", chunks=1, one=5.0, two=5.2),
     Cell(boards=4, tokens=1024, link_bits_per_s=10e6, codec="means20-i8", chunks=1, one=5.0, two=5.2),
     Cell(boards=4, tokens=197, link_bits_per_s=10e6, codec="means10-i8", chunks=1, one=2.4, two=2.8),
@@ -89,6 +108,10 @@ def made(folder: Path) -> Path:
     return bundle
 
 
+def named(manifest: Manifest, sharding: str) -> Sharding:
+    return next(each for each in manifest.shardings if each.name == sharding)
+
+
 async def measure(
     cells: Sequence[Cell], bundle: Path, fused: Path, folder: Path, turns: int
 ) -> list[dict[str, object]]:
@@ -99,8 +122,8 @@ async def measure(
     async with Puppets(text, bundle, folder) as cluster:
         lead = cluster.boards[0]
         alone = {lead: Program(steps=(Run(segment=WHOLE),))}
-        sharding = next(s for s in cluster.manifest.shardings if s.name == "sequence")
         for cell in cells:
+            sharding = named(cluster.manifest, cell.sharding)
             cluster.shape(cell.link_bits_per_s, RTT_S)
             inputs = {"input_ids": question(cell.tokens)}
             wanted = open_session(bundle / f"{WHOLE}.onnx").run(inputs)["logits"]
@@ -139,6 +162,7 @@ async def measure(
                     "link_bits_per_s": cell.link_bits_per_s,
                     "codec": cell.codec,
                     "chunks": cell.chunks,
+                    "sharding": cell.sharding,
                     "speedup_one": one,
                     "speedup_two": two,
                     "asked": [cell.one, cell.two],
@@ -227,7 +251,7 @@ def limit(bundle: Path, fused: Path, cell: Cell) -> Limit:
     All boards are played in this process, without a quota, in turns with the whole model in both forms.
     """
     manifest = read_manifest(bundle)
-    sharding = next(s for s in manifest.shardings if s.name == "sequence")
+    sharding = named(manifest, cell.sharding)
     boards = [BoardId(f"b{number}") for number in range(cell.boards)]
     told = programs(sharding, boards, boards[0], (1 / cell.boards,) * cell.boards, codec_of(cell.codec))
     sessions: dict[str, Timed] = {}

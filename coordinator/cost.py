@@ -217,6 +217,7 @@ def _staged_s(
     manifest: Manifest, profiles: Profiles, lane: Lane
 ) -> Callable[[BoardId, Run, Mapping[str, int]], float]:
     """Return what tells the seconds in which a board copies tensors of a run to its device and back."""
+    answer = {spec.name for spec in manifest.outputs}
 
     def ports(run: Run) -> tuple[list[str], list[str]]:
         segment = manifest.by_name[run.segment]
@@ -226,10 +227,12 @@ def _staged_s(
 
     def seconds(board: BoardId, run: Run, sizes: Mapping[str, int]) -> float:
         byte_s = profiles[board].staging_s
-        if not byte_s:
+        if not byte_s:  # which is usual
             return 0.0
         segment = manifest.by_name[run.segment]
-        moved = (s for s in (*segment.inputs, *segment.outputs) if s.name not in stays(board))
+        stay = stays(board)
+        moved = [spec for spec in segment.inputs if spec.name not in stay]
+        moved += [spec for spec in segment.outputs if spec.name not in stay or spec.name in answer]
         return byte_s * sum(spec.size_bytes(sizes) for spec in moved)
 
     return seconds
@@ -304,6 +307,8 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
 
     @cache
     def staged(board: BoardId, run: Run) -> list[float]:
+        if not profiles[board].staging_s:
+            return [0.0] * run.chunks
         return [staged_s(board, run, one) for one in of_chunks(board, run)]
 
     return Words(

@@ -71,7 +71,8 @@ def _features(node: onnx.NodeProto, tensor: Tensor | None, ints: Mapping[str, Ar
     rank, last = len(tensor.dims), tensor.dims[-1]
     given = [ints[name] for name in node.input[1:] if name in ints]
     numbers = [int(number) for array in given for number in array.reshape(-1)]
-    if not isinstance(last, int) or not len(node.input) - 1 == len(given) == len(numbers):
+    told = len(node.input) - 1 == len(given) == len(numbers) > 0  # a Slice before opset 10 is told otherwise
+    if not isinstance(last, int) or not told:
         return None
     if node.op_type == "Gather":
         taken = [numbers[0] % rank]

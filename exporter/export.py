@@ -24,6 +24,7 @@ from shoal.exporter.normalise import normalise
 from shoal.exporter.precision import check_precisions, make_variant
 from shoal.exporter.progress import Report, silent
 from shoal.exporter.projections import split_projections
+from shoal.exporter.rewriting import Original
 from shoal.exporter.samples import (
     Sample,
     choose_sizes,
@@ -127,8 +128,10 @@ class _Export:
         self._report(STEPS[1])
         samples, wanted = self._questions()
         self._report(STEPS[2])
-        self._model = split_projections(self._model, self._folder, self._uses, self._sizes, samples, wanted)
-        self._model = lean(self._model, self._folder, self._uses, self._sizes, samples, wanted)
+        original = Original(
+            folder=self._folder, uses=self._uses, sizes=self._sizes, samples=samples, wanted=wanted
+        )
+        self._model = lean(split_projections(self._model, original), original)
         tensors = find_tensors(self._model, self._folder, self._uses, self._sizes, samples[0])
         nodes, graph = self._model.graph.node, view(self._model.graph)
         graph = replace(graph, copied=choose_copies(graph, costs_of(nodes, graph, tensors)))

@@ -4,44 +4,24 @@ Tensors keep their names and have fewer rows.  Where a node makes few rows of a 
 whole, a Slice cuts these out.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import onnx
 from onnx import helper
 
-from shoal.errors import ModelError
-from shoal.exporter.division import ALL, Model, model_of, without_attributes
+from shoal.exporter.division import ALL, Model, without_attributes
 from shoal.exporter.needed import SIZED, WORTH, Few, Needed
-from shoal.exporter.rewriting import LIMITS, Rewriting, answers_as_wanted
-from shoal.exporter.samples import Sample, Use
-from shoal.exporter.shapes import find_apart
-from shoal.exporter.verify import Answer
+from shoal.exporter.rewriting import LIMITS, Original, Rewriting
 
 
-def lean(
-    model: onnx.ModelProto,
-    folder: Path,
-    uses: Mapping[str, Use],
-    sizes: Mapping[str, int],
-    samples: Sequence[Sample],
-    wanted: Sequence[Answer],
-) -> onnx.ModelProto:
-    """Return a normalised model, whose weights lie in `folder`, without rows that its answer does not need.
+def lean(model: onnx.ModelProto, original: Original) -> onnx.ModelProto:
+    """Return a normalised model without rows that its answer does not need.
 
-    It is `model` itself if it needs all, or if what would be left does not answer all `samples` as the
-    original, which answered `wanted`.
+    It is `model` itself if it needs all, or if what would be left does not answer as the original.
     """
-    if not _may_pick(model):
-        return model
-    try:
-        tensors = find_apart(model, folder, uses, sizes)
-    except ModelError:
-        return model
-    found = without_needless(model, model_of(model, tensors))
-    if found is None:
-        return model
-    return found if answers_as_wanted(found, folder, samples, wanted) else model
+    known = original.known(model) if _may_pick(model) else None
+    found = without_needless(model, known) if known is not None else None
+    return found if found is not None and original.answers(found) else model
 
 
 def without_needless(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto | None:

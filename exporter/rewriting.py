@@ -1,6 +1,7 @@
 """Collects the nodes and constants of a model that takes the place of another, and tries whether it may."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +11,44 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from shoal.errors import ModelError
-from shoal.exporter.division import Model
+from shoal.exporter.division import Model, model_of
 from shoal.exporter.normalise import prune
-from shoal.exporter.samples import Sample
+from shoal.exporter.samples import Sample, Use
+from shoal.exporter.shapes import find_apart
 from shoal.exporter.verify import Answer, compare_runs, run_file
 
 _FILE: Final = "rewritten.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """What a model has to answer, however it is written."""
+
+    folder: Path
+    """Where its weights lie."""
+    uses: Mapping[str, Use]
+    sizes: Mapping[str, int]
+    samples: Sequence[Sample]
+    wanted: Sequence[Answer]
+    """What it answered to these."""
+
+    def known(self, model: onnx.ModelProto) -> Model | None:
+        """Return what is known of `model`, one way to write it; None if its sizes cannot be told apart."""
+        try:
+            return model_of(model, find_apart(model, self.folder, self.uses, self.sizes))
+        except ModelError:
+            return None
+
+    def answers(self, model: onnx.ModelProto) -> bool:
+        """Say whether `model` answers all samples as wanted."""
+        path = self.folder / _FILE
+        path.write_bytes(model.SerializeToString())
+        try:
+            return compare_runs("rewritten", run_file(path), self.samples, self.wanted).verified
+        except ModelError:
+            return False
+        finally:
+            path.unlink()
 
 
 class Rewriting:
@@ -75,20 +108,6 @@ class Rewriting:
         found.graph.node.extend(self.nodes)
         found.graph.initializer.extend(self.constants)
         return prune(found)
-
-
-def answers_as_wanted(
-    model: onnx.ModelProto, folder: Path, samples: Sequence[Sample], wanted: Sequence[Answer]
-) -> bool:
-    """Say whether a model, whose weights lie in `folder`, answers all `samples` as `wanted`."""
-    path = folder / _FILE
-    path.write_bytes(model.SerializeToString())
-    try:
-        return compare_runs("rewritten", run_file(path), samples, wanted).verified
-    except ModelError:
-        return False
-    finally:
-        path.unlink()
 
 
 LIMITS: Final = ("start", "stop", "axis")

@@ -25,6 +25,7 @@ from shoal.exporter.divide import divide
 from shoal.exporter.division import Division, NotDivisibleError, Seam, Work, model_of
 from shoal.exporter.lean import lean
 from shoal.exporter.prove import Proof
+from shoal.exporter.rewriting import Original
 from shoal.exporter.samples import Sample, Use
 from shoal.exporter.seek import LEAST, Root, find_root, whole_roots
 from shoal.exporter.shapes import find_apart, find_tensors
@@ -70,7 +71,8 @@ class ShardingSearch:
         self._plain.CopyFrom(model)
         decompose(self._plain, find_tensors(model, folder, uses, sizes, sample))
         if _operators(model) - _operators(self._plain) - {"Identity"}:  # rows can be followed through more
-            self._plain = lean(self._plain, folder, uses, sizes, questions, wanted)
+            original = Original(folder=folder, uses=uses, sizes=sizes, samples=questions, wanted=wanted)
+            self._plain = lean(self._plain, original)
         self._tensors = find_tensors(self._plain, folder, uses, sizes, sample)
         try:
             apart = find_apart(self._plain, folder, uses, sizes)

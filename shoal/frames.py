@@ -29,7 +29,7 @@ from typing import Final
 import numpy as np
 
 from shoal.errors import WireError
-from shoal.records import ITEM_BYTES, Array
+from shoal.records import ITEM_BYTES, Array, BoardId
 
 MAGIC: Final = b"SHL3"
 HEADER: Final = struct.Struct("<4sBBBBHHI16sHQ")
@@ -49,7 +49,7 @@ class Kind(IntEnum):
     """What a frame is for."""
 
     HELLO = 1
-    """First on every connection, from whoever opened it; the payload is text."""
+    """First on every connection, from whoever opened it; the payload is a `Hello`, as text."""
     TENSORS = 2
     ABORT = 3
     """The attempt is over: the sender's board failed; the payload says why."""
@@ -65,6 +65,15 @@ class Kind(IntEnum):
     """What the sender did when in an attempt, for the lead; the payload is text."""
     ECHO = 9
     """As PING, but PONG carries as much: so bytes flow both ways at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Who opened a connection, and whom it wants to reach."""
+
+    cluster: str
+    sender: BoardId
+    receiver: BoardId
 
 
 _LIMITS: Final = {

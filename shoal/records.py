@@ -290,8 +290,8 @@ class Profile:
     slowdown: float
     """Service time over profiled time just now; the timings include it already."""
     staging_s: float
-    """Of those, for each byte that a segment takes in or gives out: the copy to a device with memory of its
-    own, or back; 0: the board has none."""
+    """Besides those, for each byte that has to be copied to a device with memory of its own, or back; 0: the
+    board has none."""
     exchanges: ExchangeCosts
     """What exchanges cost it just now."""
     source: Source

@@ -84,6 +84,8 @@ class Session:
         self._takes = tuple(port.name for port in session.get_inputs())
         self.inputs = tuple(name for name in self._takes if name not in self._fixed)
         self.outputs = tuple(port.name for port in session.get_outputs())
+        self._left = frozenset(port.name for port in session.get_outputs() if "int" not in port.type)
+        """What it makes in the memory of its device: not ids and sizes, at which the host looks."""
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return the outputs (all, or those named) for `inputs`, which may hold more than is needed.
@@ -106,7 +108,8 @@ class Session:
     ) -> Made:
         """Run among others on the same board: what is in `staged` is taken from the device.
 
-        Outputs that may stay there are left there, if there is one with memory of its own.  Raises as `run`.
+        Outputs that may stay there are left there, if there is one with memory of its own; whole numbers
+        never are.  Raises as `run`.
         """
         if self.device is None:
             if staged:  # another session's, which its device takes and this one's does not
@@ -127,21 +130,22 @@ class Session:
             if name in staged:
                 bound.bind_ortvalue_input(name, staged[name].value)
                 continue
-            array = np.ascontiguousarray(self._fixed[name] if name in self._fixed else inputs[name])
-            if array.dtype.kind in "iu":  # ids and sizes: the host looks at them too, to know shapes
+            array = np.asarray(self._fixed[name] if name in self._fixed else inputs[name], order="C")
+            if array.dtype.kind in "iu":  # ids and sizes: the host looks at them, to know shapes
                 bound.bind_cpu_input(name, array)
             else:
                 bound.bind_ortvalue_input(name, to_device(array, device))
         for name in self.outputs:
-            bound.bind_output(name, device)
+            bound.bind_output(name, device if name in self._left else "cpu")
         begun_s = time.perf_counter()
         self._session.run_with_iobinding(bound)
         bound.synchronize_outputs()
         took_s = time.perf_counter() - begun_s
         values = dict(zip(self.outputs, map(Staged, bound.get_outputs()), strict=True))
+        kept = self._left.intersection(stays)
         return Made(
-            arrays={name: value.host() for name, value in values.items() if name not in stays},
-            staged={name: value for name, value in values.items() if name in stays},
+            arrays={name: value.host() for name, value in values.items() if name not in kept},
+            staged={name: value for name, value in values.items() if name in kept},
             took_s=took_s,
         )
 

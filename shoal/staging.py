@@ -15,7 +15,10 @@ Ports = Callable[[Run], tuple[Iterable[str], Iterable[str]]]
 
 
 def staying(program: Program, ports: Ports) -> frozenset[str]:
-    """Return the tensors that never leave the device of the board that plays `program`."""
+    """Return the tensors that stay on the device of a board that plays `program`.
+
+    Of those that a request wants too, the board makes copies.
+    """
     taken, made, moved = set[str](), set[str](), set[str]()
     for step, behind in program.turns():
         if isinstance(step, Run):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from benchmarks import parts, speedup
 from benchmarks.arrivals import Exchange, exchanges, saved
 
 
@@ -23,6 +24,10 @@ def graphs() -> dict[str, object]:
 
 def of(came_s: list[float], pace: float = 1.0) -> Mapping[str, float]:
     return saved(Exchange(waits_s=0.0, came_s=came_s), graphs(), pace)
+
+
+def test_graphs_are_measured_for_all_that_the_lab_plays() -> None:
+    assert {(each.boards, each.tokens, each.codec) for each in speedup.CELLS} <= {*parts.CASES}
 
 
 def test_rows_that_come_far_apart_leave_the_last_part_alone() -> None:

@@ -1,7 +1,7 @@
 """Sessions that work in the memory of a device, and what of a program's tensors stays there.
 
-No device is at hand: the processor stands for it.  Its bindings, its copies and what is left where are
-onnxruntime's own, as with a GPU; that a GPU computes right, or how fast, is not shown.
+No device is at hand: the processor stands for it.  What is bound and what is left where is as with a GPU, but
+onnxruntime only wraps what it would copy; that a GPU computes right, or how fast, is not shown.
 """
 
 import threading
@@ -129,6 +129,19 @@ def test_whole_numbers_stay_where_the_host_can_look_at_them(
     )
     np.testing.assert_array_equal(found.arrays["y"], X[[1]])
     assert [each.dtype for each in staged] == [np.float32]
+
+
+def test_whole_numbers_come_back_even_if_they_may_stay(
+    tmp_path: Path, device: Callable[[Path], Session]
+) -> None:
+    made = device(model(tmp_path, "sizes", "Shape", ["x"], ["ids"])).work({"x": X}, stays={"ids"})
+    assert not made.staged
+    assert made.arrays["ids"].tolist() == [2, 3]
+
+
+def test_a_number_alone_stays_one(tmp_path: Path, device: Callable[[Path], Session]) -> None:
+    file = model(tmp_path, "first", "Neg", ["x"], ["h"])
+    assert device(file).work({"x": np.array(3.0, np.float32)}).arrays["h"].shape == ()
 
 
 @pytest.mark.parametrize(

@@ -418,4 +418,6 @@ def test_staging_of_a_model_is_of_what_comes_in_and_goes_out() -> None:
     lanes = (Lane(programs={A: Program(steps=(Run(segment="whole"),))}, weight=1.0),)
     assert predict(manifest, {A: profile}, frozenset(), A, lanes).staging_s == pytest.approx(0.35)
     apart = (Lane(programs={A: Program(steps=(Run(segment="s00"), Run(segment="s01")))}, weight=1.0),)
+    besides = replace(manifest, outputs=(*manifest.outputs, *manifest.by_name["s00"].outputs))
+    assert predict(besides, {A: profile}, frozenset(), A, apart).staging_s == pytest.approx(0.45)
     assert predict(manifest, {A: profile}, frozenset(), A, apart).staging_s == pytest.approx(0.35)

@@ -188,6 +188,15 @@ def test_what_is_not_known_is_left_as_it_is(tmp_path: Path) -> None:
     assert answers(model, inputs, tmp_path)["y"].shape == (B, HEADS, N, WIDTH)
 
 
+def test_what_a_slice_of_old_is_told_by_attributes_is_not_looked_at() -> None:
+    node = helper.make_node("Slice", ["sizes"], ["y"], starts=[1], ends=[3])
+    shape = helper.make_node("Shape", ["x"], ["sizes"])
+    ports = [[helper.make_tensor_value_info(n, TensorProto.INT64, None)] for n in ("x", "y")]
+    model = helper.make_model(helper.make_graph([shape, node], "g", *ports))  # type: ignore[arg-type]
+    known = {"x": Tensor(dtype="int64", sizes=(B, N, DEPTH), dims=("batch", "tokens", DEPTH))}
+    assert [each.op_type for each in decompose(model, known).graph.node] == ["Shape", "Slice"]
+
+
 def test_a_number_of_features_that_is_read_off_a_tensor_is_written(tmp_path: Path) -> None:
     """A number of tokens is not, nor one that is an answer."""
     b = Builder()

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from shoal.exporter import lean as lean_module
+from shoal.exporter import rewriting
 from shoal.exporter.decompose import decompose
 from shoal.exporter.division import Model, model_of
 from shoal.exporter.export import export
 from shoal.exporter.lean import lean, without_needless
 from shoal.exporter.needed import Needed
 from shoal.exporter.normalise import normalise
+from shoal.exporter.rewriting import Original
 from shoal.exporter.samples import uses_of
 from shoal.exporter.shapes import find_apart
 from shoal.records import Array
@@ -113,14 +115,32 @@ def test_a_model_that_needs_all_rows_is_left_as_it_is(make: Callable[[], onnx.Mo
     assert without_needless(model, found) is None
 
 
+def original(
+    model: onnx.ModelProto, folder: Path, asked: Mapping[str, Array], wanted: Mapping[str, Array]
+) -> Original:
+    return Original(folder=folder, uses=uses_of(model.graph), sizes=FREE, samples=[asked], wanted=[wanted])
+
+
 def test_a_model_in_which_nothing_picks_rows_is_not_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To look at one is to run it a few times."""
-    monkeypatch.setattr(lean_module, "find_apart", None)
+    monkeypatch.setattr(rewriting, "find_apart", None)
     model = normalise(Writer(Style(sizes="computed")).model())
     asked = {"input_ids": np.arange(6)[None]}
-    assert lean(model, tmp_path, uses_of(model.graph), FREE, [asked], [{"logits": np.zeros(1)}]) is model
+    assert (
+        lean(
+            model,
+            Original(
+                folder=tmp_path,
+                uses=uses_of(model.graph),
+                sizes=FREE,
+                samples=[asked],
+                wanted=[{"logits": np.zeros(1)}],
+            ),
+        )
+        is model
+    )
 
 
 def test_nothing_more_is_to_be_won_the_second_time() -> None:
@@ -234,7 +254,8 @@ def test_a_rewritten_model_that_answers_otherwise_is_not_taken(
     model = normalise(Writer(STYLES["class token"]).model())
     asked = {"input_ids": np.arange(6)[None]}
     wanted = {"logits": answer(model, asked)}
-    whole = lean(model, tmp_path, uses_of(model.graph), FREE, [asked], [wanted])
+    answers = original(model, tmp_path, asked, wanted)
+    whole = lean(model, answers)
     assert len(whole.graph.node) != len(model.graph.node)
 
     def spoilt(proto: onnx.ModelProto, known: Model) -> onnx.ModelProto | None:
@@ -244,7 +265,7 @@ def test_a_rewritten_model_that_answers_otherwise_is_not_taken(
         return found
 
     monkeypatch.setattr(lean_module, "without_needless", spoilt)
-    assert lean(model, tmp_path, uses_of(model.graph), FREE, [asked], [wanted]) is model
+    assert lean(model, answers) is model
     assert not list(tmp_path.iterdir())
 
 

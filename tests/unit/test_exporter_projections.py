@@ -1,6 +1,7 @@
 """Products that make queries, keys and values in one are written as one for each, and answer as before."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from shoal.exporter import projections
+from shoal.exporter import rewriting
 from shoal.exporter.division import model_of
 from shoal.exporter.export import export
 from shoal.exporter.normalise import normalise
 from shoal.exporter.projections import split_projections, with_products_apart
+from shoal.exporter.rewriting import Original
 from shoal.exporter.samples import uses_of
 from shoal.exporter.shapes import find_apart
-from shoal.exporter.weights import lift_weights
+from shoal.exporter.weights import blob_of, is_external, lift_weights
 from shoal.manifest import Manifest
 from shoal.records import Array
 from shoal.session import open_session
@@ -136,14 +138,15 @@ def test_what_answers_otherwise_is_not_taken_and_leaves_nothing(
     asked = [{"input_ids": np.arange(8)[None]}]
     right = [{"logits": answers(model, asked[0]["input_ids"], tmp_path)}]
     wrong = [{"logits": right[0]["logits"] + 1}]
-    found = split_projections(model, tmp_path, uses_of(model.graph), SIZES, asked, wrong)
+    original = Original(folder=tmp_path, uses=uses_of(model.graph), sizes=SIZES, samples=asked, wanted=right)
+    found = split_projections(model, replace(original, wanted=wrong))
     assert found is model
     assert {path.name for path in (tmp_path / "blobs").iterdir()} == before
-    found = split_projections(model, tmp_path, uses_of(model.graph), SIZES, asked, right)
+    found = split_projections(model, original)
     assert found is not model
-    monkeypatch.setattr(projections, "find_apart", None)  # to look at a model is to run it a few times
+    monkeypatch.setattr(rewriting, "find_apart", None)  # to look at a model is to run it a few times
     plain = lifted(Writer(Style()).model(), tmp_path)
-    assert split_projections(plain, tmp_path, uses_of(plain.graph), SIZES, asked, right) is plain
+    assert split_projections(plain, original) is plain
 
 
 class Product:
@@ -234,6 +237,15 @@ def between_rows() -> onnx.ModelProto:
     return p.model(*(p.b.node("Gather", y, p.b.constant(i, np.int64), axis=2) for i in range(3)))
 
 
+def gains_an_axis() -> onnx.ModelProto:
+    """Return one in which what is added has more axes than what it is added to."""
+    p = Product(tokens=8)
+    y = p.b.node("Reshape", p.b.linear(p.x, HIDDEN, 48), p.b.integers(0, 0, 2, 24))
+    y = p.b.node("Add", y, p.b.weight(1, 1, 1, 1, 24))
+    parts = (p.columns(y, start, start + 8, axis=4) for start in (0, 8, 16))
+    return p.model(*(p.b.node("Reshape", part, p.b.integers(-1, 8, 16)) for part in parts))
+
+
 def tied_otherwise() -> onnx.ModelProto:
     """Return one whose weight is also multiplied with as a whole."""
     p = Product()
@@ -278,6 +290,7 @@ def not_constant() -> onnx.ModelProto:
         many,
         row_by_row,
         between_rows,
+        gains_an_axis,
         tied_otherwise,
         quantised,
         in_integers,
@@ -319,6 +332,25 @@ def test_layers_that_share_a_weight_share_its_parts(tmp_path: Path) -> None:
     held = [weight for weight in found.graph.initializer if len(weight.dims) == 2]
     assert [list(weight.dims) for weight in held] == [[HIDDEN, HIDDEN]] * 3
     assert widths(found) == [(HIDDEN, HIDDEN)] * 6
+    asked = np.random.default_rng(0).standard_normal((1, 4, HIDDEN)).astype(np.float32)
+    assert np.allclose(answers(found, asked, tmp_path), answers(model, asked, tmp_path), atol=1e-6)
+
+
+def test_a_part_that_nobody_needs_is_not_made(tmp_path: Path) -> None:
+    p = Product()
+    y = p.b.linear(p.x, HIDDEN, 48)
+    p.b.node("Split", y, axis=2, output="one")
+    model = p.model("one", "three")
+    split = next(node for node in model.graph.node if node.op_type == "Split")
+    split.output[:] = ["one", "two", "three"]
+    model = lifted(model, tmp_path)
+    before = {path.name for path in (tmp_path / "blobs").iterdir()}
+    found = apart(model, tmp_path)
+    assert found is not None
+    assert widths(found) == [(HIDDEN, 16)] * 2
+    held = {blob_of(weight).sha256 for weight in found.graph.initializer if is_external(weight)}
+    assert held
+    assert {path.name for path in (tmp_path / "blobs").iterdir()} == before | held
     asked = np.random.default_rng(0).standard_normal((1, 4, HIDDEN)).astype(np.float32)
     assert np.allclose(answers(found, asked, tmp_path), answers(model, asked, tmp_path), atol=1e-6)
 

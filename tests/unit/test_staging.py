@@ -42,7 +42,7 @@ def test_only_providers_with_memory_of_their_own_have_a_device() -> None:
 
 
 def test_copies_are_timed() -> None:
-    """The processor stands for the device: the copies are real, their speed says nothing of a GPU."""
+    """The processor stands for the device: onnxruntime wraps what it would copy to a GPU."""
     found = measure_staging("cpu")
     assert 1e-12 < found.to_device_s < 1e-6
     assert 0 < found.to_host_s < 1e-6
