@@ -83,6 +83,8 @@ class Attempt:
     """What of the messages with a deadline may be left out."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
+    busy: Callable[[], bool] = lambda: False
+    """Says whether another attempt is under way on this board."""
     staged: dict[str, Staged] = field(default_factory=dict)
     """Tensors on the board's device."""
 
@@ -97,11 +99,15 @@ class Attempt:
             step, behind = turn.step, turn.behind
             for begun in turn.settles:
                 tensors |= self._settle(awaited.pop(begun.tag))
+            merges = turn.merges
+            if merges is not None and any(name in wanted for name in makes(merges)):
+                tensors |= self._settle(awaited.pop(merges.tag))
+                merges = None
             if isinstance(step, Run) and behind is not None:
                 tensors |= self._compute_in_chunks(step, behind, tensors)
                 awaited[behind.tag] = _begun(behind, tensors)
-            elif isinstance(step, Run) and turn.merges is not None:
-                tensors |= self._attend(step, awaited.pop(turn.merges.tag), tensors, turn.stays)
+            elif isinstance(step, Run) and merges is not None:
+                tensors |= self._attend(step, awaited.pop(merges.tag), tensors, turn.stays)
             elif isinstance(step, Run):
                 tensors |= self._compute(step, tensors, turn.stays)
             elif isinstance(step, Collective):
@@ -140,28 +146,29 @@ class Attempt:
     ) -> Mapping[str, Array]:
         """Attend to the rows of a gather: to this board's own while it would wait, then to others that came.
 
-        To all at once if they are here, or if another request computes, so that there is no time to be won:
-        in parts it takes more of that.
+        To all that are still to come at once if they are here, or if another attempt is under way, which
+        computes meanwhile: in parts it takes more of the processor.
         """
-        gather = waits.step
-        name, (mixed, log_sum) = f"{gather.kind} {gather.tag}", step.merged
+        name = f"{waits.step.kind} {waits.step.tag}"
         missing = self._keys(waits)
-        came = self._take(name, missing) if self.alone.locked() else self._here(name, missing)
+        came = self._take(name, missing) if self.busy() else self._here(name, missing)
         taken = _Taken()
+        if len(came) == len(missing):
+            made = self._made(waits, came, taken)
+            self._tell_taken(waits, taken)
+            return self._compute(step, {**tensors, **made}, stays)
+        mixed, log_sum = self.sessions[step.on_some].outputs
         found: Part | None = None
         while True:
             missing = [key for key in missing if key not in came]
             made = self._made(waits, came, taken, with_own=found is None)
-            if found is None and not missing:
-                self._tell_taken(waits, taken)
-                return self._compute(step, {**tensors, **made}, stays)
-            ran = self._compute(step, {**tensors, **made})
+            ran = self._compute(step.on_some, {**tensors, **made})
             part = Part(mixed=ran[mixed], log_sum=ran[log_sum])
             found = part if found is None else merged(found, part)
             if not missing:
                 self._tell_taken(waits, taken)
                 return {mixed: found.mixed}
-            came = self._here(name, missing, wait=True)
+            came = self._take(name, missing) if self.busy() else self._here(name, missing, wait=True)
 
     def _compute_in_chunks(
         self, step: Run, behind: Collective, tensors: Mapping[str, Array]

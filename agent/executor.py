@@ -239,6 +239,7 @@ class Executor:
             on_run=self._on_run,
             on_exchange=self._crossed,
             spare=self.spare,
+            busy=self._crowded,
             notes=Notebook() if header.traced else None,
         )
 
@@ -294,10 +295,13 @@ class Executor:
 
     def _crossed(self, crossed: Crossed, took_s: float) -> None:
         """Tell of an exchange unless another attempt may have held it up."""
-        with self._lock:
-            alone = sum(held.active for held in self._held.values()) == 1
-        if alone:
+        if not self._crowded():
             self._on_exchange(crossed, took_s)
+
+    def _crowded(self) -> bool:
+        """Say whether more than one attempt is under way."""
+        with self._lock:
+            return sum(held.active for held in self._held.values()) > 1
 
     def _enter(self, epoch: int) -> Held:
         with self._lock:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from shoal.agent.inbox import Key
 from shoal.collective import makes, may_give, needs
+from shoal.merging import in_parts
 from shoal.program import RANGE, Collective, Exchange, Program, Run, Step
 from shoal.records import BoardId
 from shoal.session import Session
@@ -21,7 +22,7 @@ class Turn:
     settles: tuple[Collective, ...]
     """Those under way of which it needs a tensor."""
     merges: Collective | None
-    """The one of them whose rows its run attends to as they come: that is settled by the run."""
+    """One more, whose rows its run attends to as they come: that is settled by the run."""
     drops: tuple[str, ...]
     """Tensors that nothing needs behind it."""
     stays: frozenset[str]
@@ -45,6 +46,7 @@ def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, .
     """Return what a board does in its order, with all that can be told before there are tensors."""
     turns = list(program.turns())
     staged = staying(program, lambda run: (sessions[run].inputs, sessions[run].outputs))
+    apart = in_parts(program, lambda run: sessions[run].inputs)
     last = {name: at for at, (step, behind) in enumerate(turns) for name in _needs(step, behind, sessions)}
     there, under_way = set(last), dict[str, Collective]()
     found = []
@@ -55,7 +57,7 @@ def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, .
         for begun in (step, behind):
             if isinstance(begun, Collective):
                 under_way |= dict.fromkeys(makes(begun), begun)
-        merges = next((begun for begun in settled if _comes_in_parts(step, begun)), None)
+        merges = apart.get(step) if isinstance(step, Run) else None
         settles = tuple(begun for begun in settled if begun is not merges)
         there |= {name for begun in settles for name in makes(begun)}
         if not isinstance(step, Collective):
@@ -65,12 +67,6 @@ def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, .
         stays = staged.intersection(sessions[step].outputs if isinstance(step, Run) else ())
         found.append(Turn(step=step, behind=behind, settles=settles, merges=merges, drops=drops, stays=stays))
     return tuple(found)
-
-
-def _comes_in_parts(step: Step, begun: Collective) -> bool:
-    """Say whether a step may be done on the rows of some boards at a time, and these come so."""
-    by_board = begun.kind == "gather" and begun.chunks == 1 and not begun.rows and not begun.deadline_s
-    return isinstance(step, Run) and bool(step.merged) and by_board
 
 
 def _needs(step: Step, behind: Collective | None, sessions: Mapping[Run, Session]) -> tuple[str, ...]:

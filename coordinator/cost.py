@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Final
 
-from shoal import codebooks
+from shoal import codebooks, merging
 from shoal import manifest as manifests
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator.play import Played, Words, play
@@ -19,10 +19,10 @@ from shoal.coordinator.watts import UNTOLD, Powers, idle_w, request_j
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s, timings_at
 from shoal.errors import PlanError
-from shoal.manifest import COLUMNS, ROWS, Manifest, ShardCollective, Sharding
+from shoal.manifest import COLUMNS, Manifest, ShardCollective, Sharding
 from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, rows_of, serving
 from shoal.records import BoardId, LinkProfile, Profile
-from shoal.sizes import gathered_by, in_chunks, resized, sizes_at
+from shoal.sizes import gathered_by, given_by, in_chunks, resized, sizes_at
 from shoal.staging import staying
 from shoal.traffic import Flow, flows
 
@@ -296,14 +296,17 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
         return [run_s(manifest, profiles[board], run, one) for one in of_chunks(board, run)]
 
     @cache
-    def gives_of(codec: Codec, taker: BoardId) -> Mapping[BoardId, int]:
-        return _given(codec, sizes(PLAIN, False), taker)
+    def given(codec: Codec, taker: BoardId) -> Mapping[BoardId, float]:
+        return given_by(codec, sizes(PLAIN, False), taker)
 
     def part(board: BoardId, run: Run, givers: Sequence[BoardId]) -> float:
         codec = gathered.get(run.segment, PLAIN)
-        gives = gives_of(codec, board)
-        share = sum(gives[giver] for giver in givers) / sum(gives.values())
-        return run_s(manifest, profiles[board], run, _attended(sizes(codec, False)[board], share))
+        each, share = sizes(codec, False)[board], sum(given(codec, board)[giver] for giver in givers)
+        attended_s = run_s(manifest, profiles[board], run.on_some, _attended(each, share))
+        if board in givers:
+            return attended_s
+        mixed_bytes = sum(spec.size_bytes(each) for spec in manifest.by_name[run.segment].outputs)
+        return attended_s + merging.COPIES * mixed_bytes * profiles[board].exchanges.decode_s["f32"]
 
     @cache
     def staged(board: BoardId, run: Run) -> list[float]:
@@ -330,15 +333,6 @@ class _Crossing:
         self.coded = coded
         sent = sum(size for chunk in coded for _, _, size in chunk)
         self.ratio = sum(size for _, _, size in plain) / sent if sent else 1.0
-
-
-def _given(codec: Codec, sizes: Mapping[BoardId, Mapping[str, int]], taker: BoardId) -> dict[BoardId, int]:
-    """Return how many rows each board gives to one of them, in one chunk; that has its own as they are."""
-    found, start = {}, 0
-    for board, each in sizes.items():
-        found[board] = each[ROWS] if board == taker else codec.rows(each[ROWS], start)
-        start += each[ROWS]
-    return found
 
 
 def _attended(sizes: Mapping[str, int], share: float) -> Mapping[str, int]:

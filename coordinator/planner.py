@@ -15,7 +15,7 @@ import numpy as np
 from shoal.coordinator import hurry, partition, sharded, whole
 from shoal.coordinator.accuracy import Recipe, is_offered, lost_by
 from shoal.coordinator.buckets import by_size
-from shoal.coordinator.cost import memory_bytes, sharding_of
+from shoal.coordinator.cost import memory_bytes, needed_bytes, sharding_of
 from shoal.coordinator.gentle import Offer, gentlest
 from shoal.coordinator.goals import cost, why_unmet
 from shoal.coordinator.grades import named
@@ -302,7 +302,7 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
     ) -> Candidate | None:
         lead, lane = division.boards[0], division.lane(chunks, in_parts=in_parts)
         name = division.sharding.name
-        if (lane.chunks, lane.in_parts) != (chunks, in_parts):
+        if (lane.chunks, lane.in_parts) != (chunks, in_parts) or (in_parts and not _apart(question, lane)):
             return None  # nothing of it can be made in chunks, or attended to in parts
         try:
             predicted = question.predict(lead, (lane,))
@@ -349,6 +349,19 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
             yield best
             if wide:
                 yield from (candidate for candidate, _ in found)
+
+
+def _apart(question: Question, lane: Lane) -> bool:
+    """Say whether boards can attend to rows as they come: they hold what they run for it, in one memory.
+
+    With a device each part would be copied there and back, which is not reckoned.
+    """
+    profiles = question.profiles
+    return all(
+        not profiles[board].staging_s
+        and needed_bytes(question.manifest, (program,)) <= profiles[board].memory_bytes
+        for board, program in lane.programs.items()
+    )
 
 
 def _why_nothing_fits(question: Question) -> str:

@@ -2,7 +2,7 @@
 
 As on a board, a collective begins at its step, or with the first chunk of the run before it, and is awaited
 by the first later step that needs a tensor of it, so what travels meanwhile costs nothing while the board
-computes.  A run that attends to gathered rows as they come (`Run.merged`) does so as on a board: to the
+computes.  A run that attends to gathered rows as they come (`Run.partial`) does so as on a board: to the
 board's own if it would stand still, then to all that has come meanwhile.
 """
 
@@ -18,6 +18,7 @@ from shoal.collective import BOUNDS
 from shoal.coordinator.wires import Floats, Indices, Wires
 from shoal.crossing import give_s, take_s
 from shoal.errors import PlanError
+from shoal.merging import in_parts
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId, ExchangeCosts
 from shoal.traffic import Flow
@@ -32,7 +33,8 @@ class Words:
     run_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk; a board with few rows may have fewer chunks than the run says."""
     part_s: Callable[[BoardId, Run, Sequence[BoardId]], float]
-    """Of a run that attends to gathered rows, on those of some boards only."""
+    """Of a run that attends to gathered rows, on those of some boards only; without its own among them, what
+    comes of it is merged with what came before."""
     staged_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk: in which the board copies tensors to its device and back besides."""
     sent_bytes: Callable[[Exchange], int]
@@ -108,8 +110,12 @@ class _Stage:
         self._boards = list(lane.programs)
         self._index = {board: index for index, board in enumerate(self._boards)}
         self._lead, self._wires, self._words = self._index[lead], wires, words
+        self._apart = [
+            in_parts(program, lambda run: words.inputs(run.segment)) for program in lane.programs.values()
+        ]
         self._scripts = [
-            _script(program, words.inputs, leads=board == lead) for board, program in lane.programs.items()
+            _script(program, words.inputs, apart, leads=board == lead)
+            for (board, program), apart in zip(lane.programs.items(), self._apart, strict=True)
         ]
         self._costs = [words.costs(board) for board in self._boards]
         self._now_s = [0.0] * len(self._boards)
@@ -129,14 +135,12 @@ class _Stage:
             if position[board] == len(self._scripts[board]):
                 continue
             awaited, step, chunk = self._scripts[board][position[board]]
-            in_parts = isinstance(step, Run) and bool(step.merged)
             lacks, there_s = self._lacks(board, awaited, step)
             if lacks is not None:
                 self._stuck[lacks] = board
-            elif in_parts and there_s > self._now_s[board]:
+            elif isinstance(step, Run) and step in self._apart[board] and there_s > self._now_s[board]:
                 position[board] += 1
-                assert isinstance(step, Run)
-                self._attend(board, step, [self._mail[tag] for tag in awaited])
+                self._attend(board, step, self._mail[self._apart[board][step].tag])
                 heapq.heappush(due, (self._now_s[board], board))
             elif there_s > self._now_s[board]:
                 self._now_s[board] = there_s
@@ -198,14 +202,14 @@ class _Stage:
         self._posted[board, target, step.tag] = float(there_s)
         return self._wake((board, target, step.tag))
 
-    def _attend(self, board: int, run: Run, mails: Sequence[_Mail]) -> None:
+    def _attend(self, board: int, run: Run, mail: _Mail) -> None:
         """Attend to the board's own rows, of which it knows when those of others come, and then to these.
 
         What it does with what came takes as long for each message.
         """
         name, words = self._boards[board], self._words
-        left = sorted(came for mail in mails for came in mail.came[board])
-        each_s = sum(mail.end_s.get(board, 0.0) for mail in mails) / max(1, len(left))
+        left = sorted(mail.came[board])
+        each_s = mail.end_s[board] / len(left)
         givers = [name]
         while True:
             here = [source for there_s, source in left if there_s <= self._now_s[board]]
@@ -312,11 +316,16 @@ class _Stage:
 
 
 def _script(
-    program: Program, inputs: Callable[[str], tuple[str, ...]], *, leads: bool
+    program: Program,
+    inputs: Callable[[str], tuple[str, ...]],
+    apart: Mapping[Run, Collective],
+    *,
+    leads: bool,
 ) -> list[tuple[tuple[int, ...], Step | None, int]]:
     """Return the steps of a program, each with the tags of what it has to wait for, and with its chunk.
 
-    The lead waits in the end for all that is still to come: the answer is among it.
+    For what is in parts, `apart`, all but its gather is waited for before.  The lead waits in the end for all
+    that is still to come: the answer is among it.
     """
     coming: dict[str, int] = {}
     script: list[tuple[tuple[int, ...], Step | None, int]] = []
@@ -324,6 +333,9 @@ def _script(
         tags = {coming[name] for name in _needs(step, inputs) if name in coming}
         if tags:
             coming = {name: tag for name, tag in coming.items() if tag not in tags}
+        if isinstance(step, Run) and step in apart and len(tags) > 1:
+            script.append((tuple(sorted(tags - {apart[step].tag})), None, 0))
+            tags = {apart[step].tag}
         script.append((tuple(sorted(tags)), step, chunk))
         if isinstance(step, Collective):
             made = (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made

@@ -3,7 +3,8 @@
 What a board's rows make of some of the gathered rows, and the logarithm of the sum of the exponentials of
 their scores, is all that is needed to put parts together exactly (`shoal.merging`).  So a segment that reads
 gathered rows is written once more as two: `attend`, from these rows to the product of the shares that a
-Softmax gives them with values, which has no weights; and `rest`, all behind it, over the same weights.
+Softmax gives them with values, which has no weights; and `rest`, all behind it, over the same weights.  For
+some of the rows there is `partial`, which is `attend` with that logarithm.
 
 That is done by what nodes do and not by names: the gathered rows go through a few operators only, of which
 none looks at several of them but one Softmax along them and the product behind it.  What the exporter counts
@@ -57,7 +58,7 @@ def write_in_parts(
     *,
     means: bool,
 ) -> list[ShardStep]:
-    """Write those segments once more that attend to gathered rows, each as two; return `steps` with these.
+    """Write those segments once more that attend to gathered rows, apart; return `steps` with these.
 
     `division` is the one for `means`, or the one for rows as they are, to which nodes are added; `stages`
     those of it.  Raises NotDivisibleError if it can be done with none of them.
@@ -127,6 +128,8 @@ def attention_in(
         touched.add(output)
     if not mixed:
         raise NotDivisibleError("has no product of the shares of a Softmax with gathered rows")
+    if len(taken) == len(nodes):
+        raise NotDivisibleError("has nothing behind the attention that could come later")
     if outside := sorted(name for name in touched if wanted.outside(name, taken)):
         raise NotDivisibleError(f"tensor {outside[0]}: is read elsewhere too")
     copies = [division.items[i] for i in wanted.copies_for(taken)]
@@ -195,8 +198,10 @@ def _written(
     wanted: Wanted,
     opset: int,
 ) -> InParts:
-    """Write the two segments, with nodes for the logarithm of the sum beside the attention."""
+    """Write the segments; nodes for the logarithm of the sum are added to the division."""
     mixed, log_sum = attention.mixed, f"{attention.mixed}.log_sum"
+    names = {each: writer.named(f"{plain}-{each}") for each in ("attend", "partial", "rest")}
+    writer.segment(f"{plain}-attend", division, attention.works, wanted)
     first = len(division.items)
     most, largest = (
         _most(name, f"{log_sum}.{word}", division, opset)
@@ -211,13 +216,16 @@ def _written(
         writer.tensors[name] = like
         division.values[name] = Value(source=name, rows=value.rows)
     attending = (*attention.works, *range(first, len(division.items)))
-    writer.segment(f"{plain}-attend", division, attending, wanted, besides=(log_sum,))
+    writer.segment(f"{plain}-partial", division, attending, wanted, besides=(log_sum,))
     behind = [i for i in works if i not in attention.works]
     writer.segment(f"{plain}-rest", division, behind, wanted)
-    attend, rest = writer.segments[-2:]
-    assert not attend.weights, "they were looked for"
-    assert {spec.name for spec in attend.outputs} == {mixed, log_sum}, "nothing else is read outside"
-    return InParts(attend=attend.name, rest=rest.name, mixed=mixed, log_sum=log_sum)
+    *_, attend, partial, _ = writer.segments
+    made = [[spec.name for spec in one.outputs] for one in (attend, partial)]
+    if attend.weights or made != [[mixed], [mixed, log_sum]]:
+        raise NotDivisibleError(
+            f"segment {plain}: attention makes {made[1]} with {len(attend.weights)} weights"
+        )
+    return InParts(**names)
 
 
 def _most(name: str, made: str, division: Division, opset: int) -> str:

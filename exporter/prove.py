@@ -81,8 +81,8 @@ class Proof:
         steps = [step for step in sharding.steps if isinstance(step, ShardRun)]
         opened: Opened = _ByParts(self._opened(sharding), {one.name: one for one in sharding.segments})
         if means:
-            attend = {step.means_in_parts.attend for step in steps if step.means_in_parts}
-            names = {step.for_means for step in steps} | attend
+            apart = [step.means_in_parts for step in steps if step.means_in_parts]
+            names = {step.for_means for step in steps}.union(*((one.attend, one.partial) for one in apart))
             opened = _AsMeans(opened, names, causal=sharding.causal)
             sharding = _for_means(sharding)
 
@@ -177,23 +177,24 @@ class _EachForItself:
 
 
 class _ByParts:
-    """Opens segments that attend to gathered rows so that they do it part by part."""
+    """Opens what attends to gathered rows on some of these, in place of all, part by part."""
 
     def __init__(self, opened: Opened, segments: Mapping[str, Segment]) -> None:
         self._opened, self._segments = opened, segments
 
     def __call__(self, run: Run) -> Runs:
-        found = self._opened(run)
-        return InPieces(found, self._segments[run.segment], run) if run.merged else found
+        if not run.partial:
+            return self._opened(run)
+        return InPieces(self._opened(run.on_some), self._segments[run.partial])
 
 
 class InPieces:
-    """Runs a segment that attends to gathered rows on pieces of these, the last one first."""
+    """Runs a segment that attends to some of the gathered rows on pieces of these, the last one first."""
 
-    def __init__(self, opened: Runs, segment: Segment, run: Run, pieces: int = PIECES) -> None:
-        """Take the segment, open, and how it is run."""
+    def __init__(self, opened: Runs, segment: Segment, pieces: int = PIECES) -> None:
+        """Take the segment, and how it is run."""
         self._opened, self._pieces = opened, pieces
-        self._mixed, self._log_sum = run.merged
+        self._mixed, self._log_sum = (spec.name for spec in segment.outputs)
         self._axes = {
             spec.name: axis
             for spec in segment.inputs
@@ -214,4 +215,4 @@ class InPieces:
             part = Part(mixed=ran[self._mixed], log_sum=ran[self._log_sum])
             found = part if found is None else merged(found, part)
         assert found is not None, "boards gather one row at least"
-        return {self._mixed: found.mixed, self._log_sum: found.log_sum}
+        return {self._mixed: found.mixed}

@@ -42,9 +42,10 @@ FORMAT = "shoal-bundle"
 VERSION = 5
 """What is written.  From 4 on, what boards gather can be for the lead alone, which then has it of all boards,
 also where they attend to earlier ones only: who does not know that makes programs of it that fail.  From 5 on
-a step can have two segments in place of one (`InParts`), which is a word that readers of 4 do not know."""
+a step can have others in place of its segment (`InParts`), which is a word that readers of 4 do not know."""
 OLDEST = 3
-"""Read as it is: in none of it the lead alone reads what is gathered among all."""
+"""Read as it is: in none of it the lead alone reads what is gathered among all, and nothing is in parts."""
+IN_PARTS = 5
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
 
@@ -61,19 +62,18 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InParts:
-    """Two segments to run one after the other in place of one that attends to gathered rows.
+    """Segments to run in place of one that attends to gathered rows: `attend`, and then `rest`.
 
-    So a board can attend to the rows of some boards at a time, as they come (`shoal.program.Run.merged`).
+    So a board can attend to the rows of some boards at a time, as they come (`shoal.program.Run.partial`).
     """
 
     attend: str
-    """It has no weights, and makes of gathered rows, all or some of them, `mixed` and `log_sum`."""
+    """Makes of all gathered rows what attention makes of them, one tensor; it has no weights."""
+    partial: str
+    """Makes the same of some of them, and in a second tensor, with a last size of 1, the logarithm of the
+    sum of the exponentials of the scores."""
     rest: str
     """All behind it, which reads none of the gathered rows."""
-    mixed: str
-    """The tensor of what attention makes of the rows, and"""
-    log_sum: str
-    """that of the logarithm of the sum of the exponentials of its scores, with a last size of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,6 +370,20 @@ def file_of(segment: str, precision: Precision | None = None) -> str:
     return f"{swapped_name(segment, precision)}.onnx" if precision else f"{segment}.onnx"
 
 
+def _without_parts(body: object) -> None:
+    """Say in a manifest older than `IN_PARTS` that no step has segments in place of its own."""
+    for sharding in _listed(body, "shardings"):
+        for step in _listed(sharding, "steps"):
+            if isinstance(step, dict) and "segment" in step:
+                step.update(in_parts=None, means_in_parts=None)
+
+
+def _listed(body: object, key: str) -> list[object]:
+    """Return the list under a key; nothing if there is none, which is complained of where it is read."""
+    found = body.get(key) if isinstance(body, dict) else None
+    return found if isinstance(found, list) else []
+
+
 def _what_helps(found_format: object, version: object) -> str:
     if found_format != FORMAT or not isinstance(version, int):
         return ""
@@ -389,6 +403,8 @@ def parse(text: bytes, where: str) -> Manifest:
     if found[0] != FORMAT or found[1] not in range(OLDEST, VERSION + 1):
         got = f"{found[0]!s:.40} version {found[1]!s:.40}{_what_helps(*found)}"
         raise ModelError(f"{where}: expected {FORMAT} version {OLDEST} to {VERSION}, got {got}")
+    if body["version"] < IN_PARTS:
+        _without_parts(body)
     try:
         return build(Manifest, body, where)
     except WireError as error:

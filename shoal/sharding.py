@@ -55,11 +55,8 @@ def programs(
                 segment, apart = step.for_means, step.means_in_parts
             if not segment:
                 raise PlanError(f"{sharding.name}: segment {step.segment} does not take means of rows")
-            if apart is not None and in_parts and chunks == 1 and not deadline_s:
-                told = (
-                    Run(segment=apart.attend, merged=(apart.mixed, apart.log_sum)),
-                    Run(segment=apart.rest),
-                )
+            if apart is not None and in_parts and chunks == 1 and not deadline_s and not step.lead_only:
+                told = (Run(segment=apart.attend, partial=apart.partial), Run(segment=apart.rest))
                 for board in boards:
                     steps[board] += told
                 continue

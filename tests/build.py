@@ -589,12 +589,13 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
 
 @st.composite
 def _runs(draw: st.DrawFn) -> Run:
-    merged = draw(st.tuples(st.text(max_size=5), st.text(max_size=5)) | st.just(()))
+    partial = draw(any_of(str))
+    part = st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(())
     return Run(
         segment=draw(any_of(str)),
-        part=draw(st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(())),
-        chunks=1 if merged else draw(st.integers(1, 4)),
-        merged=merged,
+        part=() if partial else draw(part),
+        chunks=1 if partial else draw(st.integers(1, 4)),
+        partial=partial,
     )
 
 

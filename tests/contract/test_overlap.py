@@ -125,14 +125,16 @@ def test_rows_are_attended_to_while_others_come_in(tmp_path: Path) -> None:
     sharding = next(each for each in manifest.shardings if each.name == "sequence")
     told = programs(sharding, BOARDS, A, (0.4, 0.3, 0.3), in_parts=True)
     gather, _ = first_gather(told[A])
-    attend = next(step for step in told[A].steps if isinstance(step, Run) and step.merged)
+    attend = next(step for step in told[A].steps if isinstance(step, Run) and step.partial)
     attended = threading.Event()
 
     def connected(board: BoardId) -> Connected:
         return Connection if board != C else lambda sock, peer: Half(gather.tag, attended, sock, peer)
 
     cluster, trace = Cluster(tmp_path, depot, manifest, told, connected), Trace()
-    cluster.boards[A].executor._on_run = lambda step, *_run: attended.set() if step == attend else None
+    cluster.boards[A].executor._on_run = lambda step, *_run: (
+        attended.set() if step == attend.on_some else None
+    )
     original = open_session(model)
     try:
         asked: dict[str, Array] = {"input_ids": np.random.default_rng(1).integers(0, 50, (2, 20))}
@@ -140,7 +142,7 @@ def test_rows_are_attended_to_while_others_come_in(tmp_path: Path) -> None:
         for output, array in original.run(asked).items():
             assert np.allclose(got[output], array, atol=1e-5)
         marks = trace.whole(PATIENCE_S)[A]
-        ran = [mark for mark in marks if (mark.what, mark.name) == ("run", attend.segment)]
+        ran = [mark for mark in marks if (mark.what, mark.name) == ("run", attend.partial)]
         came = the_one(
             marks,
             lambda mark: (mark.what, mark.name, mark.peer) == ("receive", f"gather {gather.tag}", C),

@@ -74,22 +74,25 @@ ASKING = (
 class Attends(Session):
     """A segment in which queries attend to what was gathered, or to some of it."""
 
-    inputs, outputs = ("Q", "K"), ("mixed", "log_sum")
+    inputs = ("Q", "K")
 
-    def __init__(self) -> None:
-        self.rows = dict.fromkeys(("Q", *self.outputs), 0)
+    def __init__(self, *outputs: str) -> None:
+        self.outputs = outputs
+        self.rows = dict.fromkeys(("Q", *outputs), 0)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:  # noqa: ARG002
         queries, keys = (np.asarray(inputs[name], np.float32) for name in self.inputs)
         shares = np.exp(queries @ keys.T / 1000)
         total = shares.sum(axis=1, keepdims=True)
-        return {"mixed": (shares / total) @ keys, "log_sum": np.log(total)}
+        made = {"mixed": (shares / total) @ keys, "log_sum": np.log(total)}
+        return {name: made[name] for name in self.outputs}
 
 
-IN_PARTS = Run(segment="attention", merged=("mixed", "log_sum"))
+IN_PARTS = Run(segment="attention", partial="some attention")
 ATTENDING = (*ASKING[:5], IN_PARTS, Run(segment="rest"), ANSWER)
 SESSIONS = {
-    IN_PARTS: Attends(),
+    IN_PARTS: Attends("mixed"),
+    IN_PARTS.on_some: Attends("mixed", "log_sum"),
     Run(segment="rest"): Maps(["mixed"], "y", lambda mixed: mixed),
     Run(segment="same"): Maps(["x"], "h", lambda x: x),
     Run(segment="double"): Maps(["h"], "k", lambda h: 2 * h),
@@ -329,7 +332,7 @@ def test_own_rows_are_attended_to_while_others_are_to_come() -> None:
     notes = Notebook()
 
     def ran(run: Run, inputs: Mapping[str, tuple[int, ...]], _took_s: float) -> None:
-        if run == IN_PARTS:
+        if run == IN_PARTS.on_some:
             shapes.append(inputs["K"])
             if len(shapes) == 1:
                 board.came(1, 2 * X[4:])
@@ -339,33 +342,39 @@ def test_own_rows_are_attended_to_while_others_are_to_come() -> None:
     assert np.allclose(got, np.concatenate([attended(X[:4]), X[4:]]), rtol=1e-6)
     assert shapes == [(4, 3), (4, 3)], "its own, then those of the other"
     did = [mark.name for mark in notes.marks if mark.what in ("run", "wait")]
-    assert did[-5:-1] == ["attention", "gather 1", "attention", "rest"]
+    assert did[-5:-1] == ["some attention", "gather 1", "some attention", "rest"]
     taken = [crossed for crossed, _ in board.crossed if not crossed.given]
     once = Crossed(given=False, codec=GATHER.codec, messages=1, float_bytes=48, size_bytes=48)
     assert taken == [once, once], "as if it were at once, and the answer"
 
 
-def test_while_another_request_computes_no_more_of_the_processor_is_taken_than_needed() -> None:
+def test_while_others_are_under_way_no_more_of_the_processor_is_taken_than_needed() -> None:
     board = Alone()
     board.came(2, X[4:])
-    part = board.part(*ATTENDING)
 
     def taken() -> None:
-        if part.alone.locked():
-            board.came(1, 2 * X[4:])
-            part.alone.release()
-
-    def ran(run: Run, *_run: object) -> None:
-        board.did.append(f"run {run.segment}")
-        if run.segment == "ask":
-            part.alone.acquire()
+        board.inbox.on_take = lambda: None
+        board.came(1, 2 * X[4:])
 
     board.inbox.on_take = taken
-    part = replace(part, on_run=ran)
-    got = part.play({"q": X}, ["z"])["z"]
+    got = replace(board.part(*ATTENDING), busy=lambda: True).play({"q": X}, ["z"])["z"]
     assert np.array_equal(got, np.concatenate([attended(X[:4]), X[4:]]))
     assert "take 1.0" in board.did
     assert board.did.count("run attention") == 1
+    assert "run some attention" not in board.did
+
+
+@pytest.mark.parametrize("wanted", [["z"], ["K", "z"]])
+def test_what_others_read_too_is_gathered_as_a_whole(wanted: Sequence[str]) -> None:
+    board = Alone()
+    board.came(1, 2 * X[4:])
+    board.came(2, X[4:])
+    also: list[Step] = [Run(segment="attend")] if wanted == ["z"] else []
+    steps = (*ATTENDING[:6], *also, *ATTENDING[6:])
+    got = board.part(*steps).play({"q": X}, wanted)
+    assert np.array_equal(got.get("K", 2 * X), 2 * X)
+    assert "take 1.0" in board.did
+    assert "run some attention" not in board.did
 
 
 def test_a_board_that_hands_over_nothing_in_time_is_named() -> None:

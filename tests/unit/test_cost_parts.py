@@ -29,16 +29,17 @@ def in_parts() -> Manifest:
         replace(part, name="m"),
         TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1)),
     )
-    attend = replace(q1, name="q1a", kind="q1a", outputs=(mixed, log_sum))
+    attend = replace(q1, name="q1a", kind="q1a", outputs=(mixed,))
+    partial = replace(q1, name="q1p", kind="q1p", outputs=(mixed, log_sum))
     rest = replace(q1, name="q1r", kind="q1r", inputs=(mixed,))
-    apart = InParts(attend="q1a", rest="q1r", mixed="m", log_sum="s")
+    apart = InParts(attend="q1a", partial="q1p", rest="q1r")
     steps = tuple(
         replace(step, in_parts=apart, for_means="q1", means_in_parts=apart)
         if isinstance(step, ShardRun) and step.segment == "q1"
         else step
         for step in sharding.steps
     )
-    changed = replace(sharding, steps=steps, segments=(q0, q1, attend, rest))
+    changed = replace(sharding, steps=steps, segments=(q0, q1, attend, partial, rest))
     return replace(plain, shardings=(changed,))
 
 
@@ -47,7 +48,13 @@ MANIFEST = in_parts()
 
 def board(pair_s: float, goodput: float = 1000.0) -> Profile:
     """Return a board that takes 0.1 s for a row of q0, 0.2 s for one of q1, and `pair_s` for each pair."""
-    laws = {"q0": law(0.1), "q1": law(0.2, pair_s), "q1a": law(0.0, pair_s), "q1r": law(0.2)}
+    laws = {
+        "q0": law(0.1),
+        "q1": law(0.2, pair_s),
+        "q1a": law(0.0, pair_s),
+        "q1p": law(0.0, pair_s),
+        "q1r": law(0.2),
+    }
     links = {peer: build.link(0.2, goodput) for peer in (A, B)}
     return replace(build.profile(MANIFEST, 5.0, links=links), laws=laws)
 

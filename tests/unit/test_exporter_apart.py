@@ -37,16 +37,19 @@ def apart(found: Sharding) -> list[tuple[InParts, InParts]]:
     return [(s.in_parts, s.means_in_parts) for s in runs if s.in_parts and s.means_in_parts]
 
 
-def answered(folder: Path, found: Sharding, words: str, pieces: int) -> Array:
-    """Return what boards answer that attend to gathered rows in so many pieces; 0: by the usual segments."""
+def answered(folder: Path, found: Sharding, words: str, pieces: int | None) -> Array:
+    """Return what boards answer that attend to rows in so many pieces; 0: at once, none: as usual."""
     by_name = {segment.name: segment for segment in found.segments}
     plain = Segments(folder / "bundle", by_name)
 
     def opened(run: Run) -> Runs:
-        return InPieces(plain(run), by_name[run.segment], run, pieces) if run.merged else plain(run)
+        if not run.partial:
+            return plain(run)
+        return InPieces(plain(run.on_some), by_name[run.partial], pieces) if pieces else plain(run)
 
-    told = programs(found, BOARDS, BOARDS[0], SHARES, codec_of(words), in_parts=pieces > 0)
-    assert any(run.merged for run in told[BOARDS[1]].runs) == (pieces > 0)
+    in_parts = pieces is not None
+    told = programs(found, BOARDS, BOARDS[0], SHARES, codec_of(words), in_parts=in_parts)
+    assert any(run.partial for run in told[BOARDS[1]].runs) == in_parts
     return play(told, BOARDS[0], ASKED, opened)["logits"]
 
 
@@ -55,10 +58,11 @@ def test_parts_of_rows_are_attended_to_as_all_are(case: tuple[Path, Manifest]) -
     found = sharding(manifest, "sequence")
     want = open_session(folder / "model.onnx").run(ASKED)["logits"]
     scale = float(np.max(np.abs(want)))
-    for pieces in (1, 2, 5):
+    for pieces in (0, 1, 2, 5):
         assert np.allclose(answered(folder, found, "f32", pieces), want, rtol=0, atol=1e-5 * scale)
-    plain = answered(folder, found, "means2", 0)
-    assert np.allclose(answered(folder, found, "means2", 4), plain, rtol=0, atol=1e-5 * scale)
+    plain = answered(folder, found, "means2", None)
+    for pieces in (0, 4):
+        assert np.allclose(answered(folder, found, "means2", pieces), plain, rtol=0, atol=1e-5 * scale)
 
 
 def test_the_weights_are_with_the_rest_and_rows_with_the_attention(case: tuple[Path, Manifest]) -> None:
@@ -75,12 +79,15 @@ def test_the_weights_are_with_the_rest_and_rows_with_the_attention(case: tuple[P
     )
     for pair in both:
         for index, each in enumerate(pair):
-            attend, rest = by_name[each.attend], by_name[each.rest]
+            attend, partial, rest = (by_name[name] for name in (each.attend, each.partial, each.rest))
             plain = by_name[each.attend.removesuffix("-attend")]
             assert not attend.weights
+            assert not partial.weights
+            assert partial.inputs == attend.inputs
+            assert partial.outputs[:1] == attend.outputs
+            assert partial.outputs[1].shape == (*attend.outputs[0].shape[:-1], 1)
             assert rest.weights == plain.weights
             assert rest.outputs == plain.outputs
-            assert {spec.name for spec in attend.outputs} == {each.mixed, each.log_sum}
             assert gathered.isdisjoint(spec.name for spec in rest.inputs)
             given = {spec.name for spec in attend.inputs}
             assert given & gathered
@@ -118,4 +125,4 @@ def test_chunks_and_deadlines_take_the_place_of_parts(case: tuple[Path, Manifest
     found = sharding(case[1], "sequence")
     for how in ({"chunks": 2}, {"deadline_s": 0.1}):
         told = programs(found, BOARDS, BOARDS[0], SHARES, **how, in_parts=True)
-        assert not any(run.merged for program in told.values() for run in program.runs)
+        assert not any(run.partial for program in told.values() for run in program.runs)
