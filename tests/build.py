@@ -26,6 +26,7 @@ from shoal.manifest import (
     VERSION,
     WHOLE,
     Cut,
+    InParts,
     Manifest,
     Segment,
     ShardCollective,
@@ -331,6 +332,28 @@ def sharded(*, causal: bool = False) -> Manifest:
         segments=(dataclasses.replace(plain.segments[0], inputs=(x,), outputs=(y,)),),
         shardings=(sharding,),
     )
+
+
+def in_parts() -> Manifest:
+    """Return `sharded`, whose second segment can be run as two: q1a attends, and q1r is the rest."""
+    plain = sharded()
+    (sharding,) = plain.shardings
+    q0, q1 = sharding.segments
+    (part,) = q1.outputs
+    mixed = dataclasses.replace(part, name="m")
+    log_sum = TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1))
+    attend = dataclasses.replace(q1, name="q1a", kind="q1a", outputs=(mixed,))
+    partial = dataclasses.replace(q1, name="q1p", kind="q1p", outputs=(mixed, log_sum))
+    rest = dataclasses.replace(q1, name="q1r", kind="q1r", inputs=(mixed,))
+    apart = InParts(attend="q1a", partial="q1p", rest="q1r")
+    steps = tuple(
+        dataclasses.replace(step, in_parts=apart, for_means="q1", means_in_parts=apart)
+        if isinstance(step, ShardRun) and step.segment == "q1"
+        else step
+        for step in sharding.steps
+    )
+    changed = dataclasses.replace(sharding, steps=steps, segments=(q0, q1, attend, partial, rest))
+    return dataclasses.replace(plain, shardings=(changed,))
 
 
 def headed(*, causal: bool = False) -> Manifest:

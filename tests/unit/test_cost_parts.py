@@ -7,10 +7,10 @@ import pytest
 
 from shoal.codec import codec_of
 from shoal.coordinator.cost import predict
-from shoal.manifest import InParts, Manifest, ShardRun
+from shoal.merging import COPIES
 from shoal.messages import Objective
 from shoal.program import Lane, Prediction
-from shoal.records import Profile, TensorSpec
+from shoal.records import Profile
 from shoal.sharding import programs
 from tests import build
 from tests.asking import propose
@@ -18,32 +18,7 @@ from tests.build import A, B
 from tests.unit.test_cost import TINY, law
 from tests.unit.test_sharded import verified
 
-
-def in_parts() -> Manifest:
-    """Return `build.sharded`, whose second segment can be run as two: q1a attends, and q1r is the rest."""
-    plain = build.sharded()
-    (sharding,) = plain.shardings
-    q0, q1 = sharding.segments
-    (part,) = q1.outputs
-    mixed, log_sum = (
-        replace(part, name="m"),
-        TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1)),
-    )
-    attend = replace(q1, name="q1a", kind="q1a", outputs=(mixed,))
-    partial = replace(q1, name="q1p", kind="q1p", outputs=(mixed, log_sum))
-    rest = replace(q1, name="q1r", kind="q1r", inputs=(mixed,))
-    apart = InParts(attend="q1a", partial="q1p", rest="q1r")
-    steps = tuple(
-        replace(step, in_parts=apart, for_means="q1", means_in_parts=apart)
-        if isinstance(step, ShardRun) and step.segment == "q1"
-        else step
-        for step in sharding.steps
-    )
-    changed = replace(sharding, steps=steps, segments=(q0, q1, attend, partial, rest))
-    return replace(plain, shardings=(changed,))
-
-
-MANIFEST = in_parts()
+MANIFEST = build.in_parts()
 
 
 def board(pair_s: float, goodput: float = 1000.0) -> Profile:
@@ -92,6 +67,34 @@ def test_of_means_there_are_fewer_to_attend_to() -> None:
     found = predicted((0.6, 0.4), 0.001, parts=True, words="means2")
     # b's two means of k, 64 bytes, are there 0.064 s earlier than its four rows
     assert found.latency_s == pytest.approx(0.84 + 6 * 2 * 0.001 + 1.2, abs=1e-4)
+
+
+def test_what_is_made_of_two_parts_is_put_together() -> None:
+    byte_s = 1e-4
+    told = programs(MANIFEST.shardings[0], (A, B), A, (0.6, 0.4), in_parts=True)
+    plain = board(0.001)
+    costs = plain.exchanges
+    slow = replace(plain, exchanges=replace(costs, decode_s={**costs.decode_s, "f32": byte_s}))
+    before, after = (
+        predict(MANIFEST, {A: each, B: each}, frozenset(), A, (Lane(programs=told, weight=1.0),))
+        for each in (plain, slow)
+    )
+    # b's rows of k, its rows of y, and a's rows of what attention made, which are put together
+    more_s = byte_s * (4 * 32 + 4 * 32 + COPIES * 6 * 32)
+    assert after.latency_s - before.latency_s == pytest.approx(more_s, rel=1e-3)
+
+
+@pytest.mark.parametrize("why", ["nothing", "device", "memory"])
+def test_it_is_not_planned_for_boards_that_copy_parts_or_have_no_memory_for_them(why: str) -> None:
+    (sharding,) = MANIFEST.shardings
+    large = 2 * board(0.02).memory_bytes if why == "memory" else 0
+    segments = tuple(replace(s, work_bytes=large if s.name == "q1p" else 0) for s in sharding.segments)
+    changed = replace(MANIFEST, shardings=(replace(sharding, segments=segments),))
+    profile = replace(board(0.02, goodput=200.0), staging_s=1e-12 if why == "device" else 0.0)
+    profiles = {A: profile, B: board(0.02, goodput=200.0)}
+    found = propose(verified(changed, "local", "sequence"), profiles, frozenset(), "latency")
+    (shared,) = (candidate for candidate in found if candidate.strategy == "sequence")
+    assert shared.lanes[-1].in_parts == (why == "nothing")
 
 
 @pytest.mark.parametrize(

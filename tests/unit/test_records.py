@@ -243,10 +243,21 @@ def test_another_version_is_named_before_anything_else(version: object) -> None:
 @pytest.mark.parametrize("version", [3, 4])
 def test_a_bundle_of_a_version_before_is_read_as_it_is(version: int) -> None:
     """What it says means the same; there are things that it does not say."""
-    assert json.loads(body())["version"] == 5
-    old = parse(body(version=version), "here")
-    assert old == dataclasses.replace(build.chain(), version=version)
+    told = json.loads(to_json(build.sharded()))
+    assert told["version"] == 5
+    for step in told["shardings"][0]["steps"]:
+        for new in ("in_parts", "means_in_parts"):
+            assert ("segment" in step) == (new in step)
+            step.pop(new, None)
+    old = parse(json.dumps({**told, "version": version}).encode(), "here")
+    assert old == dataclasses.replace(build.sharded(), version=version)
     assert parse(to_json(old), "here") == old
+    assert "expected ShardRun or ShardCollective" in refusal(json.dumps(told).encode())
+
+
+@pytest.mark.parametrize("shardings", [None, 3, [None], [{"steps": 3}], [{"steps": [None, {"segment": 3}]}]])
+def test_an_old_bundle_with_strange_shardings_is_refused(shardings: object) -> None:
+    assert "here.shardings" in refusal(body(version=4, shardings=shardings))
 
 
 @pytest.mark.parametrize("version", [True, 1.0, 3.0, 5.0])
