@@ -26,6 +26,7 @@ from tests import models
 from tests.connections import PATIENCE_S, Connected, header_of
 from tests.contract.conftest import TOKENS
 from tests.contract.test_shardings import Cluster, question
+from tests.unit.test_exporter_apart import attends_aside
 
 A, B, C = BOARDS = tuple(BoardId(name) for name in ("a", "b", "c"))
 
@@ -111,6 +112,29 @@ def test_keys_and_values_come_in_while_queries_are_computed(
         assert came.begin_s <= computed.begin_s
         assert computed.begin_s + computed.seconds <= came.begin_s + came.seconds
         assert computed.begin_s + computed.seconds <= waited.begin_s, "it waits when nothing is left to do"
+    finally:
+        cluster.stop()
+
+
+def test_rows_that_two_attentions_read_are_gathered_whole(tmp_path: Path) -> None:
+    model, depot = tmp_path / "model.onnx", tmp_path / "depot"
+    onnx.save(attends_aside(), model)
+    manifest = export(model, tmp_path / "bundle", sizes={"tokens": TOKENS})
+    for path in (*(tmp_path / "bundle").glob("*.onnx"), *(tmp_path / "bundle" / "blobs").iterdir()):
+        Store(depot).put(path.read_bytes())
+    sharding = next(each for each in manifest.shardings if each.name == "sequence")
+    told = programs(sharding, (A, B), A, (0.6, 0.4), in_parts=True)
+    reads = {
+        spec.name for run in told[A].runs if run.partial for spec in manifest.by_name[run.segment].inputs
+    }
+    gather, _ = first_gather(told[A])
+    assert len(reads.intersection(gather.made)) == 4, "keys and values of both"
+    cluster = Cluster(tmp_path, depot, manifest, told)
+    original = open_session(model)
+    try:
+        asked: dict[str, Array] = {"input_ids": np.random.default_rng(1).integers(0, 50, (2, 20))}
+        got = cluster.ask(asked, original.outputs)
+        assert np.allclose(got["logits"], original.run(asked)["logits"], atol=1e-5)
     finally:
         cluster.stop()
 

@@ -30,6 +30,40 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder, exported(Writer(STYLES[request.param]).model(), folder)
 
 
+def one_head(b: models.Builder, x: str, *, last: str = "") -> str:
+    """Add attention of one head of 32, and a product behind it unless it is to be called `last`."""
+    queries, keys, values = (b.linear(x, 32, 32) for _ in range(3))
+    scores = b.node("MatMul", queries, b.node("Transpose", keys, perm=[0, 2, 1]))
+    shares = b.node("Softmax", b.node("Div", scores, b.constant(5.6)), axis=-1)
+    mixed = b.node("MatMul", shares, values, output=last)
+    return mixed if last else b.linear(mixed, 32, 32)
+
+
+def embedded(b: models.Builder) -> str:
+    ids = b.input("input_ids", ["batch", "tokens"], onnx.TensorProto.INT64)
+    return b.node("Gather", b.weight(50, 32, scale=1.0), ids)
+
+
+def ends_with_attention() -> onnx.ModelProto:
+    b = models.Builder()
+    x = embedded(b)
+    x = b.node("Add", x, one_head(b, b.norm(x, 32)))
+    one_head(b, b.norm(x, 32), last="logits")
+    return b.model({"logits": ["batch", "tokens", 32]})
+
+
+def attends_aside() -> onnx.ModelProto:
+    """Return a model with two attentions to the same rows, of which one is read a block later."""
+    b = models.Builder()
+    x = embedded(b)
+    rows = b.norm(x, 32)
+    aside = b.feed_forward(one_head(b, rows), 32)
+    x = b.node("Add", x, one_head(b, rows))
+    x = b.node("Add", x, one_head(b, b.norm(x, 32)))
+    b.node("Add", x, aside, output="logits")
+    return b.model({"logits": ["batch", "tokens", 32]})
+
+
 def apart(found: Sharding) -> list[tuple[InParts, InParts]]:
     """Return what there is to attend to parts, of rows and of means, for each run that does."""
     runs = [step for step in found.steps if isinstance(step, ShardRun)]
@@ -113,6 +147,22 @@ def test_what_stands_against_parts_is_named(
     assert not list((tmp_path / "bundle").glob("*-attend.onnx")), "nothing is left of the attempt"
     told = programs(found, BOARDS, BOARDS[0], SHARES, in_parts=True)
     assert told == programs(found, BOARDS, BOARDS[0], SHARES), "so nothing is done in parts"
+
+
+def test_attention_with_nothing_behind_it_stays_as_it_is(tmp_path: Path) -> None:
+    manifest = exported(ends_with_attention(), tmp_path)
+    first, last = [s for s in sharding(manifest, "sequence").steps if isinstance(s, ShardRun) and s.for_means]
+    assert first.in_parts is not None
+    assert last.in_parts is None
+    assert proof(manifest, "sequence-parts").verified
+
+
+def test_a_model_of_attention_alone_has_no_parts(tmp_path: Path) -> None:
+    b = models.Builder()
+    one_head(b, b.norm(embedded(b), 32), last="logits")
+    manifest = exported(b.model({"logits": ["batch", "tokens", 32]}), tmp_path)
+    assert not apart(sharding(manifest, "sequence"))
+    assert "nothing behind the attention" in proof(manifest, "sequence-parts").reason
 
 
 def test_boards_that_wait_for_earlier_ones_only_do_it_at_once(tmp_path: Path) -> None:
