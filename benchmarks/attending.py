@@ -2,7 +2,7 @@
 
 The boards, links and requests of `benchmarks.speedup`, in turns: the same shares and codecs, once with a
 segment that attends to all rows when they are there, and once with one that attends to those of some boards
-at a time (`shoal.program.Run.merged`).  Needs root.
+at a time (`shoal.program.Run.partial`).  Needs root.
 """
 
 import asyncio

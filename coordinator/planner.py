@@ -33,8 +33,8 @@ from shoal.records import BoardId
 MAX_CHUNKS: Final = 3
 """In no more chunks rows are computed and gathered: each costs another run and another message."""
 PARTS_WORTH: Final = 0.02
-"""Rows are attended to as they come if that is predicted to be so much better: it takes more of the
-processor's time, which is not free where boards do not stand still after all."""
+"""Rows are attended to as they come if that is predicted to be so much better, also than the same segments
+on all rows: it takes more of the processor's time, which is not free where boards do not stand still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +344,8 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
                 best = finer
             parts = priced(division, recipe, in_parts=True) if not recipe.late else None
             if parts is not None:
-                least = (1 - PARTS_WORTH) * goal.cost(best.predicted)
+                at_once = question.predict(parts.lead, tuple(lane.at_once for lane in parts.lanes))
+                least = (1 - PARTS_WORTH) * min(goal.cost(best.predicted), goal.cost(at_once))
                 best = parts if goal.cost(parts.predicted) < least else best
             yield best
             if wide:

@@ -27,6 +27,7 @@ from typing import Literal
 from shoal.encoding import build
 from shoal.errors import ModelError, WireError
 from shoal.measured import Calibration, Codebook, Deviation
+from shoal.older import renewed
 from shoal.records import Blob, Sha256, TensorSpec, check_name
 from shoal.segment import COLUMNS as COLUMNS
 from shoal.segment import ROWS as ROWS
@@ -45,7 +46,6 @@ also where they attend to earlier ones only: who does not know that makes progra
 a step can have others in place of its segment (`InParts`), which is a word that readers of 4 do not know."""
 OLDEST = 3
 """Read as it is: in none of it the lead alone reads what is gathered among all, and nothing is in parts."""
-IN_PARTS = 5
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
 
@@ -370,20 +370,6 @@ def file_of(segment: str, precision: Precision | None = None) -> str:
     return f"{swapped_name(segment, precision)}.onnx" if precision else f"{segment}.onnx"
 
 
-def _without_parts(body: object) -> None:
-    """Say in a manifest older than `IN_PARTS` that no step has segments in place of its own."""
-    for sharding in _listed(body, "shardings"):
-        for step in _listed(sharding, "steps"):
-            if isinstance(step, dict) and "segment" in step:
-                step.update(in_parts=None, means_in_parts=None)
-
-
-def _listed(body: object, key: str) -> list[object]:
-    """Return the list under a key; nothing if there is none, which is complained of where it is read."""
-    found = body.get(key) if isinstance(body, dict) else None
-    return found if isinstance(found, list) else []
-
-
 def _what_helps(found_format: object, version: object) -> str:
     if found_format != FORMAT or not isinstance(version, int):
         return ""
@@ -403,9 +389,7 @@ def parse(text: bytes, where: str) -> Manifest:
     if found[0] != FORMAT or found[1] not in range(OLDEST, VERSION + 1):
         got = f"{found[0]!s:.40} version {found[1]!s:.40}{_what_helps(*found)}"
         raise ModelError(f"{where}: expected {FORMAT} version {OLDEST} to {VERSION}, got {got}")
-    if body["version"] < IN_PARTS:
-        _without_parts(body)
     try:
-        return build(Manifest, body, where)
+        return build(Manifest, renewed(body), where)
     except WireError as error:
         raise ModelError(str(error)) from error

@@ -8,7 +8,7 @@ ways to make programs; a board does not know that strategies exist.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import inf
@@ -280,6 +280,17 @@ class Lane:
     def in_parts(self) -> bool:
         """Say whether boards attend to what they gather as it comes."""
         return any(run.partial for program in self.programs.values() for run in program.runs)
+
+    @property
+    def at_once(self) -> "Lane":
+        """Return the lane in which boards run the same, but attend to all rows at once."""
+        told = {
+            board: Program(
+                steps=tuple(replace(s, partial="") if isinstance(s, Run) else s for s in program.steps)
+            )
+            for board, program in self.programs.items()
+        }
+        return replace(self, programs=told)
 
 
 def serving(lanes: Sequence[Lane], sizes: Mapping[str, int]) -> tuple[int, ...]:

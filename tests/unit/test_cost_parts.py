@@ -97,6 +97,16 @@ def test_it_is_not_planned_for_boards_that_copy_parts_or_have_no_memory_for_them
     assert shared.lanes[-1].in_parts == (why == "nothing")
 
 
+@pytest.mark.parametrize(("pair_s", "parts"), [(0.02, True), (0.0001, False)])
+def test_that_two_segments_seem_quicker_than_one_is_no_reason(pair_s: float, parts: bool) -> None:
+    """They were timed each by itself; it is the way in which boards do not stand still that counts."""
+    plain = board(pair_s, goodput=200.0)
+    profile = replace(plain, laws={**plain.laws, "q1": plain.laws["q1"].scaled(1.3)})
+    found = propose(verified(MANIFEST, "local", "sequence"), {A: profile, B: profile}, frozenset(), "latency")
+    (shared,) = (candidate for candidate in found if candidate.strategy == "sequence")
+    assert shared.lanes[-1].in_parts == parts
+
+
 @pytest.mark.parametrize(
     ("objective", "pair_s", "parts"),
     [("latency", 0.02, True), ("latency", 0.0001, False), ("throughput", 0.02, False)],
