@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,7 @@ from shoal.session import Session, Staged
 from shoal.timeline import What
 
 _NOT_NOTED: Final = nullcontext()
+NOTHING: Final[Mapping[Key, Arrived]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +43,6 @@ class _Awaited:
 
     step: Collective
     mine: Mapping[str, Array]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Taken:
-    """What this board took in of a gather or reduce, as far as it has come."""
-
-    messages: int = 0
-    made_bytes: int = 0
-    """Of what was made of them, with its own rows if these are among it,"""
-    own_bytes: int = 0
-    """which are so many."""
-    came_bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +65,8 @@ class Attempt:
     alone: threading.Lock
     """Held while a segment runs, so that runs do not disturb one another."""
     on_run: Callable[[Run, Shapes, float], None]
-    """Hears of every run of a segment, the shapes of its inputs and the seconds it took."""
+    """Hears of every run of a segment, the shapes of its inputs and the seconds it took; of no shapes where
+    bytes that are waited for come in meanwhile."""
     on_exchange: Callable[[Crossed, float], None]
     """Hears of every part of a gather or reduce, and the seconds it took, the wait for others left out."""
     spare: Spare
@@ -128,8 +118,14 @@ class Attempt:
         return {n: tensors[n] if n in tensors else self.staged[n].host() for n in wanted}
 
     def _compute(
-        self, step: Run, tensors: Mapping[str, Array], stays: frozenset[str] = frozenset()
+        self,
+        step: Run,
+        tensors: Mapping[str, Array],
+        stays: frozenset[str] = frozenset(),
+        *,
+        judged: bool = True,
     ) -> Mapping[str, Array]:
+        """Run a segment; unless `judged` nobody is to tell by it how fast the board is."""
         session, staged = self.sessions[step], self.staged
         there = {name: tensors.get(name, staged.get(name)) for name in session.inputs}
         shapes = {name: tensor.shape for name, tensor in there.items() if tensor is not None}
@@ -138,7 +134,7 @@ class Attempt:
         for name in made.arrays if self.staged else ():
             self.staged.pop(name, None)
         self.staged.update(made.staged)
-        self.on_run(step, shapes, made.took_s)
+        self.on_run(step, shapes if judged else {}, made.took_s)
         return made.arrays
 
     def _attend(
@@ -149,24 +145,19 @@ class Attempt:
         To all that are still to come at once if they are here, or if another attempt is under way, which
         computes meanwhile: in parts it takes more of the processor.
         """
-        name = f"{waits.step.kind} {waits.step.tag}"
-        missing = self._keys(waits)
-        came = self._take(name, missing) if self.busy() else self._here(name, missing)
-        taken = _Taken()
-        if len(came) == len(missing):
-            made = self._made(waits, came, taken)
-            self._tell_taken(waits, taken)
-            return self._compute(step, {**tensors, **made}, stays)
+        name, missing, busy = _name(waits), self._keys(waits), self.busy()
+        came = {} if busy else self._here(name, missing)
+        if busy or len(came) == len(missing):
+            return self._compute(step, {**tensors, **self._settle(waits, came)}, stays)
         mixed, log_sum = self.sessions[step.on_some].outputs
         found: Part | None = None
         while True:
-            missing = [key for key in missing if key not in came]
-            made = self._made(waits, came, taken, with_own=found is None)
-            ran = self._compute(step.on_some, {**tensors, **made})
+            made = self._made(waits, came, with_own=found is None)
+            ran = self._compute(step.on_some, {**tensors, **made}, judged=False)
             part = Part(mixed=ran[mixed], log_sum=ran[log_sum])
             found = part if found is None else merged(found, part)
+            missing = [key for key in missing if key not in came]
             if not missing:
-                self._tell_taken(waits, taken)
                 return {mixed: found.mixed}
             came = self._take(name, missing) if self.busy() else self._here(name, missing, wait=True)
 
@@ -210,16 +201,31 @@ class Attempt:
             )
             self.on_exchange(crossed, time.perf_counter() - begun_s)
 
-    def _settle(self, waits: _Awaited) -> dict[str, Array]:
-        """Wait for what the others hand over in a collective, and return what is made of it."""
+    def _settle(self, waits: _Awaited, came: Mapping[Key, Arrived] = NOTHING) -> dict[str, Array]:
+        """Wait for what the others hand over in a collective, and return what is made of it.
+
+        Some of it was taken before.
+        """
         step = waits.step
         begun_s = time.monotonic()
-        came = self._take(f"{step.kind} {step.tag}", self._keys(waits), step)
-        taken = _Taken()
-        made = self._made(waits, came, taken)
-        ready_s = max([begun_s, *(arrived.ended_s for arrived in came.values())])
-        taken.seconds = time.monotonic() - ready_s
-        self._tell_taken(waits, taken)
+        missing = [key for key in self._keys(waits) if key not in came]
+        came = {**came, **self._take(_name(waits), missing, step)}
+        made = self._made(waits, came)
+        if came and step.kind in ("gather", "reduce"):
+            whole_bytes = sum(made[each].nbytes for each in step.made)
+            own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
+            came_bytes = sum(arrived.size_bytes for arrived in came.values())
+            # Of means each row that came was made of several; of some rows only what crosses as it is.
+            taken_bytes = came_bytes if step.rows else round((whole_bytes - own_bytes) * step.codec.rate)
+            crossed = Crossed(
+                given=False,
+                codec=step.codec,
+                messages=len(came),
+                float_bytes=taken_bytes if step.kind == "gather" else len(came) * whole_bytes,
+                size_bytes=came_bytes,
+            )
+            ready_s = max(begun_s, *(arrived.ended_s for arrived in came.values()))
+            self.on_exchange(crossed, time.monotonic() - ready_s)
         return made
 
     def _keys(self, waits: _Awaited) -> list[Key]:
@@ -228,44 +234,19 @@ class Attempt:
         return [(tag, giver, chunk) for giver, chunk in messages(waits.step, self.board, waits.mine)]
 
     def _made(
-        self, waits: _Awaited, came: Mapping[Key, Arrived], taken: _Taken, *, with_own: bool = True
+        self, waits: _Awaited, came: Mapping[Key, Arrived], *, with_own: bool = True
     ) -> dict[str, Array]:
-        """Return what is made of what came in a collective, and note in `taken` what that took."""
+        """Return what is made of what came in a collective."""
         step = waits.step
         handed: dict[BoardId, list[Sequence[Array]]] = {}
         for (_, giver, _), arrived in came.items():
             handed.setdefault(giver, []).append(arrived.arrays)
         books = self.books.get(step.tag, NO_BOOKS)
-        begun_s = time.monotonic()
         try:
-            with self._noting("code", f"{step.kind} {step.tag}"):
-                made = made_of(step, self.board, waits.mine, handed, books, with_own=with_own)
+            with self._noting("code", _name(waits)):
+                return made_of(step, self.board, waits.mine, handed, books, with_own=with_own)
         except MisfitError as error:
             raise ExchangeError(error.giver, str(error)) from error
-        if came and step.kind in ("gather", "reduce"):
-            taken.messages += len(came)
-            taken.made_bytes += sum(made[each].nbytes for each in step.made)
-            taken.came_bytes += sum(arrived.size_bytes for arrived in came.values())
-            taken.own_bytes += sum(waits.mine[each].nbytes for each in step.tensors) if with_own else 0
-            taken.seconds += time.monotonic() - begun_s
-        return made
-
-    def _tell_taken(self, waits: _Awaited, taken: _Taken) -> None:
-        """Tell what it took to take in what came in a gather or reduce, if anything came."""
-        step = waits.step
-        if not taken.messages:
-            return
-        # Of means each row that came was made of several; of some rows only what crosses as it is.
-        whole = round((taken.made_bytes - taken.own_bytes) * step.codec.rate)
-        gathered = taken.came_bytes if step.rows else whole
-        crossed = Crossed(
-            given=False,
-            codec=step.codec,
-            messages=taken.messages,
-            float_bytes=gathered if step.kind == "gather" else taken.messages * taken.made_bytes,
-            size_bytes=taken.came_bytes,
-        )
-        self.on_exchange(crossed, taken.seconds)
 
     def _received(self, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
@@ -285,7 +266,7 @@ class Attempt:
                 came = self.inbox.take_in_time(keys, 0.0)
         except (BoardError, ModelError) as error:
             raise _at(name, error) from error
-        self._note_came(name, came)
+        self._note_came(name, came, keys)
         return came
 
     def _take(self, name: str, keys: Sequence[Key], step: Collective | None = None) -> Mapping[Key, Arrived]:
@@ -306,13 +287,13 @@ class Attempt:
                 came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
         except (BoardError, ModelError) as error:
             raise _at(name, error) from error
-        self._note_came(name, came)
+        self._note_came(name, came, keys)
         return came
 
-    def _note_came(self, name: str, came: Mapping[Key, Arrived]) -> None:
+    def _note_came(self, name: str, came: Mapping[Key, Arrived], keys: Sequence[Key]) -> None:
         if self.notes is not None:
             for (_, giver, chunk), one in came.items():
-                what = name if len(came) == len({key[1] for key in came}) else f"{name}.{chunk}"
+                what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
                 self.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
 
     def _send(self, name: str, peer: BoardId, buffers: Buffers) -> None:
@@ -353,3 +334,8 @@ def _at(step: str, error: BoardError | ModelError) -> BoardError | ModelError:
 def _begun(step: Collective, tensors: Mapping[str, Array]) -> _Awaited:
     """Return a collective that was handed out; what it awaits, it keeps itself."""
     return _Awaited(step=step, mine={name: tensors[name] for name in needs(step) if name in tensors})
+
+
+def _name(waits: _Awaited) -> str:
+    """Return how a collective is called in notes and errors."""
+    return f"{waits.step.kind} {waits.step.tag}"

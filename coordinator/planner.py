@@ -297,13 +297,8 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
     manifest, goal = question.manifest, question.goal
     measures = (True, False) if wide else (goal.objective == "latency",)
 
-    def priced(
-        division: Division, recipe: Recipe, chunks: int = 1, *, in_parts: bool = False
-    ) -> Candidate | None:
-        lead, lane = division.boards[0], division.lane(chunks, in_parts=in_parts)
-        name = division.sharding.name
-        if (lane.chunks, lane.in_parts) != (chunks, in_parts) or (in_parts and not _apart(question, lane)):
-            return None  # nothing of it can be made in chunks, or attended to in parts
+    def priced(division: Division, recipe: Recipe, lane: Lane) -> Candidate | None:
+        lead, name = division.boards[0], division.sharding.name
         try:
             predicted = question.predict(lead, (lane,))
             if recipe.late:
@@ -331,22 +326,24 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
                     question, sharding, recipe.codecs, most, latency=latency, wide=wide and latency
                 )
                 if is_offered(recipe, question.recipes, sharding.name, len(division.boards))
-                and (candidate := priced(division, recipe)) is not None
+                and (candidate := priced(division, recipe, division.lane())) is not None
             ]
             if not found:
                 continue
             best, division = min(found, key=lambda each: goal.cost(each[0].predicted))
             finest = MAX_CHUNKS if sharding.strategy == "sequence" and not recipe.late else 1
             for chunks in range(2, finest + 1):
-                finer = priced(division, recipe, chunks)
+                lane = division.lane(chunks)
+                finer = priced(division, recipe, lane) if lane.chunks == chunks else None
                 if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break
                 best = finer
-            parts = priced(division, recipe, in_parts=True) if not recipe.late else None
-            if parts is not None:
-                at_once = question.predict(parts.lead, tuple(lane.at_once for lane in parts.lanes))
-                least = (1 - PARTS_WORTH) * min(goal.cost(best.predicted), goal.cost(at_once))
-                best = parts if goal.cost(parts.predicted) < least else best
+            lane = division.lane(in_parts=goal.plain and not recipe.late)
+            if lane.in_parts and _apart(question, lane):
+                parts, at_once = (priced(division, recipe, each) for each in (lane, lane.at_once))
+                if parts is not None and at_once is not None:
+                    least = (1 - PARTS_WORTH) * min(goal.cost(each.predicted) for each in (best, at_once))
+                    best = parts if goal.cost(parts.predicted) < least else best
             yield best
             if wide:
                 yield from (candidate for candidate, _ in found)

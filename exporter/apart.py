@@ -33,7 +33,9 @@ ROW_BY_ROW: Final = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "
 WITH_OTHERS: Final = frozenset({"Add", "Div", "Mul", "Sub"})
 """those that do something to each number of a row,"""
 AXES_AS_INPUT: Final = 18
-"""and the opset from which on ReduceMax has its axes as an input."""
+"""and the opsets from which on ReduceMax has its axes as an input,"""
+LAST_BY_DEFAULT: Final = 13
+"""and a Softmax that says nothing else goes along the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ def write_in_parts(
         for word, works in (("a", one.before), ("b", one.beside)):
             plain = f"{number:03}{word}{'-means' if means else ''}"
             try:
-                attention = attention_in(works, division, wanted, writer)
+                attention = attention_in(works, division, wanted, writer, opset)
             except NotDivisibleError as error:
                 reasons.append(f"segment {plain}: {error}")
                 continue
@@ -84,7 +86,7 @@ def write_in_parts(
 
 
 def attention_in(
-    works: Sequence[int], division: Division, wanted: Wanted, writer: ShardWriter
+    works: Sequence[int], division: Division, wanted: Wanted, writer: ShardWriter, opset: int
 ) -> Attention | None:
     """Return what attends to gathered rows; None if none is read.  Raises NotDivisibleError if it is more."""
     nodes = {i: item.node for i in works if isinstance(item := division.items[i], Work)}
@@ -114,7 +116,7 @@ def attention_in(
         if shares and shares in node.input:
             raise NotDivisibleError(f"{where(node)}: reads the shares of rows")
         if node.op_type == "Softmax":
-            if shares or not _along_columns(node, division, writer):
+            if shares or not _along_columns(node, division, writer, opset):
                 raise NotDivisibleError(
                     f"{where(node)}: expected one Softmax along the rows that are gathered"
                 )
@@ -156,11 +158,12 @@ def _check_others(node: onnx.NodeProto, beside: Sequence[str], made: set[str], w
             raise NotDivisibleError(f"{where(node)}: reads {name}, which attention to parts cannot have")
 
 
-def _along_columns(node: onnx.NodeProto, division: Division, writer: ShardWriter) -> bool:
+def _along_columns(node: onnx.NodeProto, division: Division, writer: ShardWriter, opset: int) -> bool:
     """Say whether a Softmax goes along the gathered rows, which lie on the last axis alone."""
     value = division.values[node.input[0]]
     last = len(writer.tensors[value.source].sizes) - 1
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
+    usual = -1 if opset >= LAST_BY_DEFAULT else None
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), usual)
     return axis in (-1, last) and value.columns == Dim(last)
 
 

@@ -17,7 +17,7 @@ COPIES: Final = 3.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What a board's rows make of some of the rows that they attend to."""
+    """What a board's rows make of some of the rows that they attend to, one or more."""
 
     mixed: Array
     """[..., rows, width], by weights that add up to 1 in this part."""

@@ -29,7 +29,8 @@ def programs(
     `chunks`, so that the rows of one travel while those of the next are computed; a board whose rows go to
     nobody computes them at once.  With a `deadline_s` boards go on without rows that do not come in time,
     of no more than the part `late_rows` of the messages.  With `in_parts` they attend to rows as they come,
-    where the sharding has segments for it and there is neither more than one chunk nor a deadline.  Raises
+    where the sharding has segments for it, there is neither more than one chunk nor a deadline, and each
+    board has some.  Raises
     PlanError if a board would have none of a segment's units, or if the model does not take means, or fewer
     rows, there.
     """
@@ -55,7 +56,14 @@ def programs(
                 segment, apart = step.for_means, step.means_in_parts
             if not segment:
                 raise PlanError(f"{sharding.name}: segment {step.segment} does not take means of rows")
-            if apart is not None and in_parts and chunks == 1 and not deadline_s and not step.lead_only:
+            if (
+                apart is not None
+                and in_parts
+                and chunks == 1
+                and not deadline_s
+                and not step.lead_only
+                and all(shares)
+            ):
                 told = (Run(segment=apart.attend, partial=apart.partial), Run(segment=apart.rest))
                 for board in boards:
                     steps[board] += told

@@ -333,19 +333,19 @@ def test_own_rows_are_attended_to_while_others_are_to_come() -> None:
 
     def ran(run: Run, inputs: Mapping[str, tuple[int, ...]], _took_s: float) -> None:
         if run == IN_PARTS.on_some:
-            shapes.append(inputs["K"])
+            shapes.append(inputs)
             if len(shapes) == 1:
                 board.came(1, 2 * X[4:])
 
     part = replace(board.part(*ATTENDING, notes=notes), on_run=ran)
     got = part.play({"q": X}, ["z"])["z"]
     assert np.allclose(got, np.concatenate([attended(X[:4]), X[4:]]), rtol=1e-6)
-    assert shapes == [(4, 3), (4, 3)], "its own, then those of the other"
+    assert shapes == [{}, {}], "its own, then those of the other; the board is not judged by them"
     did = [mark.name for mark in notes.marks if mark.what in ("run", "wait")]
     assert did[-5:-1] == ["some attention", "gather 1", "some attention", "rest"]
     taken = [crossed for crossed, _ in board.crossed if not crossed.given]
-    once = Crossed(given=False, codec=GATHER.codec, messages=1, float_bytes=48, size_bytes=48)
-    assert taken == [once, once], "as if it were at once, and the answer"
+    answer = Crossed(given=False, codec=ANSWER.codec, messages=1, float_bytes=48, size_bytes=48)
+    assert taken == [answer], "nothing of the rows, which were taken in with other work between"
 
 
 def test_while_others_are_under_way_no_more_of_the_processor_is_taken_than_needed() -> None:

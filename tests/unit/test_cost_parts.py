@@ -97,6 +97,27 @@ def test_it_is_not_planned_for_boards_that_copy_parts_or_have_no_memory_for_them
     assert shared.lanes[-1].in_parts == (why == "nothing")
 
 
+@pytest.mark.parametrize("untimed", ["q1a", "q1p", "q1r"])
+def test_without_a_timing_the_rest_of_the_plans_stay(untimed: str) -> None:
+    plain = board(0.02, goodput=200.0)
+    profile = replace(plain, laws={name: each for name, each in plain.laws.items() if name != untimed})
+    found = propose(verified(MANIFEST, "local", "sequence"), {A: profile, B: profile}, frozenset(), "latency")
+    assert {"local", "sequence"} <= {candidate.strategy for candidate in found}
+    assert not any(lane.in_parts for candidate in found for lane in candidate.lanes)
+
+
+def test_at_a_rate_requests_overlap_and_boards_wait_for_all() -> None:
+    plain = board(0.02, goodput=200.0)
+    found = propose(
+        verified(MANIFEST, "local", "sequence"),
+        {A: plain, B: plain},
+        frozenset(),
+        "latency",
+        limits=build.limits(rate_per_s=0.01),
+    )
+    assert not any(lane.in_parts for candidate in found for lane in candidate.lanes)
+
+
 @pytest.mark.parametrize(("pair_s", "parts"), [(0.02, True), (0.0001, False)])
 def test_that_two_segments_seem_quicker_than_one_is_no_reason(pair_s: float, parts: bool) -> None:
     """They were timed each by itself; it is the way in which boards do not stand still that counts."""

@@ -171,6 +171,11 @@ def test_boards_that_wait_for_earlier_ones_only_do_it_at_once(tmp_path: Path) ->
     assert not apart(found)
 
 
+def test_a_board_without_rows_has_no_part(case: tuple[Path, Manifest]) -> None:
+    told = programs(sharding(case[1], "sequence"), BOARDS, BOARDS[0], (0.6, 0.4, 0.0), in_parts=True)
+    assert not any(run.partial for program in told.values() for run in program.runs)
+
+
 def test_chunks_and_deadlines_take_the_place_of_parts(case: tuple[Path, Manifest]) -> None:
     found = sharding(case[1], "sequence")
     for how in ({"chunks": 2}, {"deadline_s": 0.1}):
