@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.merging import Part, merged
-from shoal.records import Array
+from shoal.merging import Part, in_parts, merged
+from shoal.program import Collective, Program, Run, Step
+from shoal.records import Array, BoardId
 
 ROWS, WIDTH = 3, 4
 
@@ -60,3 +62,40 @@ def test_a_part_beside_which_another_is_nothing_stays_as_it_is() -> None:
         again = Part(mixed=2 * mixed, log_sum=much.log_sum)
         nothing = Part(mixed=5 * mixed, log_sum=nothing.log_sum)
         assert np.array_equal(merged(nothing, again).mixed, 2 * mixed)
+
+
+def gather(tag: int, name: str, **how: object) -> Collective:
+    fields = {"axes": (1,), "boards": (BoardId("a"), BoardId("b")), "root": None, **how}
+    return Collective(kind="gather", tag=tag, tensors=(f"{name}.part",), made=(name,), **fields)  # type: ignore[arg-type]
+
+
+ATTEND, REST, ASIDE = Run(segment="attend", partial="some"), Run(segment="rest"), Run(segment="aside")
+READS = {ATTEND: ("q", "K", "V"), REST: ("mixed",), ASIDE: ("V", "mixed")}
+BOTH = Collective(
+    kind="gather",
+    tag=0,
+    tensors=("k", "v"),
+    made=("K", "V"),
+    axes=(1, 1),
+    boards=(BoardId("a"), BoardId("b")),
+    root=None,
+)
+
+
+def test_a_run_can_be_on_parts_of_what_it_alone_reads() -> None:
+    assert in_parts(Program(steps=(BOTH, ATTEND, REST)), READS.__getitem__) == {ATTEND: BOTH}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (gather(0, "K"), gather(1, "V"), ATTEND, REST),
+        (gather(0, "K"), gather(1, "V"), ASIDE, ATTEND, REST),
+        (BOTH, ATTEND, ASIDE),
+        (BOTH, ASIDE, ATTEND, REST),
+        (BOTH, Run(segment="attend"), REST),
+    ],
+)
+def test_rows_that_another_reads_or_that_come_from_two_gathers_are_waited_for(steps: Sequence[Step]) -> None:
+    reads = {**READS, Run(segment="attend"): READS[ATTEND]}
+    assert not in_parts(Program(steps=tuple(steps)), reads.__getitem__)
