@@ -2,7 +2,7 @@
 
 A collective begins at its step and is settled at the first step that needs a tensor of it, so bytes travel
 while the board computes.  A run in chunks and the collective behind it take turns.  What can be told of a
-program before any request comes is worked out once (`turns_in`).
+program before any request comes is worked out once (`shoal.agent.turns`).
 """
 
 import threading
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -21,42 +22,19 @@ from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
-from shoal.collective import (
-    NO_BOOKS,
-    Books,
-    MisfitError,
-    handed_out,
-    made_of,
-    makes,
-    may_give,
-    messages,
-    needs,
-)
+from shoal.agent.turns import Turn
+from shoal.collective import NO_BOOKS, Books, MisfitError, handed_out, made_of, makes, messages, needs
 from shoal.crossing import Crossed
 from shoal.errors import BoardError, ModelError
 from shoal.frames import Header
-from shoal.program import RANGE, Collective, Exchange, Program, Run, Step, ranges
+from shoal.merging import Part, merged
+from shoal.program import RANGE, Collective, Exchange, Run, ranges
 from shoal.records import Array, BoardId
 from shoal.session import Session, Staged
-from shoal.staging import staying
 from shoal.timeline import What
 
 _NOT_NOTED: Final = nullcontext()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What a board does next in its program."""
-
-    step: Step
-    behind: Collective | None
-    """The collective that takes turns with a run in chunks."""
-    settles: tuple[Collective, ...]
-    """Those under way of which it needs a tensor."""
-    drops: tuple[str, ...]
-    """Tensors that nothing needs behind it."""
-    stays: frozenset[str]
-    """What it makes that only runs need, which may stay on the board's device."""
+NOTHING: Final[Mapping[Key, Arrived]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +65,16 @@ class Attempt:
     alone: threading.Lock
     """Held while a segment runs, so that runs do not disturb one another."""
     on_run: Callable[[Run, Shapes, float], None]
-    """Hears of every run of a segment, the shapes of its inputs and the seconds it took."""
+    """Hears of every run of a segment, the shapes of its inputs and the seconds it took; of no shapes where
+    bytes that are waited for come in meanwhile."""
     on_exchange: Callable[[Crossed, float], None]
     """Hears of every part of a gather or reduce, and the seconds it took, the wait for others left out."""
     spare: Spare
     """What of the messages with a deadline may be left out."""
     notes: Notebook | None
     """Of what this board does, if the request's client asks for a timeline."""
+    busy: Callable[[], bool] = lambda: False
+    """Says whether another attempt is under way on this board."""
     staged: dict[str, Staged] = field(default_factory=dict)
     """Tensors on the board's device."""
 
@@ -108,9 +89,15 @@ class Attempt:
             step, behind = turn.step, turn.behind
             for begun in turn.settles:
                 tensors |= self._settle(awaited.pop(begun.tag))
+            merges = turn.merges
+            if merges is not None and any(name in wanted for name in makes(merges)):
+                tensors |= self._settle(awaited.pop(merges.tag))
+                merges = None
             if isinstance(step, Run) and behind is not None:
                 tensors |= self._compute_in_chunks(step, behind, tensors)
                 awaited[behind.tag] = _begun(behind, tensors)
+            elif isinstance(step, Run) and merges is not None:
+                tensors |= self._attend(step, awaited.pop(merges.tag), tensors, turn.stays)
             elif isinstance(step, Run):
                 tensors |= self._compute(step, tensors, turn.stays)
             elif isinstance(step, Collective):
@@ -131,8 +118,14 @@ class Attempt:
         return {n: tensors[n] if n in tensors else self.staged[n].host() for n in wanted}
 
     def _compute(
-        self, step: Run, tensors: Mapping[str, Array], stays: frozenset[str] = frozenset()
+        self,
+        step: Run,
+        tensors: Mapping[str, Array],
+        stays: frozenset[str] = frozenset(),
+        *,
+        judged: bool = True,
     ) -> Mapping[str, Array]:
+        """Run a segment; unless `judged` nobody is to tell by it how fast the board is."""
         session, staged = self.sessions[step], self.staged
         there = {name: tensors.get(name, staged.get(name)) for name in session.inputs}
         shapes = {name: tensor.shape for name, tensor in there.items() if tensor is not None}
@@ -141,8 +134,32 @@ class Attempt:
         for name in made.arrays if self.staged else ():
             self.staged.pop(name, None)
         self.staged.update(made.staged)
-        self.on_run(step, shapes, made.took_s)
+        self.on_run(step, shapes if judged else {}, made.took_s)
         return made.arrays
+
+    def _attend(
+        self, step: Run, waits: _Awaited, tensors: Mapping[str, Array], stays: frozenset[str]
+    ) -> Mapping[str, Array]:
+        """Attend to the rows of a gather: to this board's own while it would wait, then to others that came.
+
+        To all that are still to come at once if they are here, or if another attempt is under way, which
+        computes meanwhile: in parts it takes more of the processor.
+        """
+        name, missing, busy = _name(waits), self._keys(waits), self.busy()
+        came = {} if busy else self._here(name, missing)
+        if busy or len(came) == len(missing):
+            return self._compute(step, {**tensors, **self._settle(waits, came)}, stays)
+        mixed, log_sum = self.sessions[step.on_some].outputs
+        found: Part | None = None
+        while True:
+            made = self._made(waits, came, with_own=found is None)
+            ran = self._compute(step.on_some, {**tensors, **made}, judged=False)
+            part = Part(mixed=ran[mixed], log_sum=ran[log_sum])
+            found = part if found is None else merged(found, part)
+            missing = [key for key in missing if key not in came]
+            if not missing:
+                return {mixed: found.mixed}
+            came = self._take(name, missing) if self.busy() else self._here(name, missing, wait=True)
 
     def _compute_in_chunks(
         self, step: Run, behind: Collective, tensors: Mapping[str, Array]
@@ -184,21 +201,16 @@ class Attempt:
             )
             self.on_exchange(crossed, time.perf_counter() - begun_s)
 
-    def _settle(self, waits: _Awaited) -> dict[str, Array]:
-        """Wait for what the others hand over in a collective, and return what is made of it."""
+    def _settle(self, waits: _Awaited, came: Mapping[Key, Arrived] = NOTHING) -> dict[str, Array]:
+        """Wait for what the others hand over in a collective, and return what is made of it.
+
+        Some of it was taken before.
+        """
         step = waits.step
-        name = f"{step.kind} {step.tag}"
-        wanted = messages(step, self.board, waits.mine)
         begun_s = time.monotonic()
-        came = self._take(name, [(step.tag, giver, chunk) for giver, chunk in wanted], step)
-        handed: dict[BoardId, list[Sequence[Array]]] = {}
-        for (_, giver, _), arrived in came.items():
-            handed.setdefault(giver, []).append(arrived.arrays)
-        try:
-            with self._noting("code", name):
-                made = made_of(step, self.board, waits.mine, handed, self.books.get(step.tag, NO_BOOKS))
-        except MisfitError as error:
-            raise ExchangeError(error.giver, str(error)) from error
+        missing = [key for key in self._keys(waits) if key not in came]
+        came = {**came, **self._take(_name(waits), missing, step)}
+        made = self._made(waits, came)
         if came and step.kind in ("gather", "reduce"):
             whole_bytes = sum(made[each].nbytes for each in step.made)
             own_bytes = sum(waits.mine[each].nbytes for each in step.tensors)
@@ -216,6 +228,26 @@ class Attempt:
             self.on_exchange(crossed, time.monotonic() - ready_s)
         return made
 
+    def _keys(self, waits: _Awaited) -> list[Key]:
+        """Return the messages that this board needs of the others in a collective."""
+        tag = waits.step.tag
+        return [(tag, giver, chunk) for giver, chunk in messages(waits.step, self.board, waits.mine)]
+
+    def _made(
+        self, waits: _Awaited, came: Mapping[Key, Arrived], *, with_own: bool = True
+    ) -> dict[str, Array]:
+        """Return what is made of what came in a collective."""
+        step = waits.step
+        handed: dict[BoardId, list[Sequence[Array]]] = {}
+        for (_, giver, _), arrived in came.items():
+            handed.setdefault(giver, []).append(arrived.arrays)
+        books = self.books.get(step.tag, NO_BOOKS)
+        try:
+            with self._noting("code", _name(waits)):
+                return made_of(step, self.board, waits.mine, handed, books, with_own=with_own)
+        except MisfitError as error:
+            raise ExchangeError(error.giver, str(error)) from error
+
     def _received(self, step: Exchange) -> dict[str, Array]:
         """Wait for what one peer hands over."""
         (came,) = self._take(f"send {step.tag}", [(step.tag, step.peer, 0)]).values()
@@ -223,6 +255,19 @@ class Attempt:
             why = f"step {step.tag}: expected {len(step.tensors)} tensors, got {len(came.arrays)}"
             raise ExchangeError(step.peer, why)
         return dict(zip(step.tensors, came.arrays, strict=True))
+
+    def _here(self, name: str, keys: Sequence[Key], *, wait: bool = False) -> Mapping[Key, Arrived]:
+        """Return those of the messages `keys` that are here; with `wait`, once one or more are."""
+        try:
+            if wait:
+                with self._noting("wait", name):
+                    came = self.inbox.take_first(keys, self.deadline_s)
+            else:
+                came = self.inbox.take_in_time(keys, 0.0)
+        except (BoardError, ModelError) as error:
+            raise _at(name, error) from error
+        self._note_came(name, came, keys)
+        return came
 
     def _take(self, name: str, keys: Sequence[Key], step: Collective | None = None) -> Mapping[Key, Arrived]:
         """Return all of the messages `keys`, or those that come by the deadline of `step` if it has one.
@@ -242,11 +287,14 @@ class Attempt:
                 came |= dict(zip(missing, self.inbox.take(missing, self.deadline_s), strict=True))
         except (BoardError, ModelError) as error:
             raise _at(name, error) from error
+        self._note_came(name, came, keys)
+        return came
+
+    def _note_came(self, name: str, came: Mapping[Key, Arrived], keys: Sequence[Key]) -> None:
         if self.notes is not None:
             for (_, giver, chunk), one in came.items():
                 what = name if len(keys) == len({key[1] for key in keys}) else f"{name}.{chunk}"
                 self.notes.note("receive", what, one.begun_s, one.ended_s, giver, one.size_bytes)
-        return came
 
     def _send(self, name: str, peer: BoardId, buffers: Buffers) -> None:
         begun_s = time.monotonic()
@@ -283,52 +331,11 @@ def _at(step: str, error: BoardError | ModelError) -> BoardError | ModelError:
     return same(f"{step}: {error}")
 
 
-def awaited_in(program: Program, board: BoardId) -> frozenset[Key]:
-    """Return all messages that `board` may wait for in its program, whatever the sizes of a request."""
-    collectives = [step for step in program.steps if isinstance(step, Collective)]
-    found = {
-        (step.tag, giver, chunk)
-        for step in collectives
-        for giver in may_give(step, board)
-        for chunk in range(step.chunks)
-    }
-    exchanges = [step for step in program.steps if isinstance(step, Exchange) and step.kind == "recv"]
-    return frozenset(found.union((step.tag, step.peer, 0) for step in exchanges))
-
-
-def turns_in(program: Program, sessions: Mapping[Run, Session]) -> tuple[Turn, ...]:
-    """Return what a board does in its order, with all that can be told before there are tensors."""
-    turns = list(program.turns())
-    staged = staying(program, lambda run: (sessions[run].inputs, sessions[run].outputs))
-    last = {name: at for at, (step, behind) in enumerate(turns) for name in _needs(step, behind, sessions)}
-    there, under_way = set(last), dict[str, Collective]()
-    found = []
-    for at, (step, behind) in enumerate(turns):
-        needed = (under_way[name] for name in _needs(step, behind, sessions) if name in under_way)
-        settles = tuple(dict.fromkeys(needed))
-        under_way = {name: begun for name, begun in under_way.items() if begun not in settles}
-        for begun in (step, behind):
-            if isinstance(begun, Collective):
-                under_way |= dict.fromkeys(makes(begun), begun)
-        there |= {name for begun in settles for name in makes(begun)}
-        if not isinstance(step, Collective):
-            there |= set(sessions[step].outputs if isinstance(step, Run) else step.tensors)
-        drops = tuple(sorted(name for name in there if last.get(name, -1) <= at))
-        there -= set(drops)
-        stays = staged.intersection(sessions[step].outputs if isinstance(step, Run) else ())
-        found.append(Turn(step=step, behind=behind, settles=settles, drops=drops, stays=stays))
-    return tuple(found)
-
-
 def _begun(step: Collective, tensors: Mapping[str, Array]) -> _Awaited:
     """Return a collective that was handed out; what it awaits, it keeps itself."""
     return _Awaited(step=step, mine={name: tensors[name] for name in needs(step) if name in tensors})
 
 
-def _needs(step: Step, behind: Collective | None, sessions: Mapping[Run, Session]) -> tuple[str, ...]:
-    """Return the tensors that a turn reads."""
-    if isinstance(step, Run):
-        return (*sessions[step].inputs, *((RANGE, *needs(behind)) if behind is not None else ()))
-    if isinstance(step, Collective):
-        return needs(step)
-    return () if step.kind == "recv" else step.tensors
+def _name(waits: _Awaited) -> str:
+    """Return how a collective is called in notes and errors."""
+    return f"{waits.step.kind} {waits.step.tag}"

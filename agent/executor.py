@@ -18,13 +18,14 @@ from types import MappingProxyType
 from typing import Final
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, Turn, awaited_in, turns_in
+from shoal.agent.attempt import Attempt
 from shoal.agent.connection import Purpose
 from shoal.agent.expected import Shapes
 from shoal.agent.inbox import Inbox, Key
 from shoal.agent.peers import ExchangeError, Peers
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook, Trace, Traces
+from shoal.agent.turns import Turn, awaited_in, turns_in
 from shoal.collective import Books
 from shoal.crossing import Crossed
 from shoal.encoding import to_json
@@ -238,6 +239,7 @@ class Executor:
             on_run=self._on_run,
             on_exchange=self._crossed,
             spare=self.spare,
+            busy=self._crowded,
             notes=Notebook() if header.traced else None,
         )
 
@@ -293,10 +295,13 @@ class Executor:
 
     def _crossed(self, crossed: Crossed, took_s: float) -> None:
         """Tell of an exchange unless another attempt may have held it up."""
-        with self._lock:
-            alone = sum(held.active for held in self._held.values()) == 1
-        if alone:
+        if not self._crowded():
             self._on_exchange(crossed, took_s)
+
+    def _crowded(self) -> bool:
+        """Say whether more than one attempt is under way."""
+        with self._lock:
+            return sum(held.active for held in self._held.values()) > 1
 
     def _enter(self, epoch: int) -> Held:
         with self._lock:

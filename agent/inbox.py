@@ -51,6 +51,8 @@ class Inbox:
         self._to_come = set(awaited)
         self._arrived: dict[Key, Arrived] = {}
         self._missing: set[Key] = set()
+        self._one_will_do = False
+        """Who waits wakes with the first of what is missing, and not with the last."""
         self._given_up: set[Key] = set()
         self._size_bytes = 0
         """Of what has come, or is coming, and was not taken yet."""
@@ -75,7 +77,7 @@ class Inbox:
             return True
 
     def put(self, key: Key, arrived: Arrived) -> bool:
-        """Take what was admitted and has come; the thread that waits wakes with the last it needs.
+        """Take what was admitted and has come; who waits wakes with the last it needs, or with the first.
 
         Returns False if nobody takes it out any more.
         """
@@ -86,6 +88,8 @@ class Inbox:
             self._arrived[key] = arrived
             if key in self._missing:
                 self._missing.discard(key)
+                if self._one_will_do:
+                    self._missing.clear()
                 if not self._missing:
                     self._ring()
             return True
@@ -125,13 +129,28 @@ class Inbox:
             raise BoardError(f"nothing came from {late[0][1]} in time")
         return [found[key] for key in keys]
 
-    def take_in_time(self, keys: Sequence[Key], until_s: float) -> dict[Key, Arrived]:
+    def take_first(self, keys: Sequence[Key], deadline_s: float) -> dict[Key, Arrived]:
+        """Return those of the messages `keys` that are here, once one or more are.
+
+        Raises as `take` does.
+        """
+        found = self.take_in_time(keys, deadline_s, one_will_do=True)
+        if keys and not found:
+            raise BoardError(f"nothing came from {keys[0][1]} in time")
+        return found
+
+    def take_in_time(
+        self, keys: Sequence[Key], until_s: float, *, one_will_do: bool = False
+    ) -> dict[Key, Arrived]:
         """Return those of the messages `keys` that are here: once all are, or at `until_s` (time.monotonic).
 
-        Raises what `end` was told.
+        With `one_will_do` it does not wait for the others once one is here.  Raises what `end` was told.
         """
         with self._lock:
             self._missing = {key for key in keys if key not in self._arrived}
+            self._one_will_do = one_will_do
+            if one_will_do and len(self._missing) < len(keys):
+                self._missing = set()
         while self._missing:
             self.check()
             left_s = until_s - time.monotonic()

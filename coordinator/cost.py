@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Final
 
-from shoal import codebooks
+from shoal import codebooks, merging
 from shoal import manifest as manifests
 from shoal.codec import PLAIN, Codec
 from shoal.coordinator.play import Played, Words, play
@@ -19,10 +19,10 @@ from shoal.coordinator.watts import UNTOLD, Powers, idle_w, request_j
 from shoal.coordinator.wires import SWITCHED, Cells, Wires, busiest_s
 from shoal.coordinator.work import run_s, segment_s, timings_at
 from shoal.errors import PlanError
-from shoal.manifest import Manifest, ShardCollective, Sharding
+from shoal.manifest import COLUMNS, Manifest, ShardCollective, Sharding
 from shoal.program import Collective, Exchange, Lane, Prediction, Program, Run, rows_of, serving
 from shoal.records import BoardId, LinkProfile, Profile
-from shoal.sizes import gathered_by, in_chunks, resized, sizes_at
+from shoal.sizes import gathered_by, given_by, in_chunks, resized, sizes_at
 from shoal.staging import staying
 from shoal.traffic import Flow, flows
 
@@ -189,6 +189,7 @@ def _plain(manifest: Manifest, profiles: Profiles, lane: Lane) -> Words:
     return Words(
         inputs=partial(_inputs, manifest),
         run_s=lambda board, run: (segment_s(profiles[board], run.segment),),
+        part_s=_no_parts,
         staged_s=lambda board, run: (staged_s(board, run, manifest.sizes),),
         sent_bytes=lambda step: sum(manifest.tensor_bytes[name] for name in step.tensors),
         flows=lambda _step: (),
@@ -294,6 +295,20 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
     def seconds(board: BoardId, run: Run) -> list[float]:
         return [run_s(manifest, profiles[board], run, one) for one in of_chunks(board, run)]
 
+    @cache
+    def given(codec: Codec, taker: BoardId) -> Mapping[BoardId, float]:
+        return given_by(codec, sizes(PLAIN, False), taker)
+
+    def part(board: BoardId, run: Run, givers: Sequence[BoardId]) -> float:
+        codec = gathered.get(run.segment, PLAIN)
+        each, share = sizes(codec, False)[board], sum(given(codec, board)[giver] for giver in givers)
+        attended_s = run_s(manifest, profiles[board], run.on_some, _attended(each, share))
+        if board in givers:
+            return attended_s
+        mixed_bytes = sum(spec.size_bytes(each) for spec in manifest.by_name[run.segment].outputs)
+        return attended_s + merging.COPIES * mixed_bytes * profiles[board].exchanges.decode_s["f32"]
+
+    @cache
     def staged(board: BoardId, run: Run) -> list[float]:
         if not profiles[board].staging_s:
             return [0.0] * run.chunks
@@ -302,6 +317,7 @@ def _divided(manifest: Manifest, profiles: Profiles, sharding: Sharding, lane: L
     return Words(
         inputs=cache(partial(_inputs, manifest)),
         run_s=seconds,
+        part_s=part,
         staged_s=staged,
         sent_bytes=_none,
         flows=lambda step: crossing(step).coded,
@@ -317,6 +333,18 @@ class _Crossing:
         self.coded = coded
         sent = sum(size for chunk in coded for _, _, size in chunk)
         self.ratio = sum(size for _, _, size in plain) / sent if sent else 1.0
+
+
+def _attended(sizes: Mapping[str, int], share: float) -> Mapping[str, int]:
+    """Return the sizes of named dimensions where a board attends to a share of the rows that it gathers."""
+    return {
+        name: max(1, round(share * size)) if name.startswith(COLUMNS) else size
+        for name, size in sizes.items()
+    }
+
+
+def _no_parts(board: BoardId, run: Run, _givers: Sequence[BoardId]) -> float:
+    raise PlanError(f"plan: {board} has no rows to attend to in parts in {run.segment}")
 
 
 def _none(step: Exchange) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from shoal.coordinator import hurry, partition, sharded, whole
 from shoal.coordinator.accuracy import Recipe, is_offered, lost_by
 from shoal.coordinator.buckets import by_size
-from shoal.coordinator.cost import memory_bytes, sharding_of
+from shoal.coordinator.cost import memory_bytes, needed_bytes, sharding_of
 from shoal.coordinator.gentle import Offer, gentlest
 from shoal.coordinator.goals import cost, why_unmet
 from shoal.coordinator.grades import named
@@ -32,6 +32,9 @@ from shoal.records import BoardId
 
 MAX_CHUNKS: Final = 3
 """In no more chunks rows are computed and gathered: each costs another run and another message."""
+PARTS_WORTH: Final = 0.02
+"""Rows are attended to as they come if that is predicted to be so much better, also than the same segments
+on all rows: it takes more of the processor's time, which is not free where boards do not stand still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,11 +297,8 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
     manifest, goal = question.manifest, question.goal
     measures = (True, False) if wide else (goal.objective == "latency",)
 
-    def priced(division: Division, recipe: Recipe, chunks: int = 1) -> Candidate | None:
-        lead, lane = division.boards[0], division.lane(chunks)
-        name = division.sharding.name
-        if lane.chunks != chunks:
-            return None  # nothing of it can be made in chunks
+    def priced(division: Division, recipe: Recipe, lane: Lane) -> Candidate | None:
+        lead, name = division.boards[0], division.sharding.name
         try:
             predicted = question.predict(lead, (lane,))
             if recipe.late:
@@ -326,20 +326,40 @@ def _sharded(question: Question, *, wide: bool) -> Iterator[Candidate]:
                     question, sharding, recipe.codecs, most, latency=latency, wide=wide and latency
                 )
                 if is_offered(recipe, question.recipes, sharding.name, len(division.boards))
-                and (candidate := priced(division, recipe)) is not None
+                and (candidate := priced(division, recipe, division.lane())) is not None
             ]
             if not found:
                 continue
             best, division = min(found, key=lambda each: goal.cost(each[0].predicted))
             finest = MAX_CHUNKS if sharding.strategy == "sequence" and not recipe.late else 1
             for chunks in range(2, finest + 1):
-                finer = priced(division, recipe, chunks)
+                lane = division.lane(chunks)
+                finer = priced(division, recipe, lane) if lane.chunks == chunks else None
                 if finer is None or goal.cost(finer.predicted) >= goal.cost(best.predicted):
                     break
                 best = finer
+            lane = division.lane(in_parts=goal.plain and not recipe.late)
+            if lane.in_parts and _apart(question, lane):
+                parts, at_once = (priced(division, recipe, each) for each in (lane, lane.at_once))
+                if parts is not None and at_once is not None:
+                    least = (1 - PARTS_WORTH) * min(goal.cost(each.predicted) for each in (best, at_once))
+                    best = parts if goal.cost(parts.predicted) < least else best
             yield best
             if wide:
                 yield from (candidate for candidate, _ in found)
+
+
+def _apart(question: Question, lane: Lane) -> bool:
+    """Say whether boards can attend to rows as they come: they hold what they run for it, in one memory.
+
+    With a device each part would be copied there and back, which is not reckoned.
+    """
+    profiles = question.profiles
+    return all(
+        not profiles[board].staging_s
+        and needed_bytes(question.manifest, (program,)) <= profiles[board].memory_bytes
+        for board, program in lane.programs.items()
+    )
 
 
 def _why_nothing_fits(question: Question) -> str:

@@ -2,7 +2,8 @@
 
 As on a board, a collective begins at its step, or with the first chunk of the run before it, and is awaited
 by the first later step that needs a tensor of it, so what travels meanwhile costs nothing while the board
-computes.
+computes.  A run that attends to gathered rows as they come (`Run.partial`) does so as on a board: to the
+board's own if it would stand still, then to all that has come meanwhile.
 """
 
 import heapq
@@ -17,6 +18,7 @@ from shoal.collective import BOUNDS
 from shoal.coordinator.wires import Floats, Indices, Wires
 from shoal.crossing import give_s, take_s
 from shoal.errors import PlanError
+from shoal.merging import in_parts
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId, ExchangeCosts
 from shoal.traffic import Flow
@@ -30,6 +32,9 @@ class Words:
     """The tensors that a segment reads."""
     run_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk; a board with few rows may have fewer chunks than the run says."""
+    part_s: Callable[[BoardId, Run, Sequence[BoardId]], float]
+    """Of a run that attends to gathered rows, on those of some boards only; without its own among them, what
+    comes of it is merged with what came before."""
     staged_s: Callable[[BoardId, Run], Sequence[float]]
     """Of each chunk: in which the board copies tensors to its device and back besides."""
     sent_bytes: Callable[[Exchange], int]
@@ -96,6 +101,8 @@ class _Mail:
     missing: list[int]
     there_s: Floats
     end_s: Mapping[int, float]
+    came: list[list[tuple[float, int]]]
+    """To each board: when what each other board sent is there."""
 
 
 class _Stage:
@@ -103,8 +110,12 @@ class _Stage:
         self._boards = list(lane.programs)
         self._index = {board: index for index, board in enumerate(self._boards)}
         self._lead, self._wires, self._words = self._index[lead], wires, words
+        self._apart = [
+            in_parts(program, lambda run: words.inputs(run.segment)) for program in lane.programs.values()
+        ]
         self._scripts = [
-            _script(program, words.inputs, leads=board == lead) for board, program in lane.programs.items()
+            _script(program, words.inputs, apart, leads=board == lead)
+            for (board, program), apart in zip(lane.programs.items(), self._apart, strict=True)
         ]
         self._costs = [words.costs(board) for board in self._boards]
         self._now_s = [0.0] * len(self._boards)
@@ -127,6 +138,10 @@ class _Stage:
             lacks, there_s = self._lacks(board, awaited, step)
             if lacks is not None:
                 self._stuck[lacks] = board
+            elif isinstance(step, Run) and step in self._apart[board] and there_s > self._now_s[board]:
+                position[board] += 1
+                self._attend(board, step, self._mail[self._apart[board][step].tag])
+                heapq.heappush(due, (self._now_s[board], board))
             elif there_s > self._now_s[board]:
                 self._now_s[board] = there_s
                 self._played.waits += board == self._lead
@@ -187,6 +202,30 @@ class _Stage:
         self._posted[board, target, step.tag] = float(there_s)
         return self._wake((board, target, step.tag))
 
+    def _attend(self, board: int, run: Run, mail: _Mail) -> None:
+        """Attend to the board's own rows, of which it knows when those of others come, and then to these.
+
+        What it does with what came takes as long for each message.
+        """
+        name, words = self._boards[board], self._words
+        left = sorted(mail.came[board])
+        each_s = mail.end_s[board] / len(left)
+        givers = [name]
+        while True:
+            here = [source for there_s, source in left if there_s <= self._now_s[board]]
+            left = left[len(here) :]
+            givers += [self._boards[source] for source in here]
+            attended_s = words.part_s(name, run, givers)
+            self._work(board, each_s * len(here) + attended_s)
+            if board == self._lead:
+                self._played.compute_s += attended_s
+            if not left:
+                return
+            if left[0][0] > self._now_s[board]:
+                self._now_s[board] = left[0][0]
+                self._played.waits += board == self._lead
+            givers = []
+
     def _begin(self, board: int, step: Collective, chunk: int) -> list[int]:
         mail = self._mail_of(step)
         parcel = self._shape(step).parcels[chunk].get(board)
@@ -197,7 +236,8 @@ class _Stage:
         there_s = self._send(board, targets, parcel.size_bytes)
         mail.there_s[targets] = np.maximum(mail.there_s[targets], there_s)
         woken: list[int] = []
-        for target in targets.tolist():
+        for target, target_s in zip(targets.tolist(), there_s.tolist(), strict=True):
+            mail.came[target].append((target_s, board))
             mail.missing[target] -= 1
             if not mail.missing[target]:
                 woken += self._wake((target, step.tag))
@@ -216,7 +256,10 @@ class _Stage:
         found = self._mail.get(step.tag)
         if found is None:
             shape = self._shape(step)
-            found = self._mail[step.tag] = _Mail(list(shape.coming), np.zeros(len(self._boards)), shape.end_s)
+            count = len(self._boards)
+            found = self._mail[step.tag] = _Mail(
+                list(shape.coming), np.zeros(count), shape.end_s, [[] for _ in range(count)]
+            )
         return found
 
     def _shape(self, step: Collective) -> _Shape:
@@ -273,11 +316,16 @@ class _Stage:
 
 
 def _script(
-    program: Program, inputs: Callable[[str], tuple[str, ...]], *, leads: bool
+    program: Program,
+    inputs: Callable[[str], tuple[str, ...]],
+    apart: Mapping[Run, Collective],
+    *,
+    leads: bool,
 ) -> list[tuple[tuple[int, ...], Step | None, int]]:
     """Return the steps of a program, each with the tags of what it has to wait for, and with its chunk.
 
-    The lead waits in the end for all that is still to come: the answer is among it.
+    For what is in parts, `apart`, all but its gather is waited for before.  The lead waits in the end for all
+    that is still to come: the answer is among it.
     """
     coming: dict[str, int] = {}
     script: list[tuple[tuple[int, ...], Step | None, int]] = []
@@ -285,6 +333,9 @@ def _script(
         tags = {coming[name] for name in _needs(step, inputs) if name in coming}
         if tags:
             coming = {name: tag for name, tag in coming.items() if tag not in tags}
+        if isinstance(step, Run) and step in apart and len(tags) > 1:
+            script.append((tuple(sorted(tags - {apart[step].tag})), None, 0))
+            tags = {apart[step].tag}
         script.append((tuple(sorted(tags)), step, chunk))
         if isinstance(step, Collective):
             made = (*step.made, RANGE, BOUNDS) if step.kind == "scatter" else step.made

@@ -157,7 +157,8 @@ def plan(found: Plan) -> str:
             does = (
                 f"runs {runs[0]} to {runs[-1]}" if len(runs) > 1 else f"runs {runs[0]}" if runs else "leads"
             )
-            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}{in_chunks(lane.chunks)}")
+            how = in_chunks(lane.chunks) + (", attends to rows as they come" if lane.in_parts else "")
+            lines.append(f"  lane {index}{_which(lane, found.lanes)}: {board} {does}{how}")
     return "\n".join(lines)
 
 

@@ -40,8 +40,10 @@ class Division:
     boards: Sequence[BoardId]
     shares: Sequence[float]
 
-    def lane(self, chunks: int = 1, deadline_s: float = 0.0, late_rows: float = 1.0) -> Lane:
-        """Return the lane; what can be is gathered in `chunks`, or by a deadline; see `shoal.sharding`.
+    def lane(
+        self, chunks: int = 1, deadline_s: float = 0.0, late_rows: float = 1.0, *, in_parts: bool = False
+    ) -> Lane:
+        """Return the lane; what can be is gathered in `chunks`, by a deadline, in parts (`shoal.sharding`).
 
         Raises PlanError if there are too few of some units for these shares.
         """
@@ -54,6 +56,7 @@ class Division:
             chunks,
             deadline_s,
             late_rows,
+            in_parts=in_parts,
         )
         return Lane(programs=told, weight=1.0)
 

@@ -11,9 +11,11 @@ from shoal.exporter.bundle import BLOBS
 from shoal.exporter.samples import Sample
 from shoal.exporter.together import Opened, Runs, play
 from shoal.exporter.verify import Answer, compare_runs, refused
+from shoal.manifest import COLUMNS as COLUMN_DIM
 from shoal.manifest import Segment, Sharding, ShardRun, Verification
+from shoal.merging import Part, merged
 from shoal.parts import pieces, range_of, write_part
-from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Run
+from shoal.program import COLUMNS, LOG_COUNTS, RANGE, Run, ranges
 from shoal.records import Array, BoardId
 from shoal.session import Session, open_session
 from shoal.sharding import programs
@@ -22,6 +24,8 @@ SHARES: Final = ((0.5, 0.5), (0.7, 0.3), (0.2, 0.5, 0.3), (0.25,) * 4, (0.1, 0.2
 """How units are divided; boards that the model has no units for are left out."""
 FOR_MEANS: Final = (0.7, 0.3)
 """How they are divided when the segments for means are played."""
+PIECES: Final = 3
+"""In so many pieces rows are attended to when the segments for parts are played."""
 
 
 class Proof:
@@ -60,11 +64,7 @@ class Proof:
 
     def for_means(self, name: str, sharding: Sharding) -> Verification:
         """Play the segments for means of a sharding as two boards, on the last question, and compare."""
-        steps = (
-            replace(step, segment=step.for_means) if isinstance(step, ShardRun) and step.for_means else step
-            for step in sharding.steps
-        )
-        swapped = replace(sharding, steps=tuple(steps))
+        swapped = _for_means(sharding)
         names = {step.for_means for step in sharding.steps if isinstance(step, ShardRun)}
         opened = _AsMeans(self._opened(sharding), names, causal=sharding.causal)
 
@@ -73,15 +73,54 @@ class Proof:
 
         return compare_runs(name, run, self._questions[-1:], self._wanted[-1:])
 
+    def for_parts(self, name: str, sharding: Sharding, *, means: bool) -> Verification:
+        """Play the segments of a sharding that attend to parts of rows as two boards, on the last question.
+
+        The parts are others than those of the boards, and are merged from the last one on.
+        """
+        steps = [step for step in sharding.steps if isinstance(step, ShardRun)]
+        opened: Opened = _ByParts(self._opened(sharding), {one.name: one for one in sharding.segments})
+        if means:
+            apart = [step.means_in_parts for step in steps if step.means_in_parts]
+            names = {step.for_means for step in steps}.union(*((one.attend, one.partial) for one in apart))
+            opened = _AsMeans(opened, names, causal=sharding.causal)
+            sharding = _for_means(sharding)
+
+        def run(samples: Sequence[Sample]) -> list[Answer]:
+            return [
+                self._played(sharding, FOR_MEANS, -1, sample, opened, in_parts=True) for sample in samples
+            ]
+
+        return compare_runs(name, run, self._questions[-1:], self._wanted[-1:])
+
     def _opened(self, sharding: Sharding) -> "Segments":
         return Segments(self._folder, {segment.name: segment for segment in sharding.segments})
 
     def _played(
-        self, sharding: Sharding, shares: Sequence[float], lead: int, sample: Sample, opened: Opened
+        self,
+        sharding: Sharding,
+        shares: Sequence[float],
+        lead: int,
+        sample: Sample,
+        opened: Opened,
+        *,
+        in_parts: bool = False,
     ) -> Answer:
         boards = [BoardId(f"board-{index}") for index in range(len(shares))]
-        tensors = play(programs(sharding, boards, boards[lead], shares), boards[lead], sample, opened)
+        told = programs(sharding, boards, boards[lead], shares, in_parts=in_parts)
+        tensors = play(told, boards[lead], sample, opened)
         return {name: tensors[name] for name in self._outputs}
+
+
+def _for_means(sharding: Sharding) -> Sharding:
+    """Return the sharding with its segments for means in the place of the others."""
+    steps = (
+        replace(step, segment=step.for_means, in_parts=step.means_in_parts)
+        if isinstance(step, ShardRun) and step.for_means
+        else step
+        for step in sharding.steps
+    )
+    return replace(sharding, steps=tuple(steps))
 
 
 class Segments:
@@ -135,3 +174,45 @@ class _EachForItself:
         columns = np.arange(stop if self._causal else total)
         counted = {LOG_COUNTS: np.zeros(len(columns), np.float32), COLUMNS: columns}
         return self._segment.run({**inputs, **counted})
+
+
+class _ByParts:
+    """Opens what attends to gathered rows on some of these, in place of all, part by part."""
+
+    def __init__(self, opened: Opened, segments: Mapping[str, Segment]) -> None:
+        self._opened, self._segments = opened, segments
+
+    def __call__(self, run: Run) -> Runs:
+        if not run.partial:
+            return self._opened(run)
+        return InPieces(self._opened(run.on_some), self._segments[run.partial])
+
+
+class InPieces:
+    """Runs a segment that attends to some of the gathered rows on pieces of these, the last one first."""
+
+    def __init__(self, opened: Runs, segment: Segment, pieces: int = PIECES) -> None:
+        """Take the segment, and how it is run."""
+        self._opened, self._pieces = opened, pieces
+        self._mixed, self._log_sum = (spec.name for spec in segment.outputs)
+        self._axes = {
+            spec.name: axis
+            for spec in segment.inputs
+            for axis, dim in enumerate(spec.shape)
+            if isinstance(dim, str) and dim.startswith(COLUMN_DIM)
+        }
+
+    def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]:
+        """Return what the segment makes of all of the rows."""
+        rows = min(inputs[name].shape[axis] for name, axis in self._axes.items())
+        found: Part | None = None
+        for start, stop in reversed(ranges(rows, self._pieces)):
+            piece = {
+                name: inputs[name][(slice(None),) * axis + (slice(start, stop),)]
+                for name, axis in self._axes.items()
+            }
+            ran = self._opened.run({**inputs, **piece})
+            part = Part(mixed=ran[self._mixed], log_sum=ran[self._log_sum])
+            found = part if found is None else merged(found, part)
+        assert found is not None, "boards gather one row at least"
+        return {self._mixed: found.mixed}

@@ -54,13 +54,19 @@ class ShardWriter:
 
         `prefix` begins the name of each segment; `covering` are numbers of units that serve several each.
         """
-        self._model, self._graph, self._tensors = model, graph, tensors
+        self._model, self._graph = model, graph
+        self.tensors = dict(tensors)
+        """The model's tensors at the sample sizes, and what is made besides."""
         self._units, self._folder, self._prefix = units, folder, prefix
-        self._weights = initializers(model.graph)
+        self.weights = initializers(model.graph)
         self._covering = frozenset(covering)
         self.sizes: dict[str, int] = {}
         """What the named dimensions of the boards' tensors are at the sample sizes."""
         self.segments: list[Segment] = []
+
+    def named(self, name: str) -> str:
+        """Return what a segment is called in the bundle."""
+        return f"{self._prefix}-{name}"
 
     def ahead(self, roots: Sequence[str], outputs: Sequence[str]) -> list[ShardStep]:
         """Write what the lead runs before anything is divided: all that makes `roots`."""
@@ -108,14 +114,14 @@ class ShardWriter:
         wanted = Wanted(division, stages, outputs)
         steps: list[ShardStep] = []
         for number, (one, (before, beside)) in enumerate(zip(stages.stages, groups, strict=True)):
-            steps += self._segment(f"{number:03}a", division, before, wanted)
+            steps += self.segment(f"{number:03}a", division, before, wanted)
             meeting = [division.items[i] for i in one.meeting]
             steps += self._meetings(division, meeting, to_lead=False)
-            steps += self._segment(f"{number:03}b", division, beside, wanted)
+            steps += self.segment(f"{number:03}b", division, beside, wanted)
             collected = [division.items[i] for i in one.collected]
             steps += self._meetings(division, collected, to_lead=True)
         tail = [i for i in stages.tail if isinstance(division.items[i], Work)]
-        return [*steps, *self._segment("tail", division, tail, wanted, lead_only=True)]
+        return [*steps, *self.segment("tail", division, tail, wanted, lead_only=True)]
 
     def for_means(
         self, steps: Sequence[ShardStep], division: Division, stages: Stages, outputs: Sequence[str]
@@ -142,10 +148,10 @@ class ShardWriter:
             for name in made:
                 if name in division.against_means:
                     raise NotDivisibleError(division.against_means[name])
-            self._segment(f"{plain}-means", division, works, wanted, lead_only=plain == "tail")
+            self.segment(f"{plain}-means", division, works, wanted, lead_only=plain == "tail")
             if not any(spec.name == LOG_COUNTS for spec in self.segments[-1].inputs):
                 raise NotDivisibleError(f"segment {plain}: has no Softmax along the rows that it gathered")
-            written[f"{self._prefix}-{plain}"] = self.segments[-1].name
+            written[self.named(plain)] = self.segments[-1].name
         if not written:
             raise NotDivisibleError("boards work with none of the rows that they gather")
         return [
@@ -176,7 +182,7 @@ class ShardWriter:
             )
         return found
 
-    def _segment(
+    def segment(
         self,
         name: str,
         division: Division,
@@ -184,8 +190,9 @@ class ShardWriter:
         wanted: Wanted,
         *,
         lead_only: bool = False,
+        besides: Sequence[str] = (),
     ) -> list[ShardStep]:
-        """Write the works as one segment, if there are any."""
+        """Write the works as one segment, if there are any; it hands on what others need, and `besides`."""
         if not works:
             return []
         items = [division.items[i] for i in (*wanted.copies_for(works), *works)]
@@ -194,13 +201,14 @@ class ShardWriter:
             protos = [_of_all(proto, division) for proto in protos]
         made = {name for proto in protos for name in proto.output}
         handed_on = [n for i in works for n in division.items[i].makes if wanted.outside(n, works)]
+        handed_on += besides
         protos = [*self._copies(protos, made), *protos]
         made |= {n for proto in protos for n in proto.output}
         taken = dict.fromkeys(
             n
             for proto in protos
             for n in proto.input
-            if n and not (n in made or n in self._weights or n in division.constants or n in division.slices)
+            if n and not (n in made or n in self.weights or n in division.constants or n in division.slices)
         )
         self._write(name, protos, list(taken), handed_on, division)
         return [ShardRun(segment=self.segments[-1].name, lead_only=lead_only)]
@@ -224,7 +232,7 @@ class ShardWriter:
         handed_on: Sequence[str],
         division: Division,
     ) -> None:
-        name = f"{self._prefix}-{name}"
+        name = self.named(name)
         names = {n for proto in protos for n in (*proto.input, *proto.output)}.union(taken, handed_on)
         local = {n: self._local(division.values.get(n, Value(source=n))) for n in names}
         read = {n for proto in protos for n in proto.input}
@@ -233,7 +241,7 @@ class ShardWriter:
         )
         model.graph.name = name
         model.graph.node.extend(protos)
-        model.graph.initializer.extend(w for n, w in self._weights.items() if n in read)
+        model.graph.initializer.extend(w for n, w in self.weights.items() if n in read)
         slices = tuple(
             self._slice(model.graph, n, *division.slices[n]) for n in sorted(read & division.slices.keys())
         )
@@ -269,7 +277,7 @@ class ShardWriter:
     def _slice(self, graph: onnx.GraphProto, own: str, weight: str, dim: Dim) -> Slice:
         """Add the weight of which a board holds a range to `graph`, whole and in a file of its own."""
         tensor = graph.initializer.add()
-        tensor.CopyFrom(self._weights[weight])
+        tensor.CopyFrom(self.weights[weight])
         tensor.name = own
         if not is_external(tensor):
             refer(tensor, store(numpy_helper.to_array(tensor).tobytes(), self._folder))
@@ -303,7 +311,7 @@ class ShardWriter:
 
     def _local(self, value: Value) -> Tensor:
         """Return what is known of a tensor of the board's own graph, at the sample sizes."""
-        known = self._tensors.get(value.source)
+        known = self.tensors.get(value.source)
         if known is None:  # made by the exporter to count with
             dtype = "float32" if value.source.endswith("float32") else "int64"
             if value.source == RANGE:

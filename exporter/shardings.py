@@ -9,6 +9,7 @@ What is found has to answer as the original does (`prove`).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ import onnx
 
 from shoal.errors import ModelError, PlanError
 from shoal.exporter.annotate import Layout, layout_of
+from shoal.exporter.apart import write_in_parts
 from shoal.exporter.axes import Dim
 from shoal.exporter.costs import flops
 from shoal.exporter.decompose import decompose
@@ -32,7 +34,7 @@ from shoal.exporter.slices import Slices, find_slices
 from shoal.exporter.stages import stage
 from shoal.exporter.verify import Answer, refused
 from shoal.exporter.view import initializers
-from shoal.manifest import Sharding, Verification
+from shoal.manifest import Sharding, ShardRun, Verification
 from shoal.memory import give_back
 
 
@@ -114,6 +116,8 @@ class ShardingSearch:
             return
         is_causal = self._shardings[-1].causal
         self._means(roots, causal=is_causal)
+        if not is_causal:
+            self._parts(roots)
         points = self._hidden_points(self._divide(roots, causal=is_causal))
         if not points:
             return
@@ -150,6 +154,31 @@ class ShardingSearch:
         if not found.verified:
             self._shardings.append(plain)
         self._verification.append(found)
+
+    def _parts(self, roots: Mapping[str, Dim | None]) -> None:
+        """Give the sequence that was found last segments to attend to parts of rows, and those for means."""
+        plain = self._shardings[-1]
+        steps = [step for step in plain.steps if isinstance(step, ShardRun)]
+        for means in (False, True) if any(step.for_means for step in steps) else (False,):
+            found = self._attempt(
+                f"{plain.name}{'-means' if means else ''}-parts",
+                partial(self._in_parts, self._shardings.pop(), roots, means=means),
+                partial(self._proof.for_parts, means=means),
+            )
+            if not found.verified:
+                self._shardings.append(plain)
+            plain = self._shardings[-1]
+            self._verification.append(found)
+
+    def _in_parts(
+        self, plain: Sharding, roots: Mapping[str, Dim | None], _name: str, *, means: bool
+    ) -> Sharding:
+        division = self._divide(roots, causal=False, means=means)
+        writer = self._sequence_writer(plain.name, plain.units)
+        outputs = self._model.outputs
+        stages = stage(division, outputs)
+        steps = write_in_parts(writer, plain.steps, division, stages, outputs, self._model.opset, means=means)
+        return replace(plain, steps=tuple(steps), segments=(*plain.segments, *writer.segments))
 
     def _attempt(
         self,

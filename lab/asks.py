@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from shoal.agent.waiting import Turn
 from shoal.lab.report import Fate
-from shoal.lab.steps import Await, Move
+from shoal.lab.steps import Attend, Await, Move
 from shoal.program import Plan
 from shoal.records import BoardId
 
@@ -49,9 +49,11 @@ class Attempt:
     moves: Mapping[BoardId, tuple[Move, ...]]
     begun_s: float
     position: dict[BoardId, int] = field(default_factory=dict)
-    arrived: dict[tuple[BoardId, int], int] = field(default_factory=lambda: defaultdict(int))
-    """How many messages have come, by receiver and tag."""
-    waiting: dict[BoardId, Await] = field(default_factory=dict)
+    arrived: dict[tuple[BoardId, int], list[BoardId]] = field(default_factory=lambda: defaultdict(list))
+    """Whose messages have come, by receiver and tag, ..."""
+    attended: dict[tuple[BoardId, int], list[BoardId]] = field(default_factory=lambda: defaultdict(list))
+    """... and whose rows the receiver has attended to, or is just doing so."""
+    waiting: dict[BoardId, Await | Attend] = field(default_factory=dict)
     over: bool = False
 
 

@@ -16,7 +16,7 @@ from shoal.lab.asks import Ask, Attempt, Part, Use
 from shoal.lab.calibration import Calibration
 from shoal.lab.report import Fate
 from shoal.lab.shaping import DESK
-from shoal.lab.steps import Await, Code, Hand, Move, Work, moves_of
+from shoal.lab.steps import Attend, Await, Code, Hand, Move, Work, moves_of
 from shoal.lab.told import Told
 from shoal.lab.traffic import Traffic
 from shoal.lab.virtual import Timeline, Worker
@@ -331,14 +331,14 @@ class Dispatcher:
         for target, size_bytes in move.parcels:
             arrives_s = self._traffic.send(board, target, int(size_bytes * share), now_s)
             if arrives_s < math.inf:
-                self._timeline.at(arrives_s, self._arrival(attempt, target, move.tag))
+                self._timeline.at(arrives_s, self._arrival(attempt, board, target, move.tag))
         return True
 
-    def _arrival(self, attempt: Attempt, target: BoardId, tag: int) -> Callable[[], None]:
+    def _arrival(self, attempt: Attempt, source: BoardId, target: BoardId, tag: int) -> Callable[[], None]:
         def arrive() -> None:
             if attempt.over or not self._workers[target].alive or target in self._stuck:
                 return
-            attempt.arrived[target, tag] += 1
+            attempt.arrived[target, tag].append(source)
             if target not in attempt.position:  # the first tensor of an attempt begins it
                 attempt.position[target] = 0
                 self._advance(attempt, target)
@@ -354,9 +354,37 @@ class Dispatcher:
         attempt.waiting[board] = move
         return False
 
+    def _attend(self, attempt: Attempt, board: BoardId, move: Attend) -> bool:
+        """Attend to all rows at once if they are here, else to those that are, and come back for others."""
+        came, done = attempt.arrived[board, move.tag], attempt.attended[board, move.tag]
+        if len(done) == len(move.each):
+            return True
+        attempt.position[board] -= 1
+        new = [giver for giver in (board, *came) if giver not in done]
+        everyone = len(came) == len(move.each) - 1
+        if not new or not (everyone or self._alone(attempt, board)):
+            attempt.waiting[board] = move
+            return False
+        seconds = move.decode_s * sum(giver != board for giver in new) + (move.merge_s if done else 0.0)
+        more = sum(move.each[giver] for giver in new)
+        at_once = everyone and not done
+        work = move.work if at_once else Work(move.partial.segment, move.partial.share + more)
+        done += new
+
+        def attend() -> None:
+            self._work(attempt, board, work)
+
+        self._workers[board].spend(seconds * attempt.part.share, attend)
+        return False
+
+    def _alone(self, attempt: Attempt, board: BoardId) -> bool:
+        """Say whether no other attempt is under way at a board."""
+        others = (each for each in self._attempts if each is not attempt and board in each.position)
+        return all(each.position[board] == len(each.moves[board]) for each in others)
+
     @staticmethod
-    def _is_here(attempt: Attempt, board: BoardId, move: Await) -> bool:
-        return attempt.arrived[board, move.tag] == len(move.boards)
+    def _is_here(attempt: Attempt, board: BoardId, move: Await | Attend) -> bool:
+        return isinstance(move, Attend) or len(attempt.arrived[board, move.tag]) == len(move.boards)
 
 
 _MOVES: Final[Mapping[type, Callable[..., bool]]] = {
@@ -364,4 +392,5 @@ _MOVES: Final[Mapping[type, Callable[..., bool]]] = {
     Hand: Dispatcher._hand,  # noqa: SLF001
     Await: Dispatcher._await,  # noqa: SLF001
     Code: Dispatcher._code,  # noqa: SLF001
+    Attend: Dispatcher._attend,  # noqa: SLF001
 }

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from shoal.codec import PLAIN
 from shoal.collective import BOUNDS
 from shoal.crossing import give_s, take_s
 from shoal.lab.calibration import Calibration
 from shoal.manifest import Manifest, ShardCollective, Sharding
+from shoal.merging import COPIES, in_parts
 from shoal.program import RANGE, Collective, Exchange, Lane, Program, Run, Step
 from shoal.records import BoardId, ExchangeCosts, TensorSpec
-from shoal.sizes import counts_of, gathered_by, in_chunks, sizes_at
+from shoal.sizes import counts_of, gathered_by, given_by, in_chunks, sizes_at
 from shoal.traffic import Flow, flows
 
 Flows = Mapping[int, Sequence[Sequence[Flow]]]
@@ -52,7 +54,24 @@ class Code:
     seconds: float
 
 
-Move = Work | Hand | Await | Code
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Attend to the board's own rows and to those that others hand over under the tag, as they come."""
+
+    tag: int
+    work: Work
+    """To all at once."""
+    partial: Work
+    """To those of some boards: so much of its time whoever they are,"""
+    each: Mapping[BoardId, float]
+    """and so much more for the rows of each, the board's own too."""
+    decode_s: float
+    """Processor time to take in what one board sent, ..."""
+    merge_s: float
+    """... and to put together what the board made of two parts."""
+
+
+Move = Work | Hand | Await | Code | Attend
 
 
 def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[BoardId, tuple[Move, ...]]:
@@ -85,6 +104,7 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
         if step.kind in ("gather", "reduce")
     }
     found = {}
+    plain = dict(zip(boards, sizes[PLAIN], strict=True))
     for index, board in enumerate(boards):
         program = lane.programs[board]
         gathered = gathered_by(manifest, program)
@@ -93,8 +113,47 @@ def moves_of(manifest: Manifest, calibration: Calibration, lane: Lane) -> dict[B
             codec = gathered.get(run.segment, PLAIN)
             own = (of_all if run.segment in of_lead else sizes)[codec][index]
             work[run] = [_share(manifest, calibration, run, chunk) for chunk in in_chunks(own, run.chunks)]
-        found[board] = _moves(manifest, board, program, work, crossing, floats, calibration.exchanges)
+        moves = _moves(manifest, board, program, work, crossing, floats, calibration.exchanges)
+        for run, gather in in_parts(program, partial(_takes, manifest)).items():
+            own, given = sizes[gather.codec][index], given_by(gather.codec, plain, board)
+            moves = _attending(manifest, calibration, moves, run, gather.tag, own, given)
+        found[board] = moves
     return found
+
+
+def _attending(
+    manifest: Manifest,
+    calibration: Calibration,
+    moves: Sequence[Move],
+    run: Run,
+    tag: int,
+    sizes: Mapping[str, int],
+    given: Mapping[BoardId, float],
+) -> tuple[Move, ...]:
+    """Return the moves of a board that does not wait for all that comes under a tag before it does a run.
+
+    It has these sizes there, and each board gives a part of the rows.
+    """
+    at = next(i for i, move in enumerate(moves) if isinstance(move, Await) and move.tag == tag)
+    taking = moves[at + 1]
+    rest = moves[at + 1 + isinstance(taking, Code) :]
+    then = next(i for i, move in enumerate(rest) if isinstance(move, Work) and move.segment == run.segment)
+    work = rest[then]
+    assert isinstance(work, Work)  # it was looked for
+    segment, law = manifest.by_name[run.partial], calibration.laws[run.partial]
+    rows, attended, batch = counts_of(manifest, segment, sizes)
+    least_s, all_s = (law.seconds(rows, count, batch) for count in (0, attended))
+    usual_s, costs = calibration.seconds[run.partial], calibration.exchanges
+    mixed_bytes = sum(spec.size_bytes(sizes) for spec in manifest.by_name[run.segment].outputs)
+    attend = Attend(
+        tag=tag,
+        work=work,
+        partial=Work(run.partial, least_s / usual_s),
+        each={board: part * (all_s - least_s) / usual_s for board, part in given.items()},
+        decode_s=taking.seconds / (len(given) - 1) if isinstance(taking, Code) else 0.0,
+        merge_s=COPIES * mixed_bytes * costs.decode_s["f32"],
+    )
+    return (*moves[:at], *rest[:then], attend, *rest[then + 1 :])
 
 
 def _bytes(crossing: Sequence[Flow]) -> int:
@@ -166,11 +225,15 @@ def _coding(seconds: float) -> tuple[Move, ...]:
 def _needs(manifest: Manifest, step: Step) -> frozenset[str]:
     """Return the tensors that a step takes."""
     if isinstance(step, Run):
-        return frozenset(spec.name for spec in manifest.by_name[step.segment].inputs)
+        return _takes(manifest, step)
     if isinstance(step, Exchange) and step.kind == "recv":
         return frozenset()
     own = (BOUNDS,) if isinstance(step, Collective) and step.rows else ()
     return frozenset((*step.tensors, *own))
+
+
+def _takes(manifest: Manifest, run: Run) -> frozenset[str]:
+    return frozenset(spec.name for spec in manifest.by_name[run.segment].inputs)
 
 
 def _makes(step: Collective) -> frozenset[str]:

@@ -103,12 +103,19 @@ def handed_out(
 
 
 def made_of(
-    step: Collective, board: BoardId, tensors: Tensors, handed: Handed, books: Books = NO_BOOKS
+    step: Collective,
+    board: BoardId,
+    tensors: Tensors,
+    handed: Handed,
+    books: Books = NO_BOOKS,
+    *,
+    with_own: bool = True,
 ) -> dict[str, Array]:
     """Return the tensors that `board` has after the step, given what the others handed it.
 
-    Where the step has a deadline, some of those who were waited for may be missing.  Raises MisfitError,
-    which names the giver, if that does not fit.
+    Of a gather some of those who were waited for may be missing, and unless `with_own` its own rows are left
+    out: then it is made of the rows of those who are there.  Raises MisfitError, which names the giver, if
+    that does not fit.
     """
     if step.kind in ("broadcast", "scatter"):
         names = step.made if step.kind == "broadcast" else (*step.made, RANGE, BOUNDS)
@@ -126,7 +133,8 @@ def made_of(
     givers = [
         giver
         for giver in step.boards
-        if _gives(step, giver, board) and (giver in handed or (giver == board and mine is not None))
+        if _gives(step, giver, board)
+        and (giver in handed or (giver == board and mine is not None and with_own))
     ]
     if step.kind == "reduce":
         return _reduced(step, board, mine or (), givers, handed)
@@ -230,7 +238,8 @@ def _what_columns_stand_for(
         index = step.boards.index(giver)
         begin, end = edges[index], edges[index + 1]
         chunks.append(tuple((a + begin, b - a) for a, b in ranges(end - begin, step.chunks)))
-    log_counts, columns = _stood_for(step.codec, tuple(chunks), givers.index(board))
+    own = givers.index(board) if board in givers else -1
+    log_counts, columns = _stood_for(step.codec, tuple(chunks), own)
     return {LOG_COUNTS: log_counts, COLUMNS: columns}
 
 
@@ -238,7 +247,10 @@ def _what_columns_stand_for(
 def _stood_for(
     codec: Codec, chunks: tuple[tuple[tuple[int, int], ...], ...], own: int
 ) -> tuple[Array, Array]:
-    """Return the columns for each board's chunks, of which the first row and the number of rows are given."""
+    """Return the columns for each board's chunks, of which the first row and the number of rows are given.
+
+    `own` is which of the boards has its rows as they are; -1: none.
+    """
     stood: list[int] = []
     columns: list[int] = []
     for index, each in enumerate(chunks):

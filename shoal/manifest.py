@@ -27,6 +27,7 @@ from typing import Literal
 from shoal.encoding import build
 from shoal.errors import ModelError, WireError
 from shoal.measured import Calibration, Codebook, Deviation
+from shoal.older import renewed
 from shoal.records import Blob, Sha256, TensorSpec, check_name
 from shoal.segment import COLUMNS as COLUMNS
 from shoal.segment import ROWS as ROWS
@@ -39,11 +40,12 @@ from shoal.segment import memory_bytes as memory_bytes
 from shoal.segment import swapped, swapped_name
 
 FORMAT = "shoal-bundle"
-VERSION = 4
+VERSION = 5
 """What is written.  From 4 on, what boards gather can be for the lead alone, which then has it of all boards,
-also where they attend to earlier ones only: who does not know that makes programs of it that fail."""
+also where they attend to earlier ones only: who does not know that makes programs of it that fail.  From 5 on
+a step can have others in place of its segment (`InParts`), which is a word that readers of 4 do not know."""
 OLDEST = 3
-"""Read as it is: in none of it the lead alone reads what is gathered among all."""
+"""Read as it is: in none of it the lead alone reads what is gathered among all, and nothing is in parts."""
 WHOLE = "whole"
 """Name of the segment that is the model in one piece."""
 
@@ -59,6 +61,22 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InParts:
+    """Segments to run in place of one that attends to gathered rows: `attend`, and then `rest`.
+
+    So a board can attend to the rows of some boards at a time, as they come (`shoal.program.Run.partial`).
+    """
+
+    attend: str
+    """Makes of all gathered rows what attention makes of them, one tensor; it has no weights."""
+    partial: str
+    """Makes the same of some of them, and in a second tensor, with a last size of 1, the logarithm of the
+    sum of the exponentials of the scores."""
+    rest: str
+    """All behind it, which reads none of the gathered rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRun:
     """A step of a sharding: run a segment, at every board or at the lead only."""
 
@@ -67,6 +85,10 @@ class ShardRun:
     for_means: str = ""
     """The segment to run instead where the rows that it reads were gathered as means: it takes
     `shoal.program.LOG_COUNTS` too, and `COLUMNS` if it has a mask.  Empty: there is none."""
+    in_parts: InParts | None = None
+    """What to run instead where it attends to rows as they come; None: there is nothing."""
+    means_in_parts: InParts | None = None
+    """And in place of `for_means`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,6 +390,6 @@ def parse(text: bytes, where: str) -> Manifest:
         got = f"{found[0]!s:.40} version {found[1]!s:.40}{_what_helps(*found)}"
         raise ModelError(f"{where}: expected {FORMAT} version {OLDEST} to {VERSION}, got {got}")
     try:
-        return build(Manifest, body, where)
+        return build(Manifest, renewed(body), where)
     except WireError as error:
         raise ModelError(str(error)) from error

@@ -8,7 +8,7 @@ ways to make programs; a board does not know that strategies exist.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import inf
@@ -31,11 +31,23 @@ class Run:
     chunks: int = 1
     """Run it on so many ranges of the board's rows, one after the other: what a collective in as many chunks
     gathers of the first ones travels while the others are computed."""
+    partial: str = ""
+    """Of one that attends to what a gather makes: a segment that makes of some of these rows what this one
+    makes of all, and the logarithm of the sum of the exponentials of their scores.  A board may run that in
+    its place on the rows of some boards at a time, as they come, and merge what it makes (`shoal.merging`).
+    Empty: there is none."""
 
     def __post_init__(self) -> None:
         check_positive(f"run {self.segment} chunks", self.chunks)
+        if self.partial and (self.chunks > 1 or self.part):
+            raise ValueError(f"run {self.segment}: expected one chunk of all units in parts, got {self}")
         if self.part and not (len(self.part) == 2 and 0 <= self.part[0] < self.part[1]):
             raise ValueError(f"run {self.segment}: expected a part of 0 <= start < stop, got {self.part}")
+
+    @property
+    def on_some(self) -> "Run":
+        """Return what runs in its place on some of the rows."""
+        return Run(segment=self.partial)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,12 +241,13 @@ class Program:
     @property
     def segments(self) -> frozenset[str]:
         """Return the names of the segments it runs."""
-        return frozenset(step.segment for step in self.steps if isinstance(step, Run))
+        return frozenset(run.segment for run in self.runs)
 
     @property
     def runs(self) -> frozenset[Run]:
         """Return what it runs: segments, and which part of each."""
-        return frozenset(step for step in self.steps if isinstance(step, Run))
+        told = frozenset(step for step in self.steps if isinstance(step, Run))
+        return told.union(run.on_some for run in told if run.partial)
 
     @property
     def peers(self) -> frozenset[BoardId]:
@@ -262,6 +275,22 @@ class Lane:
     def chunks(self) -> int:
         """Return in how many chunks, at most, its boards compute what others gather."""
         return max((run.chunks for program in self.programs.values() for run in program.runs), default=1)
+
+    @property
+    def in_parts(self) -> bool:
+        """Say whether boards attend to what they gather as it comes."""
+        return any(run.partial for program in self.programs.values() for run in program.runs)
+
+    @property
+    def at_once(self) -> "Lane":
+        """Return the lane in which boards run the same, but attend to all rows at once."""
+        told = {
+            board: Program(
+                steps=tuple(replace(s, partial="") if isinstance(s, Run) else s for s in program.steps)
+            )
+            for board, program in self.programs.items()
+        }
+        return replace(self, programs=told)
 
 
 def serving(lanes: Sequence[Lane], sizes: Mapping[str, int]) -> tuple[int, ...]:

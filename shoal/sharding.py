@@ -19,6 +19,8 @@ def programs(
     chunks: int = 1,
     deadline_s: float = 0.0,
     late_rows: float = 1.0,
+    *,
+    in_parts: bool = False,
 ) -> dict[BoardId, Program]:
     """Return what each of `boards` does when it has `shares` of the units, in that order.
 
@@ -26,8 +28,11 @@ def programs(
     another (`Sharding.exchanges`), or one for each of these.  What can be is computed and gathered in
     `chunks`, so that the rows of one travel while those of the next are computed; a board whose rows go to
     nobody computes them at once.  With a `deadline_s` boards go on without rows that do not come in time,
-    of no more than the part `late_rows` of the messages.  Raises PlanError if a board would have none of a
-    segment's units, or if the model does not take means, or fewer rows, there.
+    of no more than the part `late_rows` of the messages.  With `in_parts` they attend to rows as they come,
+    where the sharding has segments for it, there is neither more than one chunk nor a deadline, and each
+    board has some.  Raises
+    PlanError if a board would have none of a segment's units, or if the model does not take means, or fewer
+    rows, there.
     """
     parts = {segment.name: bounds(segment.units, shares) for segment in sharding.segments if segment.units}
     for name, edges in parts.items():
@@ -46,11 +51,23 @@ def programs(
     steps: dict[BoardId, list[Step]] = {board: [] for board in boards}
     for tag, step in enumerate(sharding.steps):
         if isinstance(step, ShardRun):
-            segment = step.segment
+            segment, apart = step.segment, step.in_parts
             if not means.isdisjoint(reads[segment]):
-                segment = step.for_means
+                segment, apart = step.for_means, step.means_in_parts
             if not segment:
                 raise PlanError(f"{sharding.name}: segment {step.segment} does not take means of rows")
+            if (
+                apart is not None
+                and in_parts
+                and chunks == 1
+                and not deadline_s
+                and not step.lead_only
+                and all(shares)
+            ):
+                told = (Run(segment=apart.attend, partial=apart.partial), Run(segment=apart.rest))
+                for board in boards:
+                    steps[board] += told
+                continue
             many = _chunks(sharding, tag, whole_rows, chunks, codecs)
             for index, board in enumerate(boards):
                 if board == lead or not step.lead_only:

@@ -15,7 +15,7 @@ from typing import Final
 from shoal.codec import PLAIN, Codec
 from shoal.manifest import COLUMNS, ROWS, Manifest, Segment, ShardCollective, Sharding
 from shoal.program import Collective, Program, Run, bounds, ranges
-from shoal.records import Array, TensorSpec
+from shoal.records import Array, BoardId, TensorSpec
 
 _WORD: Final = re.compile(rf"({re.escape(ROWS)}|{re.escape(COLUMNS)})(\d*)(?:\*(\d+))?")
 
@@ -46,6 +46,20 @@ def sizes_at(
                 count += sum(crossing[:index]) + (0 if sharding.causal else sum(crossing[index + 1 :]))
             found[index][word] = count * packed
     return tuple(found)
+
+
+def given_by(
+    codec: Codec, sizes: Mapping[BoardId, Mapping[str, int]], taker: BoardId
+) -> dict[BoardId, float]:
+    """Return which part of the rows that one of the boards gathers, in one chunk, each of them gives.
+
+    The boards have these sizes in the order of their ranges; the taker has its own rows as they are.
+    """
+    found, start = {}, 0
+    for board, each in sizes.items():
+        found[board] = each[ROWS] if board == taker else codec.rows(each[ROWS], start)
+        start += each[ROWS]
+    return {board: rows / sum(found.values()) for board, rows in found.items()}
 
 
 def gathered_by(manifest: Manifest, program: Program) -> dict[str, Codec]:

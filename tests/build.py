@@ -26,6 +26,7 @@ from shoal.manifest import (
     VERSION,
     WHOLE,
     Cut,
+    InParts,
     Manifest,
     Segment,
     ShardCollective,
@@ -333,6 +334,28 @@ def sharded(*, causal: bool = False) -> Manifest:
     )
 
 
+def in_parts() -> Manifest:
+    """Return `sharded`, whose second segment can be run as two: q1a attends, and q1r is the rest."""
+    plain = sharded()
+    (sharding,) = plain.shardings
+    q0, q1 = sharding.segments
+    (part,) = q1.outputs
+    mixed = dataclasses.replace(part, name="m")
+    log_sum = TensorSpec(name="s", dtype="float32", shape=(*part.shape[:2], 1))
+    attend = dataclasses.replace(q1, name="q1a", kind="q1a", outputs=(mixed,))
+    partial = dataclasses.replace(q1, name="q1p", kind="q1p", outputs=(mixed, log_sum))
+    rest = dataclasses.replace(q1, name="q1r", kind="q1r", inputs=(mixed,))
+    apart = InParts(attend="q1a", partial="q1p", rest="q1r")
+    steps = tuple(
+        dataclasses.replace(step, in_parts=apart, for_means="q1", means_in_parts=apart)
+        if isinstance(step, ShardRun) and step.segment == "q1"
+        else step
+        for step in sharding.steps
+    )
+    changed = dataclasses.replace(sharding, steps=steps, segments=(q0, q1, attend, partial, rest))
+    return dataclasses.replace(plain, shardings=(changed,))
+
+
 def headed(*, causal: bool = False) -> Manifest:
     """Return `sharded` with an answer of one row: of the k of all boards the lead alone makes it (q1)."""
     plain = sharded(causal=causal)
@@ -528,8 +551,6 @@ _SPECIAL: Mapping[tuple[type, str], SearchStrategy[Any]] = {
     (Deployment, "late_rows"): st.floats(0, 1),
     (Exchange, "tag"): st.integers(0, 65535),
     (Exchange, "tensors"): st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
-    (Run, "chunks"): st.integers(1, 4),
-    (Run, "part"): st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(()),
 }
 """Fields whose records take less than their type says."""
 
@@ -545,6 +566,8 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         return _plans()
     if kind is Manifest:
         return _manifests()
+    if kind is Run:
+        return _runs()
     if kind is Collective:
         return _collectives()
     if kind is Slice:
@@ -585,6 +608,18 @@ def any_of(kind: Any) -> SearchStrategy[Any]:
         str: st.text(max_size=8),
     }
     return plain[kind]
+
+
+@st.composite
+def _runs(draw: st.DrawFn) -> Run:
+    partial = draw(any_of(str))
+    part = st.tuples(st.integers(0, 9), st.integers(10, 20)) | st.just(())
+    return Run(
+        segment=draw(any_of(str)),
+        part=() if partial else draw(part),
+        chunks=1 if partial else draw(st.integers(1, 4)),
+        partial=partial,
+    )
 
 
 @st.composite

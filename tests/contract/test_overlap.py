@@ -8,19 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from shoal.agent.connection import Buffers, Connection, Passed, Purpose
 from shoal.agent.trace import Trace
+from shoal.exporter.export import export
 from shoal.frames import Kind
 from shoal.manifest import Manifest
 from shoal.program import Collective, Program, Run
-from shoal.records import BoardId
+from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
+from shoal.store import Store
 from shoal.timeline import Mark
+from tests import models
 from tests.connections import PATIENCE_S, Connected, header_of
+from tests.contract.conftest import TOKENS
 from tests.contract.test_shardings import Cluster, question
+from tests.unit.test_exporter_apart import attends_aside
 
 A, B, C = BOARDS = tuple(BoardId(name) for name in ("a", "b", "c"))
 
@@ -106,6 +112,67 @@ def test_keys_and_values_come_in_while_queries_are_computed(
         assert came.begin_s <= computed.begin_s
         assert computed.begin_s + computed.seconds <= came.begin_s + came.seconds
         assert computed.begin_s + computed.seconds <= waited.begin_s, "it waits when nothing is left to do"
+    finally:
+        cluster.stop()
+
+
+def test_rows_that_two_attentions_read_are_gathered_whole(tmp_path: Path) -> None:
+    model, depot = tmp_path / "model.onnx", tmp_path / "depot"
+    onnx.save(attends_aside(), model)
+    manifest = export(model, tmp_path / "bundle", sizes={"tokens": TOKENS})
+    for path in (*(tmp_path / "bundle").glob("*.onnx"), *(tmp_path / "bundle" / "blobs").iterdir()):
+        Store(depot).put(path.read_bytes())
+    sharding = next(each for each in manifest.shardings if each.name == "sequence")
+    told = programs(sharding, (A, B), A, (0.6, 0.4), in_parts=True)
+    reads = {
+        spec.name for run in told[A].runs if run.partial for spec in manifest.by_name[run.segment].inputs
+    }
+    gather, _ = first_gather(told[A])
+    assert len(reads.intersection(gather.made)) == 4, "keys and values of both"
+    cluster = Cluster(tmp_path, depot, manifest, told)
+    original = open_session(model)
+    try:
+        asked: dict[str, Array] = {"input_ids": np.random.default_rng(1).integers(0, 50, (2, 20))}
+        got = cluster.ask(asked, original.outputs)
+        assert np.allclose(got["logits"], original.run(asked)["logits"], atol=1e-5)
+    finally:
+        cluster.stop()
+
+
+def test_rows_are_attended_to_while_others_come_in(tmp_path: Path) -> None:
+    """The last board hands over the rest of its rows only when the first has attended to what it had."""
+    model, depot = tmp_path / "model.onnx", tmp_path / "depot"
+    onnx.save(models.tiny_transformer(tokens="tokens", vocabulary=50), model)
+    manifest = export(model, tmp_path / "bundle", sizes={"tokens": TOKENS})
+    for path in (*(tmp_path / "bundle").glob("*.onnx"), *(tmp_path / "bundle" / "blobs").iterdir()):
+        Store(depot).put(path.read_bytes())
+    sharding = next(each for each in manifest.shardings if each.name == "sequence")
+    told = programs(sharding, BOARDS, A, (0.4, 0.3, 0.3), in_parts=True)
+    gather, _ = first_gather(told[A])
+    attend = next(step for step in told[A].steps if isinstance(step, Run) and step.partial)
+    attended = threading.Event()
+
+    def connected(board: BoardId) -> Connected:
+        return Connection if board != C else lambda sock, peer: Half(gather.tag, attended, sock, peer)
+
+    cluster, trace = Cluster(tmp_path, depot, manifest, told, connected), Trace()
+    cluster.boards[A].executor._on_run = lambda step, *_run: (
+        attended.set() if step == attend.on_some else None
+    )
+    original = open_session(model)
+    try:
+        asked: dict[str, Array] = {"input_ids": np.random.default_rng(1).integers(0, 50, (2, 20))}
+        got = cluster.ask(asked, original.outputs, trace=trace)
+        for output, array in original.run(asked).items():
+            assert np.allclose(got[output], array, atol=1e-5)
+        marks = trace.whole(PATIENCE_S)[A]
+        ran = [mark for mark in marks if (mark.what, mark.name) == ("run", attend.partial)]
+        came = the_one(
+            marks,
+            lambda mark: (mark.what, mark.name, mark.peer) == ("receive", f"gather {gather.tag}", C),
+        )
+        assert 2 <= len(ran) <= 3, "its own rows, with or before those of B, and at last those of C"
+        assert ran[0].begin_s + ran[0].seconds <= came.begin_s + came.seconds
     finally:
         cluster.stop()
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from shoal import frames
-from shoal.agent.attempt import Attempt, awaited_in, turns_in
+from shoal.agent.attempt import Attempt
 from shoal.agent.connection import Buffers
 from shoal.agent.inbox import Arrived, Inbox, Key
 from shoal.agent.peers import ExchangeError
 from shoal.agent.spare import Spare
 from shoal.agent.trace import Notebook
+from shoal.agent.turns import awaited_in, turns_in
 from shoal.codec import codec_of
 from shoal.crossing import Crossed
 from shoal.errors import BoardError, ModelError, ShoalError
@@ -68,7 +69,31 @@ ASKING = (
     ANSWER,
 )
 """The queries are made of a board's own rows, while what others hand over travels."""
+
+
+class Attends(Session):
+    """A segment in which queries attend to what was gathered, or to some of it."""
+
+    inputs = ("Q", "K")
+
+    def __init__(self, *outputs: str) -> None:
+        self.outputs = outputs
+        self.rows = dict.fromkeys(("Q", *outputs), 0)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:  # noqa: ARG002
+        queries, keys = (np.asarray(inputs[name], np.float32) for name in self.inputs)
+        shares = np.exp(queries @ keys.T / 1000)
+        total = shares.sum(axis=1, keepdims=True)
+        made = {"mixed": (shares / total) @ keys, "log_sum": np.log(total)}
+        return {name: made[name] for name in self.outputs}
+
+
+IN_PARTS = Run(segment="attention", partial="some attention")
+ATTENDING = (*ASKING[:5], IN_PARTS, Run(segment="rest"), ANSWER)
 SESSIONS = {
+    IN_PARTS: Attends("mixed"),
+    IN_PARTS.on_some: Attends("mixed", "log_sum"),
+    Run(segment="rest"): Maps(["mixed"], "y", lambda mixed: mixed),
     Run(segment="same"): Maps(["x"], "h", lambda x: x),
     Run(segment="double"): Maps(["h"], "k", lambda h: 2 * h),
     Run(segment="ask"): Maps(["h"], "Q", lambda h: 3 * h),
@@ -90,9 +115,11 @@ class Noted(Inbox):
     def __init__(self, did: list[str]) -> None:
         super().__init__(frozenset({B}), frozenset((tag, B, chunk) for tag in (1, 2, 7) for chunk in (0, 1)))
         self._did = did
+        self.on_take: Callable[[], None] = lambda: None
 
     def take(self, keys: Sequence[Key], deadline_s: float) -> list[Arrived]:
         self._did += [f"take {tag}.{chunk}" for tag, _, chunk in keys]
+        self.on_take()
         return super().take(keys, deadline_s)
 
 
@@ -280,3 +307,87 @@ def test_a_collective_is_settled_where_a_tensor_of_it_is_needed_first(
 ) -> None:
     turns = turns_in(Program(steps=tuple(steps)), SESSIONS)
     assert [[begun.kind for begun in turn.settles] for turn in turns] == settled
+
+
+def attended(rows: Array) -> Array:
+    """Return what the queries of the first board make of the keys of all, `rows` of which are its own."""
+    return SESSIONS[IN_PARTS].run({"Q": 3 * rows, "K": 2 * X})["mixed"]
+
+
+def test_rows_that_are_here_already_are_attended_to_at_once() -> None:
+    board = Alone()
+    board.came(1, 2 * X[4:])
+    board.came(2, X[4:])
+    got = board.part(*ATTENDING).play({"q": X}, ["z"])["z"]
+    assert np.array_equal(got, np.concatenate([attended(X[:4]), X[4:]]))
+    assert board.did.count("run attention") == 1
+    assert board.crossed[-1][0] == Crossed(
+        given=False, codec=GATHER.codec, messages=1, float_bytes=48, size_bytes=48
+    )
+
+
+def test_own_rows_are_attended_to_while_others_are_to_come() -> None:
+    board, shapes = Alone(), []
+    board.came(2, X[4:])
+    notes = Notebook()
+
+    def ran(run: Run, inputs: Mapping[str, tuple[int, ...]], _took_s: float) -> None:
+        if run == IN_PARTS.on_some:
+            shapes.append(inputs)
+            if len(shapes) == 1:
+                board.came(1, 2 * X[4:])
+
+    part = replace(board.part(*ATTENDING, notes=notes), on_run=ran)
+    got = part.play({"q": X}, ["z"])["z"]
+    assert np.allclose(got, np.concatenate([attended(X[:4]), X[4:]]), rtol=1e-6)
+    assert shapes == [{}, {}], "its own, then those of the other; the board is not judged by them"
+    did = [mark.name for mark in notes.marks if mark.what in ("run", "wait")]
+    assert did[-5:-1] == ["some attention", "gather 1", "some attention", "rest"]
+    taken = [crossed for crossed, _ in board.crossed if not crossed.given]
+    answer = Crossed(given=False, codec=ANSWER.codec, messages=1, float_bytes=48, size_bytes=48)
+    assert taken == [answer], "nothing of the rows, which were taken in with other work between"
+
+
+def test_while_others_are_under_way_no_more_of_the_processor_is_taken_than_needed() -> None:
+    board = Alone()
+    board.came(2, X[4:])
+
+    def taken() -> None:
+        board.inbox.on_take = lambda: None
+        board.came(1, 2 * X[4:])
+
+    board.inbox.on_take = taken
+    got = replace(board.part(*ATTENDING), busy=lambda: True).play({"q": X}, ["z"])["z"]
+    assert np.array_equal(got, np.concatenate([attended(X[:4]), X[4:]]))
+    assert "take 1.0" in board.did
+    assert board.did.count("run attention") == 1
+    assert "run some attention" not in board.did
+
+
+@pytest.mark.parametrize("wanted", [["z"], ["K", "z"]])
+def test_what_others_read_too_is_gathered_as_a_whole(wanted: Sequence[str]) -> None:
+    board = Alone()
+    board.came(1, 2 * X[4:])
+    board.came(2, X[4:])
+    also: list[Step] = [Run(segment="attend")] if wanted == ["z"] else []
+    steps = (*ATTENDING[:6], *also, *ATTENDING[6:])
+    got = board.part(*steps).play({"q": X}, wanted)
+    assert np.array_equal(got.get("K", 2 * X), 2 * X)
+    assert "take 1.0" in board.did
+    assert "run some attention" not in board.did
+
+
+def test_a_board_that_hands_over_nothing_in_time_is_named() -> None:
+    part = replace(Alone().part(*ATTENDING), deadline_s=time.monotonic() + 0.01)
+    with pytest.raises(BoardError, match=r"^gather 1: nothing came from b in time$"):
+        part.play({"q": X}, ["z"])
+
+
+def test_what_comes_in_parts_is_settled_by_the_run_that_attends_to_it() -> None:
+    turns = turns_in(Program(steps=ATTENDING), SESSIONS)
+    (attends,) = (turn for turn in turns if turn.merges is not None)
+    assert attends.step == IN_PARTS
+    assert not attends.settles
+    hurried = replace(GATHER, chunks=1, deadline_s=1.0)
+    steps = tuple(hurried if step == ASKING[3] else step for step in ATTENDING)
+    assert all(turn.merges is None for turn in turns_in(Program(steps=steps), SESSIONS)), "as a whole"

@@ -16,9 +16,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from shoal import session as sessions
-from shoal.agent.attempt import Attempt, turns_in
+from shoal.agent.attempt import Attempt
 from shoal.agent.inbox import Inbox
 from shoal.agent.spare import Spare
+from shoal.agent.turns import turns_in
 from shoal.errors import ModelError
 from shoal.frames import Header, Kind
 from shoal.program import Collective, Exchange, Program, Run

@@ -228,12 +228,16 @@ def test_rows_that_are_kept_come_as_they_are(
             assert np.array_equal(got[:, place], x[:, row])
 
 
+EVERY = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+BOOK = np.stack([EVERY, EVERY])[None]
+"""Codes of pieces of two, of rows of four."""
+
+
 def test_codes_are_looked_up_in_the_book_of_their_tensor() -> None:
     x = np.random.default_rng(1).integers(0, 2, (1, 9, 4)).astype(np.float32)
     own = own_rows(x, BOARDS, (0.25,) * 4)
     step = collective("gather", BOARDS, codec=codec_of("vq2x4"))
-    every = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
-    book = book_of(step.codec, np.stack([every, every])[None])
+    book = book_of(step.codec, BOOK)
     for found in meet(step, own, {"x": book}).values():
         assert np.array_equal(found["y"], x)
     with pytest.raises(ModelError, match="step 0, gather of x: expected the codebook of vq2x4, got none"):
@@ -347,3 +351,27 @@ def test_only_a_gather_of_all_rows_has_a_deadline() -> None:
             collective(kind, BOARDS, deadline_s=0.1, **more)
     with pytest.raises(ValueError, match="expected a deadline of 0 s or more"):
         collective("gather", BOARDS, deadline_s=-1.0)
+
+
+@given(
+    shares=shares_of,
+    units=st.integers(4, 40),
+    words=st.sampled_from(["f32", "i8", "means3", "means2-i8", "means3-keep1.1", "vq2x4"]),
+)
+def test_what_is_made_board_by_board_is_what_is_made_at_once(
+    shares: Sequence[float], units: int, words: str
+) -> None:
+    boards = BOARDS[: len(shares)]
+    x = np.random.default_rng(units).standard_normal((2, units, 4)).astype(np.float32)
+    own = own_rows(x, boards, shares)
+    step = collective("gather", boards, codec=codec_of(words))
+    taker, names = boards[0], makes(step)
+    coded = {"x": book_of(step.codec, BOOK)} if words == "vq2x4" else NO_BOOKS
+    handed = {giver: [handed_out(step, giver, own[giver], coded)[taker]] for giver in boards[1:]}
+    whole = made_of(step, taker, own[taker], handed, coded)
+    parts = [made_of(step, taker, own[taker], {}, coded)]
+    for giver in boards[1:]:
+        parts.append(made_of(step, taker, own[taker], {giver: handed[giver]}, coded, with_own=False))
+    for name in names:
+        axis = 1 if name == "y" else 0
+        assert np.array_equal(np.concatenate([part[name] for part in parts], axis), whole[name])

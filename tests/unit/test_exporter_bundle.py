@@ -55,8 +55,8 @@ def test_a_missing_file_is_found(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "manifest.json: expected shoal-bundle version 3 to 4, got shoal-bundle version 99"),
-        ({"format": "other"}, "manifest.json: expected shoal-bundle version 3 to 4, got other"),
+        ({"version": 99}, "manifest.json: expected shoal-bundle version 3 to 5, got shoal-bundle version 99"),
+        ({"format": "other"}, "manifest.json: expected shoal-bundle version 3 to 5, got other"),
         ({"surprise": 1}, "manifest.json: expected the fields of Manifest, got also"),
         ({"opset": "17"}, "manifest.json.opset: expected int, got"),
     ],

@@ -229,32 +229,44 @@ def test_what_is_no_json_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"[]", b"null", b"1", b'"x"', b"{}", b'[{"format": "shoal-bundle"}]'])
 def test_what_is_no_manifest_is_refused(text: bytes) -> None:
-    assert "expected shoal-bundle version 3 to 4, got None version None" in refusal(text)
+    assert "expected shoal-bundle version 3 to 5, got None version None" in refusal(text)
 
 
-@pytest.mark.parametrize("version", [1, 2, 5, 0, "3", None, 1.5, [3], {"a": 1}])
+@pytest.mark.parametrize("version", [1, 2, 6, 0, "3", None, 1.5, [3], {"a": 1}])
 def test_another_version_is_named_before_anything_else(version: object) -> None:
     words = refusal(body(version=version, surprise=1))
-    assert f"expected shoal-bundle version 3 to 4, got shoal-bundle version {version}" in words
+    assert f"expected shoal-bundle version 3 to 5, got shoal-bundle version {version}" in words
     if isinstance(version, int):
-        assert words.endswith("; update shoal here" if version == 5 else "; export the model again")
+        assert words.endswith("; update shoal here" if version == 6 else "; export the model again")
 
 
-def test_a_bundle_of_the_version_before_is_read_as_it_is() -> None:
-    """In none of it the lead alone reads what is gathered among all; what it says means the same."""
-    assert json.loads(body())["version"] == 4
-    old = parse(body(version=3), "here")
-    assert old == dataclasses.replace(build.chain(), version=3)
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_bundle_of_a_version_before_is_read_as_it_is(version: int) -> None:
+    """What it says means the same; there are things that it does not say."""
+    told = json.loads(to_json(build.sharded()))
+    assert told["version"] == 5
+    for step in told["shardings"][0]["steps"]:
+        for new in ("in_parts", "means_in_parts"):
+            assert ("segment" in step) == (new in step)
+            step.pop(new, None)
+    old = parse(json.dumps({**told, "version": version}).encode(), "here")
+    assert old == dataclasses.replace(build.sharded(), version=version)
     assert parse(to_json(old), "here") == old
+    assert "expected ShardRun or ShardCollective" in refusal(json.dumps(told).encode())
 
 
-@pytest.mark.parametrize("version", [True, 1.0, 3.0, 4.0])
+@pytest.mark.parametrize("shardings", [None, 3, [None], [{"steps": 3}], [{"steps": [None, {"segment": 3}]}]])
+def test_an_old_bundle_with_strange_shardings_is_refused(shardings: object) -> None:
+    assert "here.shardings" in refusal(body(version=4, shardings=shardings))
+
+
+@pytest.mark.parametrize("version", [True, 1.0, 3.0, 5.0])
 def test_a_version_that_only_looks_like_ours_is_refused(version: object) -> None:
     refusal(body(version=version))
 
 
 def test_another_format_is_named() -> None:
-    assert "got onnx version 4" in refusal(body(format="onnx"))
+    assert "got onnx version 5" in refusal(body(format="onnx"))
 
 
 def test_an_endless_or_deep_version_is_refused_shortly() -> None:

@@ -3,7 +3,7 @@
 The model has 10 tokens of 8 floats, so a token's row is 32 bytes; see `tests.build.sharded`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -74,6 +74,8 @@ def answered_s(
     air: float | None = None,
     speeds: Mapping[BoardId, float] | None = None,
     asked: int = 1,
+    calibration: Calibration = CALIBRATION,
+    on_run: Callable[[BoardId, str, float, float], None] = lambda *_ran: None,
 ) -> list[float]:
     """Return when requests are answered that are asked at once, with cables of `rate` bytes a second."""
     boards = list(dict.fromkeys(board for lane in lanes for board in lane.programs))
@@ -85,16 +87,16 @@ def answered_s(
     )
     timeline, traffic = Timeline(), Traffic(wiring)
     workers = {
-        board: Worker(timeline, board, CALIBRATION.seconds, (speeds or {}).get(board, 1.0))
+        board: Worker(timeline, board, calibration.seconds, (speeds or {}).get(board, 1.0))
         for board in boards
     }
     dispatcher = Dispatcher(
         timeline,
         traffic,
         manifest or sharded(),
-        CALIBRATION,
+        calibration,
         workers,
-        lambda *_ran: None,
+        on_run,
         lambda _board: True,
     )
     plan = Plan(

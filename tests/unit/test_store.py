@@ -189,7 +189,7 @@ def test_a_manifest_that_is_not_there_or_is_none_is_named(store: Store) -> None:
         store.manifest(build.sha(1))
     blob = store.put(b"[]")
     with pytest.raises(
-        ModelError, match=f"manifest {blob.sha256[:12]}: expected shoal-bundle version 3 to 4"
+        ModelError, match=f"manifest {blob.sha256[:12]}: expected shoal-bundle version 3 to 5"
     ):
         store.manifest(blob.sha256)
 
