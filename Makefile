@@ -115,6 +115,7 @@ bench: $(VENV)/.test $(VENV)/.demo-data $(VENV)/.text-data
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.speedup
 	$(BIN)/python -m benchmarks.parts
+	$(BIN)/python -m benchmarks.attending
 	$(BIN)/python -m benchmarks.aborts
 	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.page

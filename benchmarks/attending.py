@@ -1,45 +1,73 @@
-"""Attention to rows as they come against attention to all at once: `python -m benchmarks.attending [BUNDLE]`.
+"""Attention to rows as they come against all at once: `python -m benchmarks.attending [BUNDLE]`.
 
-The boards, links and requests of `benchmarks.speedup`, in turns: the same shares and codecs, once with a
-segment that attends to all rows when they are there, and once with one that attends to those of some boards
-at a time (`shoal.program.Run.partial`).  Needs root.
+The boards, links and requests of `benchmarks.speedup`, in turns: the same shares and codecs, once with
+segments that read all gathered rows when they are there, and once with such as read those of some boards at
+a time (`shoal.program.Run.partial`).  Once on boards with a quota of processor time, which is not used up
+while they wait, so that work behind that runs faster; and once on boards that are slow all the time
+(`shoal.agent.emulation`), as real ones are.  Needs root.
 """
 
 import asyncio
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.puppets import Puppets, scenario
 from benchmarks.question import question
 from benchmarks.record import spread, write
-from benchmarks.speedup import CELLS, QUOTAS, RTT_S, Cell, made, off, seconds
+from benchmarks.speedup import QUOTAS, RTT_S, Cell, made, named, off, seconds
+from shoal.agent.emulation import Settings as Emulated
 from shoal.codec import codec_of
 from shoal.lab import namespaces
 from shoal.manifest import WHOLE
+from shoal.records import BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
 
-TURNS: Final = 4
-ONE: Final = 4
-TWO: Final = 8
+TURNS: Final = 3
+ONE: Final = 3
+TWO: Final = 4
 """Requests in each turn, one at a time and two in flight."""
+SPEED: Final = 0.3
+"""Of the boards that are slow all the time, beside a core of this machine."""
+SLOW: Final = Emulated(speed=SPEED, seconds={}, sizes={}, links={}, shared="")
+CELLS: Final = tuple(
+    Cell(
+        boards=4,
+        tokens=tokens,
+        link_bits_per_s=rate,
+        codec=codec,
+        chunks=1,
+        one=1.0,
+        two=1.0,
+    )
+    for tokens, rate, codec in (
+        (1024, 250e6, "i8"),
+        (1024, 100e6, "i8"),
+        (1024, 100e6, "means4-i8"),
+        (197, 250e6, "i8"),
+    )
+)
 
 
 async def measure(
-    cells: Sequence[Cell], bundle: Path, folder: Path, turns: int = TURNS
+    cells: Sequence[Cell], bundle: Path, folder: Path, turns: int = TURNS, *, slow: bool
 ) -> list[dict[str, Any]]:
     """Return the rows of cells with as many boards."""
     count = cells[0].boards
+    quota = 1.0 if slow else QUOTAS[count]
+    emulated: Mapping[BoardId, Emulated] = (
+        {BoardId(f"pi-{number}"): SLOW for number in range(1, count + 1)} if slow else {}
+    )
     rows = []
-    text = scenario(count, QUOTAS[count], cells[0].link_bits_per_s, RTT_S)
-    async with Puppets(text, bundle, folder) as cluster:
+    text = scenario(count, quota, cells[0].link_bits_per_s, RTT_S)
+    async with Puppets(text, bundle, folder, emulated) as cluster:
         lead = cluster.boards[0]
-        sharding = next(s for s in cluster.manifest.shardings if s.name == "sequence")
         for cell in cells:
+            sharding = named(cluster.manifest, "sequence")
             cluster.shape(cell.link_bits_per_s, RTT_S)
             inputs = {"input_ids": question(cell.tokens)}
             wanted = open_session(bundle / f"{WHOLE}.onnx").run(inputs)["logits"]
@@ -77,7 +105,8 @@ async def measure(
                     "tokens": cell.tokens,
                     "link_bits_per_s": cell.link_bits_per_s,
                     "codec": cell.codec,
-                    "quota": QUOTAS[count],
+                    "quota": quota,
+                    "speed": SPEED if slow else 1.0,
                     **{f"{what}_s": spread(whole[what]) for what in whole},
                     **{
                         f"{what}_over_whole": spread(
@@ -93,7 +122,7 @@ async def measure(
 
 
 def main() -> None:
-    """Measure the cells in one chunk, and write the rows."""
+    """Measure the cells, and write the rows."""
     if reason := namespaces.why_not_by_root():
         print(f"nothing measured: {reason}")
         return
@@ -101,11 +130,10 @@ def main() -> None:
         folder = Path(name)
         bundle = Path(sys.argv[1]) if len(sys.argv) > 1 else made(folder)
         rows = []
-        for count in QUOTAS:
-            cells = [cell for cell in CELLS if cell.boards == count and cell.chunks == 1]
-            place = folder / f"{count}"
+        for slow in (False, True):
+            place = folder / ("slow" if slow else "quota")
             place.mkdir()
-            rows += asyncio.run(measure(cells, bundle, place))
+            rows += asyncio.run(measure(CELLS, bundle, place, slow=slow))
         print(write("attending", rows))
 
 

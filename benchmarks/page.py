@@ -321,6 +321,7 @@ SECTIONS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
     "exchange": exchange,
     "speedup": speedup,
     "parts": page_parts.parts,
+    "attending": page_parts.attending,
     "collective": collective,
     "coding": coding,
     "calibration": calibration,

@@ -81,3 +81,36 @@ def _between(wins: Mapping[str, float]) -> str:
         round(100 * share, 1) + 0.0 for share in sorted(wins.values())
     )  # + 0.0: no minus for nothing
     return f"{low:.1f} to {high:.1f} %"
+
+
+def attending(found: dict[str, Any]) -> list[str]:
+    """Return what taking rows as they come wins with real agents."""
+    lines = section(
+        "Attention to rows as they come",
+        found,
+        "Real agents in the lab, in turns with the same plan on all rows at once: ratios of each turn, the",
+        "middle one and the least and largest. A board attends to its own rows while it waits, then to what",
+        "came, and to all at once while it takes part in two requests. *Quota*: boards that compute at",
+        "full speed until their share of a core is used up; what they do not use while they wait they have",
+        "later, so that work done meanwhile wins little. *Slow*: boards on which each segment takes longer",
+        "by so much, as on real ones.",
+    )
+    body = [
+        (
+            f"{r['boards']} boards, {r['tokens']} tokens, {r['link_bits_per_s'] / 1e6:.0f} Mbit/s, "
+            f"{r['codec']}",
+            f"slow ({r['speed']:g})" if r["speed"] < 1 else f"quota {r['quota']:g}",
+            f"{r['one_s']['median']:.2f}",
+            _ratio(r["one_over_whole"]),
+            _ratio(r["two_over_whole"]),
+            _ratio(r["cpu_one_over_whole"]),
+            f"{max(r['max_abs_err'].values()):.0e}",
+        )
+        for r in found["rows"]
+    ]
+    head = ("cell", "boards", "at once, s", "one request", "two in flight", "processor time, one")
+    return lines + table((*head, "largest error"), body)
+
+
+def _ratio(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"

@@ -32,7 +32,7 @@ from shoal.records import BoardId
 
 MAX_CHUNKS: Final = 3
 """In no more chunks rows are computed and gathered: each costs another run and another message."""
-PARTS_WORTH: Final = 0.02
+PARTS_WORTH: Final = 0.03
 """Rows are attended to as they come if that is predicted to be so much better, also than the same segments
 on all rows: it takes more of the processor's time, which is not free where boards do not stand still."""
 

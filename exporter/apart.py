@@ -19,7 +19,7 @@ import onnx
 from onnx import helper
 
 from shoal.exporter.axes import Dim
-from shoal.exporter.division import GIVEN, Division, NotDivisibleError, Value, Work, where
+from shoal.exporter.division import GIVEN, Division, NotDivisibleError, Seam, Value, Work, where
 from shoal.exporter.shapes import Tensor
 from shoal.exporter.shard import ShardWriter
 from shoal.exporter.stages import Stages
@@ -71,15 +71,16 @@ def write_in_parts(
     for number, one in enumerate(stages.stages):
         for word, works in (("a", one.before), ("b", one.beside)):
             plain = f"{number:03}{word}{'-means' if means else ''}"
+            before = len(writer.segments)
             try:
                 attention = attention_in(works, division, wanted, writer, opset)
+                if attention is not None:
+                    found[writer.named(plain)] = _written(
+                        writer, plain, works, attention, division, wanted, opset
+                    )
             except NotDivisibleError as error:
+                del writer.segments[before:]
                 reasons.append(f"segment {plain}: {error}")
-                continue
-            if attention is not None:
-                found[writer.named(plain)] = _written(
-                    writer, plain, works, attention, division, wanted, opset
-                )
     if not found:
         raise NotDivisibleError(next(iter(reasons), "no segment attends to rows that boards gather"))
     return [_with(step, found) if isinstance(step, ShardRun) else step for step in steps]
@@ -91,12 +92,8 @@ def attention_in(
     """Return what attends to gathered rows; None if none is read.  Raises NotDivisibleError if it is more."""
     nodes = {i: item.node for i in works if isinstance(item := division.items[i], Work)}
     made = {name for node in nodes.values() for name in node.output}
-    touched = {
-        name
-        for node in nodes.values()
-        for name in node.input
-        if name not in made and name not in GIVEN and _columns(name, division) is not None
-    }
+    seams = {item.full for item in division.items if isinstance(item, Seam) and item.kind == "gather"}
+    touched = seams.intersection(name for node in nodes.values() for name in node.input)
     if not touched:
         return None
     taken: list[int] = []
@@ -106,7 +103,7 @@ def attention_in(
             continue
         taken.append(i)
         beside = [name for name in node.input if name and name not in touched]
-        _check_others(node, beside, made, writer)
+        _check_others(node, beside, made, division, writer)
         output = node.output[0]
         if node.op_type == "MatMul" and node.input[0] == shares:
             if mixed or node.input[1] not in touched:
@@ -148,12 +145,16 @@ def _columns(name: str, division: Division) -> Dim | None:
     return value.columns if value is not None else None
 
 
-def _check_others(node: onnx.NodeProto, beside: Sequence[str], made: set[str], writer: ShardWriter) -> None:
+def _check_others(
+    node: onnx.NodeProto, beside: Sequence[str], made: set[str], division: Division, writer: ShardWriter
+) -> None:
     """Raise NotDivisibleError unless what a node reads besides gathered rows is there, and no weight."""
     for name in beside:
         weight = writer.weights.get(name)
         if name in made:
             raise NotDivisibleError(f"{where(node)}: reads {name}, which is made only now")
+        if _columns(name, division) is not None and name != LOG_COUNTS:
+            raise NotDivisibleError(f"{where(node)}: reads {name}, which has a row for each that is gathered")
         if name in GIVEN - {LOG_COUNTS} or (weight is not None and is_external(weight)):
             raise NotDivisibleError(f"{where(node)}: reads {name}, which attention to parts cannot have")
 

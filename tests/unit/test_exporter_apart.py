@@ -64,6 +64,24 @@ def attends_aside() -> onnx.ModelProto:
     return b.model({"logits": ["batch", "tokens", 32]})
 
 
+def biased_by_place() -> onnx.ModelProto:
+    """Return a model whose scores have something added for the place of each row that is attended to."""
+    b = models.Builder()
+    ids = b.input("input_ids", ["batch", "tokens"], onnx.TensorProto.INT64)
+    x = b.node("Gather", b.weight(50, 32, scale=1.0), ids)
+    count = b.node("Gather", b.node("Shape", ids), b.constant(1, np.int64))
+    places = b.node("Range", b.constant(0, np.int64), count, b.constant(1, np.int64))
+    bias = b.node("Gather", b.weight(64, scale=1.0), places)
+    for _ in range(2):
+        rows = b.norm(x, 32)
+        queries, keys, values = (b.linear(rows, 32, 32) for _ in range(3))
+        scores = b.node("MatMul", queries, b.node("Transpose", keys, perm=[0, 2, 1]))
+        shares = b.node("Softmax", b.node("Add", scores, bias), axis=-1)
+        x = b.node("Add", x, b.linear(b.node("MatMul", shares, values), 32, 32))
+    b.node("Identity", x, output="logits")
+    return b.model({"logits": ["batch", "tokens", 32]})
+
+
 def apart(found: Sharding) -> list[tuple[InParts, InParts]]:
     """Return what there is to attend to parts, of rows and of means, for each run that does."""
     runs = [step for step in found.steps if isinstance(step, ShardRun)]
@@ -134,6 +152,7 @@ def test_the_weights_are_with_the_rest_and_rows_with_the_attention(case: tuple[P
     [
         (models.tiny_bert, "which has something for each row"),
         (lambda: Writer(Style(window=4)).model(), "made only now"),
+        (biased_by_place, "which has something for each row"),
     ],
 )
 def test_what_stands_against_parts_is_named(
