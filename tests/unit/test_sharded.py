@@ -14,7 +14,7 @@ from shoal.coordinator.accuracy import uniform
 from shoal.coordinator.cost import held_bytes, predict
 from shoal.coordinator.goals import cost
 from shoal.coordinator.planner import Candidate
-from shoal.manifest import WHOLE, Manifest, Slice, Verification
+from shoal.manifest import WHOLE, Manifest, ShardRun, Slice, Verification
 from shoal.messages import Objective
 from shoal.program import Collective, Lane, Prediction
 from shoal.records import BoardId, Law, Profile
@@ -132,6 +132,40 @@ def test_no_more_boards_than_tokens() -> None:
     links = {each: build.link(1e-6, 1e9) for each in names}
     profiles = {each: replace(board(100.0), links=links) for each in names}
     assert len(shared(profiles).boards) == 10
+
+
+@pytest.mark.parametrize(("goodput", "best"), [(1e6, "sequence"), (200.0, "sequence-hidden")])
+def test_hidden_rows_are_gathered_where_links_are_slow(goodput: float, best: str) -> None:
+    """They are half of the bytes of keys and values, which every board then makes of all rows."""
+    (plain,) = TOKENS.shardings
+    q0, q1 = plain.segments
+    narrow = {
+        spec.name: replace(spec, name=f"{spec.name}.h", shape=("batch", spec.shape[1], 4))
+        for spec in (q0.outputs[1], q1.inputs[1])
+    }
+    segments = (
+        replace(q0, name="h0", kind="h0", outputs=(q0.outputs[0], narrow[q0.outputs[1].name])),
+        replace(q1, name="h1", kind="h1", inputs=(q1.inputs[0], narrow[q1.inputs[1].name])),
+    )
+    names = {"q0": "h0", "q1": "h1"}
+    steps = tuple(
+        replace(step, segment=names[step.segment])
+        if isinstance(step, ShardRun)
+        else replace(
+            step,
+            tensors=tuple(narrow.get(spec.name, spec) for spec in step.tensors),
+            made=tuple(narrow.get(spec.name, spec) for spec in step.made),
+        )
+        for step in plain.steps
+    )
+    hidden = replace(plain, name="sequence-hidden", point="hidden", segments=segments, steps=steps)
+    manifest = verified(replace(TOKENS, shardings=(plain, hidden)), "local", "sequence", "sequence-hidden")
+    one = board(3.0, goodput=goodput)
+    laws = {**one.laws, "h0": one.laws["q0"], "h1": replace(one.laws["q1"], column_s=0.03)}
+    profiles = dict.fromkeys((A, B), replace(one, laws=laws))
+    found = propose(manifest, profiles, frozenset(), "latency")
+    assert {"sequence", "sequence-hidden"} <= {candidate.strategy for candidate in found}
+    assert found[0].strategy == best
 
 
 def test_what_is_not_verified_or_has_no_figures_is_not_shared() -> None:
