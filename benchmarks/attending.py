@@ -2,8 +2,8 @@
 
 The boards, links and requests of `benchmarks.speedup`, in turns: the same shares and codecs, once with
 segments that read all gathered rows when they are there, and once with such as read those of some boards at
-a time (`shoal.program.Run.partial`).  Once on boards with a quota of processor time, which is not used up
-while they wait, so that work behind that runs faster; and once on boards that are slow all the time
+a time (`shoal.program.Run.partial`).  Once on boards with a quota of processor time, of which they have left
+what they do not use while they wait; and once on boards that are slow all the time
 (`shoal.agent.emulation`), as real ones are.  Needs root.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import speedup
 from benchmarks.puppets import Puppets, scenario
 from benchmarks.question import question
 from benchmarks.record import spread, write
@@ -31,26 +32,18 @@ TURNS: Final = 3
 ONE: Final = 3
 TWO: Final = 4
 """Requests in each turn, one at a time and two in flight."""
+LEAST_BITS_PER_S: Final = 100e6
 SPEED: Final = 0.3
 """Of the boards that are slow all the time, beside a core of this machine."""
 SLOW: Final = Emulated(speed=SPEED, seconds={}, sizes={}, links={}, shared="")
 CELLS: Final = tuple(
-    Cell(
-        boards=4,
-        tokens=tokens,
-        link_bits_per_s=rate,
-        codec=codec,
-        chunks=1,
-        one=1.0,
-        two=1.0,
-    )
-    for tokens, rate, codec in (
-        (1024, 250e6, "i8"),
-        (1024, 100e6, "i8"),
-        (1024, 100e6, "means4-i8"),
-        (197, 250e6, "i8"),
-    )
+    cell
+    for cell in speedup.CELLS
+    if (cell.boards, cell.chunks, cell.sharding) == (4, 1, "sequence")
+    and cell.codec in ("i8", "means4-i8")
+    and cell.link_bits_per_s >= LEAST_BITS_PER_S
 )
+"""Those of four boards whose links are not so slow that a request is all waiting."""
 
 
 async def measure(

@@ -91,9 +91,8 @@ def attending(found: dict[str, Any]) -> list[str]:
         "Real agents in the lab, in turns with the same plan on all rows at once: ratios of each turn, the",
         "middle one and the least and largest. A board attends to its own rows while it waits, then to what",
         "came, and to all at once while it takes part in two requests. *Quota*: boards that compute at",
-        "full speed until their share of a core is used up; what they do not use while they wait they have",
-        "later, so that work done meanwhile wins little. *Slow*: boards on which each segment takes longer",
-        "by so much, as on real ones.",
+        "full speed until their share of a core is used up, and have left what they do not use while they",
+        "wait. *Slow*: boards on which each segment takes longer by so much, as on real ones.",
     )
     body = [
         (

@@ -63,7 +63,8 @@ def write_in_parts(
     """Write those segments once more that attend to gathered rows, apart; return `steps` with these.
 
     `division` is the one for `means`, or the one for rows as they are, to which nodes are added; `stages`
-    those of it.  Raises NotDivisibleError if it can be done with none of them.
+    those of it.  Raises NotDivisibleError if it can be done with none of them, or if what was written is not
+    what was found: then nothing of it is to be kept.
     """
     wanted = Wanted(division, stages, outputs)
     found: dict[str, InParts] = {}
@@ -71,16 +72,15 @@ def write_in_parts(
     for number, one in enumerate(stages.stages):
         for word, works in (("a", one.before), ("b", one.beside)):
             plain = f"{number:03}{word}{'-means' if means else ''}"
-            before = len(writer.segments)
             try:
                 attention = attention_in(works, division, wanted, writer, opset)
-                if attention is not None:
-                    found[writer.named(plain)] = _written(
-                        writer, plain, works, attention, division, wanted, opset
-                    )
             except NotDivisibleError as error:
-                del writer.segments[before:]
                 reasons.append(f"segment {plain}: {error}")
+                continue
+            if attention is not None:
+                found[writer.named(plain)] = _written(
+                    writer, plain, works, attention, division, wanted, opset
+                )
     if not found:
         raise NotDivisibleError(next(iter(reasons), "no segment attends to rows that boards gather"))
     return [_with(step, found) if isinstance(step, ShardRun) else step for step in steps]
