@@ -280,7 +280,8 @@ def _means(codec: Codec, array: Array, axis: int) -> Array:
         (many[-1], flat[:, longer:], made[:, many.count(many[0]) :]),
     ):
         apart = part.reshape(part.shape[0], out.shape[1], length, part.shape[2])
-        out[...] = apart.mean(axis=2, dtype=np.float32)
+        sums = np.add.reduce(apart, axis=2, dtype=np.float32)  # `mean` takes three times as long
+        np.divide(sums, length, out=out, casting="same_kind")
     return made.reshape(*array.shape[:axis], len(many), *array.shape[axis + 1 :])
 
 
