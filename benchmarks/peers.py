@@ -8,11 +8,10 @@ and torch; `make bench-peers` installs it.
 """
 
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +21,13 @@ from onnx import numpy_helper
 
 from benchmarks.puppets import Puppets, scenario
 from benchmarks.question import question
+from benchmarks.ranks import Ranks
 from benchmarks.record import spread, write
 from benchmarks.speedup import QUOTAS, RTT_S, made, off, seconds
 from shoal.codec import codec_of
-from shoal.errors import BoardError
 from shoal.lab import namespaces
-from shoal.lab.processes import Process
 from shoal.manifest import WHOLE
 from shoal.program import Program, Run
-from shoal.records import Array, BoardId
 from shoal.session import open_session
 from shoal.sharding import programs
 
@@ -45,8 +42,7 @@ SHOAL = {
 TURNS = {197: 2, 1024: 1}
 """By tokens."""
 REQUESTS = 3
-PORT = 29_500
-RUN_S = 120.0
+GLOO = ("GLOO_SOCKET_IFNAME=eth0", "OMP_NUM_THREADS=1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,41 +61,11 @@ CELLS = (
 )
 
 
-class Rank:
-    """Ranks of the baseline on boards of the lab, one run at a time."""
-
-    def __init__(self, cluster: Puppets, weights: Path, folder: Path) -> None:
-        self._cluster, self._weights, self._folder = cluster, weights, folder
-        self._port = PORT
-
-    async def run(self, scheme: str, boards: Sequence[BoardId], tokens: int) -> tuple[list[float], Array]:
-        """Return the seconds of each request, and the logits."""
-        self._port += 1
-        host = self._cluster.place.address(boards[0])
-        ranks, logs = [], []
-        for rank, board in enumerate(boards):
-            logs.append(self._folder / f"{scheme}-{self._port}-{rank}.log")
-            command = [scheme, rank, len(boards), host, self._port, self._weights, tokens, REQUESTS]
-            runner = ("/usr/bin/env", "GLOO_SOCKET_IFNAME=eth0", "OMP_NUM_THREADS=1", sys.executable)
-            ranks.append(
-                Process(
-                    [str(word) for word in command],
-                    logs[-1],
-                    self._cluster.place.enter(board),
-                    (*runner, "-m", "benchmarks.gloo"),
-                )
-            )
-        left_s = RUN_S
-        while any(rank.running for rank in ranks) and left_s > 0:
-            await asyncio.sleep(0.2)
-            left_s -= 0.2
-        for each in ranks:
-            each.kill()
-        said = logs[0].read_text().splitlines()
-        if not said or not said[-1].startswith("{"):
-            raise BoardError(f"{scheme}: expected a line of JSON, got {said[-3:]} in {logs[0]}")
-        found = json.loads(said[-1])
-        return found["seconds"], np.array(found["logits"], np.float32)
+def gloo(
+    scheme: str, ranks: int, weights: Path, tokens: int
+) -> Callable[[int, list[str], int], Sequence[object]]:
+    """Return the arguments of each rank of the baseline."""
+    return lambda rank, hosts, port: (scheme, rank, ranks, hosts[0], port, weights, tokens, REQUESTS)
 
 
 def arrays(model: Path, file: Path) -> Path:
@@ -120,7 +86,7 @@ async def measure(
     ) as cluster:
         lead = cluster.boards[0]
         shardings = {sharding.name: sharding for sharding in cluster.manifest.shardings}
-        gloo = Rank(cluster, weights, folder)
+        ranks = Ranks(cluster.place, folder)
         for cell in cells:
             cluster.shape(cell.link_bits_per_s, RTT_S)
             inputs = {"input_ids": question(cell.tokens)}
@@ -146,9 +112,10 @@ async def measure(
                     taken.setdefault(what, []).extend(seconds(answers))
                     errors[what] = max(off(a.tensors["logits"], wanted) for a in answers)
                 for what, (scheme, boards) in ranked.items():
-                    times, logits = await gloo.run(scheme, boards, cell.tokens)
-                    taken.setdefault(what, []).extend(times)
-                    errors[what] = off(logits, wanted)
+                    words = gloo(scheme, len(boards), weights, cell.tokens)
+                    found = await ranks.run("benchmarks.gloo", boards, words, GLOO)
+                    taken.setdefault(what, []).extend(found["seconds"])
+                    errors[what] = off(np.array(found["logits"], np.float32), wanted)
             single = {what: statistics.median(taken[f"{what} alone"]) for what in ("onnxruntime", "torch")}
             for what, times in taken.items():
                 median_s = statistics.median(times)
