@@ -186,6 +186,9 @@ def peers(found: dict[str, Any]) -> list[str]:
     return lines + table(head, body)
 
 
+_RESIDENT = ("resident_two_bytes", "resident_rest_bytes", "own_rest_bytes")
+
+
 def _over_naive(row: dict[str, Any]) -> str:
     """Return how much faster a row is than the plain prototype, if that was measured."""
     if "naive_one" not in row:
@@ -212,7 +215,8 @@ def speedup(found: dict[str, Any]) -> list[str]:
         "computed, *waiting* the share of a request in which a board had processor time to spare, *exchange*",
         "all that it spent beside segments, for one exchange; rows in chunks spend some of it on reading",
         "weights again. *MB* is what is resident of an agent beside its weights: with two requests in",
-        "flight, and at rest; 80 were asked for beside activations.",
+        "flight, and at rest, and how much of that is not code of libraries, which the kernel drops when",
+        "memory is short; 80 were asked for beside activations.",
     )
     body = [
         (
@@ -228,7 +232,7 @@ def speedup(found: dict[str, Any]) -> list[str]:
             f"{r['hidden']:.0%}",
             f"{max(0.0, r['waiting']):.0%}",
             number(1e3 * r["exchange_cpu_s"], 1) if r["chunks"] == 1 else "",
-            f"{r['resident_two_bytes'] / 1e6:.0f}, {r['resident_rest_bytes'] / 1e6:.0f}",
+            ", ".join(f"{r[what] / 1e6:.0f}" for what in _RESIDENT if what in r),
             f"{r['max_abs_err']:.1e}",
         )
         for r in found["rows"]

@@ -200,14 +200,18 @@ class Puppets:
         times = {board: psutil.Process(process.pid).cpu_times() for board, process in self.processes.items()}
         return {board: float(each.user + each.system) for board, each in times.items()}
 
-    def beyond_bytes(self) -> dict[BoardId, int]:
-        """Return what is resident of each board's agent beside its plan's weights."""
+    def beyond_bytes(self, *, own: bool = False) -> dict[BoardId, int]:
+        """Return what is resident of each board's agent beside its plan's weights.
+
+        Its `own` is without pages of files, which the kernel drops when memory is short: code of libraries.
+        """
         found = {}
         (lane,) = self.plan.lanes
         for board, program in lane.programs.items():
             segments = {run: self.manifest.by_name[run.segment] for run in program.runs}
             weights = sum(segment.held_bytes(run.part) for run, segment in segments.items())
-            found[board] = psutil.Process(self.processes[board].pid).memory_info().rss - weights
+            taken = psutil.Process(self.processes[board].pid).memory_info()
+            found[board] = taken.rss - weights - (taken.shared if own else 0)
         return found
 
     async def _tell(self, plan: Plan, *, committed: int) -> None:

@@ -202,8 +202,11 @@ async def measure(
             )
             print(rows[-1], flush=True)
         await asyncio.sleep(REST_S + 2 * LOOK_S)
-        at_rest = max(cluster.beyond_bytes().values())
-    return [{**row, "resident_rest_bytes": at_rest} for row in rows]
+        at_rest = {
+            "resident_rest_bytes": max(cluster.beyond_bytes().values()),
+            "own_rest_bytes": max(cluster.beyond_bytes(own=True).values()),
+        }
+    return [{**row, **at_rest} for row in rows]
 
 
 def plain(
