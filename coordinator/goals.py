@@ -7,7 +7,7 @@ takes what it takes at work.  What sending takes beyond that is not known, and n
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.coordinator.queueing import mean_wait_s, waited_s
@@ -92,6 +92,14 @@ class Goal:
     def cost(self, predicted: Prediction) -> float:
         """Return the figure that is to be low, see `cost`."""
         return cost(predicted, self.objective, self.limits)
+
+    def price(self, latency_s: float, busiest_s: float) -> float:
+        """Return the same of a plan of one lane, known by its latency and by its busiest part alone.
+
+        Joules and watts are left aside: they are not limited, and the objective must not be energy.
+        """
+        predicted = Prediction(latency_s=latency_s, slowest_s=latency_s, throughput_per_s=1 / busiest_s)
+        return cost(predicted, self.objective, replace(self.limits, max_energy_j=None, max_power_w=None))
 
     def why_not_known(self, boards: Iterable[BoardId]) -> str:
         """Return which boards have to tell what they take before joules can be counted; empty: none."""

@@ -8,8 +8,10 @@ the lead added.  Work grows as 2^D · D² · L · W, where W is the most segment
 quick enough on it; the planner hands in at most `MAX_BOARDS` boards.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Final
 
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 MAX_BOARDS: Final = 8
 
 Floats = NDArray[np.float64]
+Price = Callable[[float, float], float]
+"""Of a latency and of the seconds of the busiest part; never lower where either is more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,34 @@ def front(instance: Instance, max_boards: int, min_boards: int = 1, most: int = 
 
 COARSE: Final = 0.9
 """Steps from one throughput to the next that are smaller than this are not made larger."""
+
+
+def cheapest(
+    instance: Instance, price: Price, known: Sequence[tuple[Stage, ...]], max_boards: int, min_boards: int = 1
+) -> tuple[Stage, ...] | None:
+    """Return a pipeline of a lower price than all that are known; None if there is hardly any.
+
+    Neither it nor, where there is none, the best known costs over `CLOSE` more than the best of all.  `known`
+    begins with the fastest.
+    """
+    stages, best = known[0], None
+    lowest = min(price(latency_s(instance, each), bottleneck_s(instance, each)) for each in known)
+    every = np.concatenate([instance.stage_s, instance.hop_busy_s, instance.back_busy_s], axis=None)
+    busy_s = np.unique(every[(every > 0) & np.isfinite(every)]).tolist()
+    while True:
+        # All that are left are as slow as this one or slower, so only by being less busy they are better.
+        alone_s, busiest = latency_s(instance, stages), bisect_left(busy_s, bottleneck_s(instance, stages))
+        better = bisect_left(busy_s, lowest / (1 + CLOSE), hi=busiest, key=partial(price, alone_s))
+        found = fastest(within(instance, busy_s[better - 1]), max_boards, min_boards) if better else None
+        if found is None:
+            return best
+        stages, own = found, price(latency_s(instance, found), bottleneck_s(instance, found))
+        if own < lowest:
+            best, lowest = found, own
+
+
+CLOSE: Final = 0.01
+"""What is cheaper by a smaller share is not looked for."""
 
 
 def within(instance: Instance, limit_s: float) -> Instance:

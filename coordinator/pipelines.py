@@ -2,7 +2,7 @@
 
 With a plain objective the search is exact (`partition`).  Where there is a rate, or joules count, it yields
 pipelines between the quickest, the widest and the thriftiest, of each number of boards, for the planner to
-price and to choose from.
+price and to choose from; of seconds, waits included, the best is within 1 % of the best there is.
 """
 
 import math
@@ -52,8 +52,11 @@ def pipelines(
 
 def _many(
     instance: Instance, boards: Sequence[BoardId], goal: Goal, most: int
-) -> list[tuple[Stage, ...] | None]:
+) -> Sequence[tuple[Stage, ...] | None]:
     """Return pipelines of each number of boards, and between the quickest and the widest.
+
+    Unless the goal is energy, none beats the best of them by over 1 % (`partition.CLOSE`) in what the goal
+    counts, joules and watts left aside.  If none carries the rate, return the one that carries most.
 
     Where it is known what boards take, also those that take the least, by what a second is worth: with its
     value as what all boards take idling these are the thriftiest, and at a rate, between whose requests all
@@ -61,12 +64,13 @@ def _many(
     not all such (those in a front's hollows are missed).
     """
     rate_per_s = goal.limits.rate_per_s
-    found: list[tuple[Stage, ...] | None] = []
-    if rate_per_s is not None:
-        found.append(partition.widest(instance, most, 2))  # if no other carries so much, it says what can be
-        instance = partition.within(instance, 1 / rate_per_s)
-    found += partition.front(instance, most, 2)
-    found += partition.fastest_each(instance, most, 2)
+    carrying = instance if rate_per_s is None else partition.within(instance, 1 / rate_per_s)
+    front = partition.front(carrying, most, 2)
+    if not front:
+        return [partition.widest(instance, most, 2)]  # it says what can be carried
+    found = [*front, *partition.fastest_each(carrying, most, 2)]
+    if goal.objective != "energy" and (cheapest := partition.cheapest(carrying, goal.price, front, most, 2)):
+        found.append(cheapest)
     powers = [goal.powers.get(board) for board in boards]
     if goal.powers and all(power is not None for power in powers):
         work_w = np.array([power.above_w for power in powers if power is not None])
@@ -74,7 +78,7 @@ def _many(
         idle = LEAST_W if rate_per_s is not None else max(LEAST_W, idle_w(goal.powers))
         worth_w = {idle, *(mean_w * share for share in SECONDS)}
         for second_w in sorted(worth_w):
-            found += partition.fastest_each(partition.priced(instance, work_w, second_w), most, 2)
+            found += partition.fastest_each(partition.priced(carrying, work_w, second_w), most, 2)
     return found
 
 

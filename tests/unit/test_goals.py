@@ -3,11 +3,11 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.codec import codec_of
@@ -16,7 +16,7 @@ from shoal.coordinator.accuracy import EXACT, uniform
 from shoal.coordinator.cost import predict
 from shoal.coordinator.front import Point, front
 from shoal.coordinator.goals import Goal, cost, energy_j, keeps, power_w, why_unmet, words_of
-from shoal.coordinator.partition import Stage
+from shoal.coordinator.partition import CLOSE, Stage
 from shoal.coordinator.pipelines import chained
 from shoal.coordinator.planner import Candidate, UnmetError
 from shoal.coordinator.queueing import mean_wait_s, waited_s
@@ -311,8 +311,11 @@ def everything(
                 yield predict(manifest, profiles, NONE, boards[0], (lane,), powers=powers)
 
 
+Cluster = tuple[Manifest, dict[BoardId, Profile], Powers]
+
+
 @st.composite
-def clusters(draw: st.DrawFn) -> tuple[Manifest, dict[BoardId, Profile], Powers]:
+def clusters(draw: st.DrawFn) -> Cluster:
     length = draw(st.integers(2, 5))
     manifest = build.chain((100,) * length, cut_bytes=draw(st.sampled_from([10, 1000])))
     names = (A, B, C)[: draw(st.integers(2, 3))]
@@ -332,9 +335,7 @@ def clusters(draw: st.DrawFn) -> tuple[Manifest, dict[BoardId, Profile], Powers]
 
 @given(cluster=clusters(), rate=st.sampled_from([None, 0.5, 3.0, 8.0]))
 @settings(max_examples=60, deadline=None)
-def test_no_board_and_no_pipeline_takes_fewer_joules(
-    cluster: tuple[Manifest, dict[BoardId, Profile], Powers], rate: float | None
-) -> None:
+def test_no_board_and_no_pipeline_takes_fewer_joules(cluster: Cluster, rate: float | None) -> None:
     manifest, profiles, powers = cluster
     wanted = limits(rate_per_s=rate)
     lowest = min(cost(each, "energy", wanted) for each in everything(manifest, profiles, powers))
@@ -345,25 +346,51 @@ def test_no_board_and_no_pipeline_takes_fewer_joules(
     assert mine == pytest.approx(lowest, rel=1e-6 if rate is None else 0.01)
 
 
+def skewed(quick: tuple[BoardId, BoardId], *seconds: Sequence[float]) -> Cluster:
+    """Return three boards on slow links, but for the one from a board to another."""
+    manifest = build.chain((100,) * len(seconds[0]), cut_bytes=1000)
+    ways = {pair: build.link(0.001, 1e4) for pair in itertools.permutations((A, B, C), 2)}
+    ways[quick] = build.link(0.001, 1e6)
+    profiles = {
+        name: build.profile(manifest, own, links={v: way for (u, v), way in ways.items() if u == name})
+        for name, own in zip((A, B, C), seconds, strict=True)
+    }
+    return manifest, profiles, {}
+
+
+HOLLOW = skewed((C, B), (0.3, 0.1, 0.1, 0.3), (0.05, 0.05, 0.3, 0.02), (0.3, 0.02, 0.1, 0.1))
+"""The best is neither quickest nor widest, but between: 0.401 s and 0.2 s at the busiest."""
+TIED = skewed((C, B), (0.3, 0.1, 0.1, 0.1), (0.1, 0.05, 0.1, 0.1), (0.02, 0.05, 0.1, 0.3))
+"""Two pipelines of 0.282 s, but one waits at a board for 0.2 s, one for 0.17 s."""
+
+
 @given(
     cluster=clusters(),
     rate=st.sampled_from([0.5, 3.0, 8.0, 15.0]),
     objective=st.sampled_from(["latency", "p95", "throughput"]),
+    within=st.sampled_from([None, 1.0, 1.2, 2.0]),
 )
+@example(cluster=HOLLOW, rate=3.0, objective="latency", within=None)
+@example(cluster=TIED, rate=3.0, objective="latency", within=None)
 @settings(max_examples=60, deadline=None)
 def test_no_board_and_no_pipeline_answers_sooner_at_a_rate(
-    cluster: tuple[Manifest, dict[BoardId, Profile], Powers], rate: float, objective: Objective
+    cluster: Cluster, rate: float, objective: Objective, within: float | None
 ) -> None:
+    """`within`: of the shortest time in which 95 in 100 can be answered, a limit on it."""
     manifest, profiles, powers = cluster
+    every = list(everything(manifest, profiles, powers))
     wanted = limits(rate_per_s=rate)
-    lowest = min(cost(each, objective, wanted) for each in everything(manifest, profiles, powers))
+    if within is not None:
+        soonest_s = min(cost(each, "p95", wanted) for each in every)
+        wanted = limits(rate_per_s=rate, max_latency_s=within * (1 + 1e-9) * min(soonest_s, 1e3))
+    lowest = min(cost(each, objective, wanted) for each in every)
     try:
         found = propose(manifest, profiles, NONE, objective, limits=wanted)
     except UnmetError:
         assert math.isinf(lowest)
         return
     mine = [cost(c.predicted, objective, wanted) for c in found if c.strategy != "replicate"]
-    assert min(mine, default=math.inf) <= 1.1 * lowest, "few pipelines are looked at: 1.05 was seen"
+    assert min(mine, default=math.inf) <= (1 + CLOSE) * lowest * (1 + 1e-9)
 
 
 def test_under_caps_the_choice_is_close_to_the_best_of_all() -> None:
@@ -406,9 +433,7 @@ def figures(point: Point) -> tuple[float, ...]:
 
 @given(cluster=clusters())
 @settings(max_examples=40, deadline=None)
-def test_nothing_that_was_looked_at_beats_the_front(
-    cluster: tuple[Manifest, dict[BoardId, Profile], Powers],
-) -> None:
+def test_nothing_that_was_looked_at_beats_the_front(cluster: Cluster) -> None:
     manifest, profiles, powers = cluster
     found = explore(manifest, profiles, NONE, 0, EXACT, powers=powers)
     points = front(found, NO_LIMITS)

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from shoal.coordinator import partition
 from shoal.coordinator.partition import (
+    CLOSE,
     COARSE,
     MAX_BOARDS,
     Floats,
     Instance,
     Stage,
     bottleneck_s,
+    cheapest,
     fastest,
     fastest_each,
     front,
@@ -24,6 +26,7 @@ from shoal.coordinator.partition import (
     priced,
     widest,
 )
+from shoal.coordinator.queueing import mean_wait_s
 
 Pipeline = tuple[Stage, ...]
 
@@ -170,6 +173,35 @@ def test_the_front_leads_from_the_fastest_to_the_widest(instance: Instance, limi
     if found:
         assert seconds_of(instance, few[0])[0] == pytest.approx(found[0][0])
         assert seconds_of(instance, few[-1])[1] == pytest.approx(found[-1][1])
+
+
+@given(
+    instance=instances(), limit=limits, load=st.floats(0.1, 0.99), most_s=st.sampled_from([math.inf, 30.0])
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_cheaper_than_all_that_are_known_is_close_to_the_cheapest_of_all(
+    instance: Instance, limit: tuple[int, int], load: float, most_s: float
+) -> None:
+    """By what a request takes when others come before it, and with an end to that."""
+    least, most = limit
+    all_of_them = tried(instance, least, most)
+    if not all_of_them:
+        return
+    rate_per_s = load / min(busy for _, busy in all_of_them)
+
+    def price(alone_s: float, busiest_s: float) -> float:
+        total_s = alone_s + mean_wait_s(rate_per_s, busiest_s)
+        return total_s if total_s <= most_s else math.inf
+
+    known = front(instance, most, least)[:2]
+    found = cheapest(instance, price, known, most, least)
+    lowest = min(price(*seconds_of(instance, pipeline)) for pipeline in known)
+    if found is not None:
+        check(instance, found, least, most)
+        assert price(*seconds_of(instance, found)) < lowest
+        lowest = price(*seconds_of(instance, found))
+    best = min(price(*seconds) for seconds in all_of_them)
+    assert lowest <= best * (1 + CLOSE) * (1 + 1e-9)
 
 
 @given(instance=instances(), seed=st.integers(0, 99))
