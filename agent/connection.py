@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.errors import BoardError
-from shoal.profiler.goodput import Fastest
+from shoal.profiler.goodput import Fastest, Transfer
 from shoal.records import BoardId
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,10 @@ PART_S: Final = 0.1
 TOLD_S: Final = 0.1
 """A peer is told no more often than this how fast its tensors come."""
 PIECE_BYTES: Final = 1 << 17
-"""So much is asked of the kernel at once: the reader wakes when it is there, not for each packet."""
+"""So much is asked of the kernel at once: the reader wakes when it is there, not for each packet ..."""
+PIECE_S: Final = 0.02
+"""... or what comes in this time, if that is more."""
+MOST_PIECE_BYTES: Final = 1 << 20
 AHEAD_BYTES: Final = 1 << 13
 """So much is read at once where a frame begins: its header and table, and all of it if it is small."""
 AT_ONCE_BYTES: Final = 1 << 20
@@ -98,6 +101,8 @@ class Connection:
         self._turn_bytes = 0
         """Taken since the last look that found no more, or since others had their turn."""
         self._wakes_at = 1
+        self._piece_bytes = PIECE_BYTES
+        """By how fast the last tensors came."""
         self.came = Fastest(span_s=TOLD_S)
         """How fast the peer's tensors come, as it is told now and then."""
         self._lock = threading.RLock()
@@ -267,9 +272,9 @@ class Connection:
             missing = self._missing(left)
         while len(left):
             if self._all_taken:
-                self._wake_at(min(len(left), PIECE_BYTES))
+                self._wake_at(min(len(left), self._piece_bytes))
                 yield
-            count = self._fill(left[:PIECE_BYTES])
+            count = self._fill(left[: self._piece_bytes])
             left = left[count:]
             if passed is None or not count:
                 continue
@@ -277,7 +282,10 @@ class Connection:
             if not timed or now_s - begun_s >= PART_S or not len(left):
                 before_s, before, begun_s, missing = begun_s, missing, now_s, self._missing(left)
                 if timed:
-                    passed(before - missing, now_s - before_s)
+                    came = Transfer(size_bytes=before - missing, seconds=now_s - before_s)
+                    if came.telling:
+                        self._piece_bytes = _piece(came.rate)
+                    passed(came.size_bytes, came.seconds)
                 timed = True
         self._wake_at(1)
         self._all_taken = True  # it is others' turn; if there is more, the poll says so
@@ -342,6 +350,11 @@ class Connection:
         with self._state:
             self.broken = self.broken or "the connection is closed"
             self._state.notify_all()
+
+
+def _piece(bytes_per_s: float) -> int:
+    """Return how much to ask for at once of a link that is so fast."""
+    return max(PIECE_BYTES, min(MOST_PIECE_BYTES, int(bytes_per_s * PIECE_S)))
 
 
 def tuned(sock: socket.socket) -> socket.socket:

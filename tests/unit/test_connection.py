@@ -1,6 +1,7 @@
 """How fast tensors come is told of what came while the clock ran; a slow peer holds nobody else for long."""
 
 import math
+import select
 import socket
 import struct
 import threading
@@ -8,11 +9,22 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import count
 
 import pytest
 
 from shoal.agent import connection as connection_module
-from shoal.agent.connection import AHEAD_BYTES, Connection, CrowdedError, Purpose, tuned
+from shoal.agent.connection import (
+    AHEAD_BYTES,
+    MOST_PIECE_BYTES,
+    PIECE_BYTES,
+    PIECE_S,
+    Connection,
+    CrowdedError,
+    Purpose,
+    _piece,
+    tuned,
+)
 from shoal.errors import BoardError
 from shoal.records import BoardId
 
@@ -248,3 +260,33 @@ def test_a_peer_that_takes_drop_by_drop_what_is_of_no_use_any_more_is_given_up(
     assert not connection._queue, "what was not sent is kept"
     with pytest.raises(ConnectionError, match="for a request that is over"):
         connection.send([b"more"], purpose(NEXT))
+
+
+# --- how much is asked for at once -------------------------------------------------------------------
+
+
+def test_a_fast_link_is_asked_for_more_at_once_and_a_slow_one_for_no_less() -> None:
+    assert _piece(1e6 / 8) == PIECE_BYTES
+    assert _piece(250e6 / 8) == 250e6 / 8 * PIECE_S
+    assert _piece(10e9 / 8) == MOST_PIECE_BYTES
+
+
+def test_what_is_asked_for_at_once_follows_how_fast_tensors_come(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, theirs = pair
+    clock = count(0, 0.01)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    body = bytes(index % 251 for index in range(4 * PIECE_BYTES))
+    view = bytearray(len(body))
+    reading = connection.receive_into(memoryview(view), lambda *_: None)
+    theirs.sendall(body[:1000])
+    there(connection, 1000)
+    next(reading)
+    sender = threading.Thread(target=theirs.sendall, args=(body[1000:],))
+    sender.start()
+    for _ in reading:
+        select.select([connection.sock], [], [], 5)
+    sender.join(5)
+    assert bytes(view) == body
+    assert connection._piece_bytes > PIECE_BYTES, "they came in a few hundredths of a second"
