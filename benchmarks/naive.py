@@ -88,7 +88,8 @@ def connected(rank: int, hosts: Sequence[str], port: int) -> dict[int, Peer]:
                     found[other] = Peer(sock)
         while len(found) < len(hosts) - 1:
             sock, _ = server.accept()
-            found[received(sock, 1)[0]] = Peer(sock)
+            (caller,) = received(sock, 1)
+            found[caller] = Peer(sock)
     return found
 
 
