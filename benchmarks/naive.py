@@ -139,7 +139,8 @@ def main() -> None:
             seconds.append(time.perf_counter() - begun_s)
             logits[:] = [found["logits"]] if me == 0 else []
 
-    play(links[0], WARM_UP)
+    for each in links:
+        play(each, WARM_UP)
     seconds.clear()
     threads = [threading.Thread(target=play, args=(each, int(requests) // len(links))) for each in links]
     begun_s = time.perf_counter()

@@ -11,7 +11,7 @@ import asyncio
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from onnx import numpy_helper
 
 from benchmarks.puppets import Puppets, scenario
 from benchmarks.question import question
-from benchmarks.ranks import Ranks
+from benchmarks.ranks import Ranks, Words
 from benchmarks.record import spread, write
 from benchmarks.speedup import QUOTAS, RTT_S, made, off, seconds
 from shoal.codec import codec_of
@@ -61,9 +61,7 @@ CELLS = (
 )
 
 
-def gloo(
-    scheme: str, ranks: int, weights: Path, tokens: int
-) -> Callable[[int, list[str], int], Sequence[object]]:
+def gloo(scheme: str, ranks: int, weights: Path, tokens: int) -> Words:
     """Return the arguments of each rank of the baseline."""
     return lambda rank, hosts, port: (scheme, rank, ranks, hosts[0], port, weights, tokens, REQUESTS)
 

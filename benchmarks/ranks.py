@@ -17,6 +17,9 @@ PORTS: Final = 8
 """That one run may use."""
 RUN_S: Final = 120.0
 
+Words = Callable[[int, list[str], int], Sequence[object]]
+"""The arguments of a rank, told the addresses of all and the first of `PORTS` free ports."""
+
 
 class Ranks:
     """Processes that talk to each other, rank 0 first, one run of them at a time."""
@@ -29,12 +32,11 @@ class Ranks:
         self,
         module: str,
         boards: Sequence[BoardId],
-        words: Callable[[int, list[str], int], Sequence[object]],
+        words: Words,
         environment: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Run `module` on each of `boards`, and return the line of JSON that rank 0 writes last.
 
-        `words` are the arguments of a rank, told the addresses of all and the first of `PORTS` free ports.
         Raises BoardError, with what it wrote, if it wrote none.
         """
         self._port += PORTS

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.puppets import Answered, Puppets, scenario
 from benchmarks.question import question
-from benchmarks.ranks import Ranks
+from benchmarks.ranks import Ranks, Words
 from benchmarks.record import spread, write
 from shoal.agent.rest import LOOK_S, REST_S
 from shoal.codec import codec_of
@@ -198,6 +198,7 @@ async def measure(
                     "resident_two_bytes": max(resident),
                     "quota": QUOTAS[count],
                     **{f"{what}_s": spread(values) for what, values in found.items()},
+                    **{f"naive_{what}_s": spread(values) for what, values in naive.items() if values},
                 }
             )
             print(rows[-1], flush=True)
@@ -209,9 +210,7 @@ async def measure(
     return [{**row, **at_rest} for row in rows]
 
 
-def plain(
-    bundle: Path, cell: Cell, requests: int, streams: int
-) -> Callable[[int, list[str], int], Sequence[object]]:
+def plain(bundle: Path, cell: Cell, requests: int, streams: int) -> Words:
     """Return the arguments of each board of the plain prototype."""
     what = (bundle, cell.sharding, cell.codec, cell.tokens)
     return lambda rank, hosts, port: (*what, ",".join(hosts), rank, port, streams, requests)
