@@ -10,6 +10,7 @@ shapes it, in which {rate} (Mbit/s) and {delay} (ms, one way) are filled in.
 import argparse
 import asyncio
 import json
+import secrets
 import shlex
 import subprocess
 import sys
@@ -86,11 +87,9 @@ def drive(host: str, seconds: float, pause_s: float) -> None:
         random = np.random.default_rng(0)
         while not watch.links:
             time.sleep(0.01)
-        number = 0
         while time.monotonic() < until_s:
-            number += 1
             tensor = np.zeros(int(random.choice(SIZES)), dtype=np.uint8)
-            attempt = number.to_bytes(16, "little")
+            attempt = secrets.token_bytes(16)  # the right end knows those of trials before, and drops them
             peers.send(RIGHT, frames.tensors([tensor], attempt=attempt, epoch=1, lane=0, tag=0))
             time.sleep(pause_s)
 
